@@ -1,0 +1,350 @@
+"""Every setting of the scripts: its default, the reason for it, and the values it may take.
+
+The command line is made from this file: a field `weight_decay` is the flag `--weight-decay`, and
+`--help` prints the reasons. A value that is not allowed is refused before any work starts.
+
+    config = parse(sys.argv[1:], "What train.py does")
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parent
+
+# Teacher first: a baseline of both is what distillation is measured against.
+EXPERIMENTS = {
+    "experiment_1": ("densenet169", "resnet18"),
+    "experiment_2": ("resnet50", "resnet18"),
+}
+# Adding another torchvision classifier takes one name here.
+MODELS = ("densenet169", "resnet50", "resnet18")
+
+
+class UserError(Exception):
+    """A problem that the user can mend; scripts print its one or two lines and exit with 2."""
+
+
+def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """A parser of whole numbers in [least, most]; raises ValueError naming the allowed values."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            top = f" to {most}" if most < 2**31 - 1 else " up"
+            raise ValueError(f"a whole number from {least}{top}")
+        return value
+
+    return parse
+
+
+def number(least: float, most: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
+    """A parser of finite numbers in [least, most] ((least, most] with `above`)."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        low = value > least if above else value >= least
+        if not (low and value <= most and math.isfinite(value)):
+            lower = f"above {least:g}" if above else f"from {least:g}"
+            raise ValueError(f"a number {lower}" + (f" to {most:g}" if most < math.inf else ""))
+        return value
+
+    return parse
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """A parser of one name out of a few."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError("one of " + ", ".join(names))
+        return text
+
+    return parse
+
+
+def device_name(text: str) -> str:
+    """`auto`, `cpu`, `cuda` or `cuda:N`; whether the machine has it is seen later."""
+    if text not in ("auto", "cpu", "cuda") and not text.removeprefix("cuda:").isdecimal():
+        raise ValueError("auto, cpu, cuda or cuda:N")
+    return text
+
+
+def tag_name(text: str) -> str:
+    """A short name that is safe in a file name."""
+    if len(text) > 60 or not all(c.isalnum() or c in "._" for c in text) or not text.isascii():
+        raise ValueError("letters, digits, '.' and '_', 60 at most")
+    return text
+
+
+def setting(
+    default: Any,
+    parse: Callable[[str], Any],
+    why: str,
+    *,
+    group: str,
+    many: bool = False,
+    shown: str = "",
+    names_run: bool = False,
+) -> Any:
+    """A field of Config.
+
+    `parse` turns one word of the command line into a value and raises ValueError with the allowed
+    values; `many` takes several words; `shown` is the default as --help prints it, where None
+    stands for something decided later; `names_run` marks what the run's folder name already says
+    or what has no influence on its weights, so that --resume need not compare it.
+    """
+    metadata = {"parse": parse, "why": why, "group": group, "many": many, "shown": shown}
+    return field(default=default, metadata=metadata | {"names_run": names_run})
+
+
+WHAT, PHOTOS, RECIPE = "what to run", "photos", "training recipe"
+MACHINE, FILES = "machine", "files"
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings; the same object serves every run of one command."""
+
+    # fmt: off
+    # What to run
+    experiment: str = setting(
+        "experiment_1", one_of(*EXPERIMENTS), "a teacher and a student: "
+        + "; ".join(f"{name} is {' and '.join(pair)}" for name, pair in EXPERIMENTS.items()),
+        group=WHAT, names_run=True,
+    )
+    models: tuple[str, ...] | None = setting(
+        None, one_of(*MODELS), "models to train instead of the experiment's: " + ", ".join(MODELS),
+        group=WHAT, many=True, shown="the experiment's two", names_run=True,
+    )
+    seeds: tuple[int, ...] = setting(
+        (0,), whole(0), "one run each; they set the first weights, the order and the crops, never "
+        "the split. One is enough to try things, a claim needs three or more",
+        group=WHAT, many=True, names_run=True,
+    )
+    tag: str = setting(
+        "", tag_name, "added to the run's name, so that a variant stands beside the others",
+        group=WHAT, shown="none", names_run=True,
+    )
+
+    # Photos
+    data: str | None = setting(
+        None, str, "folder with one sub-folder of photos per class, or a zip or tar of one, or the "
+        "word sample: weather drawn by this repo, which needs no download",
+        group=PHOTOS, shown="data/weather if it is there, else sample", names_run=True,
+    )
+    image_size: int | None = setting(
+        None, whole(8, 4096), "side of the square that the network sees, in pixels: 224 is what "
+        "ImageNet weights expect; the drawn sample needs no more than 64",
+        group=PHOTOS, shown="224, or 64 on the sample", names_run=True,
+    )
+    split_seed: int = setting(
+        0, whole(0), "draws the 70/20/10 split; fixed, so that all seeds share the test photos",
+        group=PHOTOS,
+    )
+    strict: bool = setting(
+        False, bool, "stop at photos that cannot be read; by default they are listed and left out, "
+        "as a few bad files are normal in a scraped folder",
+        group=PHOTOS, names_run=True,
+    )
+
+    # Training recipe
+    epochs: int = setting(
+        15, whole(1), "passes over the training photos: the schedule this work started from",
+        group=RECIPE,
+    )
+    batch_size: int = setting(
+        32, whole(2), "photos a step; small batches make more steps of a small dataset",
+        group=RECIPE,
+    )
+    lr: float = setting(
+        0.001, number(0, above=True), "peak learning rate: AdamW's usual value; SGD wants 0.05",
+        group=RECIPE,
+    )
+    optimizer: str = setting(
+        "adamw", one_of("adamw", "sgd"), "AdamW trains all three networks at one learning rate",
+        group=RECIPE,
+    )
+    weight_decay: float = setting(
+        0.05, number(0), "on weight matrices and kernels only, never on biases and norms",
+        group=RECIPE,
+    )
+    schedule: str = setting(
+        "cosine", one_of("cosine", "constant"), "the learning rate after warm-up: down to zero, "
+        "so that the last epoch is the calm one, or constant",
+        group=RECIPE,
+    )
+    warmup_epochs: float = setting(
+        1.0, number(0), "epochs of linear warm-up, while Adam's averages settle",
+        group=RECIPE,
+    )
+    label_smoothing: float = setting(
+        0.0, number(0, 0.99), "share of the target spread over all classes",
+        group=RECIPE,
+    )
+    mixup: float = setting(
+        0.0, number(0), "alpha of the Beta distribution by which two photos are blended; 0 is off",
+        group=RECIPE,
+    )
+    crop_scale: float = setting(
+        0.35, number(0, 1, above=True), "smallest share of a photo's area that a training crop shows",
+        group=RECIPE,
+    )
+    clip_norm: float = setting(
+        0.0, number(0), "longest gradient allowed (global norm); 0 is off: nothing here diverges",
+        group=RECIPE,
+    )
+    pretrained: bool = setting(
+        False, bool, "start from torchvision's ImageNet weights (downloaded once) instead of from "
+        "scratch; off, because the scripts must run without a download",
+        group=RECIPE,
+    )
+
+    # Machine
+    device: str = setting(
+        "auto", device_name, "auto takes the GPU if there is one", group=MACHINE, names_run=True,
+    )
+    precision: str = setting(
+        "auto", one_of("auto", "bf16", "float32"), "auto takes bfloat16 autocast where the device "
+        "computes it in hardware, and float32 elsewhere",
+        group=MACHINE,
+    )
+    photos_on: str = setting(
+        "auto", one_of("auto", "device", "host"), "where decoded photos lie: on the GPU when they "
+        "take less than half of its free memory, otherwise on the host",
+        group=MACHINE, names_run=True,
+    )
+    workers: int | None = setting(
+        None, whole(1, 1024), "threads that decode photos, once per dataset and resolution",
+        group=MACHINE, shown="one per core", names_run=True,
+    )
+
+    # Files
+    output: Path = setting(
+        ROOT / "output", Path, "folder for logs/, checkpoints/ and results/", group=FILES,
+        shown="output", names_run=True,
+    )
+    cache: Path = setting(
+        ROOT / "output" / "cache", Path, "folder for decoded photos: 200 kB a photo at 224 px, "
+        "remade when the photos change, safe to delete",
+        group=FILES, shown="output/cache", names_run=True,
+    )
+    resume: bool = setting(
+        False, bool, "go on with unfinished runs and skip finished ones",
+        group=FILES, names_run=True,
+    )
+    overwrite: bool = setting(
+        False, bool, "delete earlier runs of the same name first", group=FILES, names_run=True,
+    )
+    # fmt: on
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises UserError in one line instead of printing its usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        prefix, _, names = message.partition("unrecognized arguments: ")
+        if names and not prefix:
+            word = names.split()[0]
+            near = difflib.get_close_matches(word, self._option_string_actions, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+            message = f"unknown argument {word}: {hint}"
+        raise UserError(message.removeprefix("argument "))
+
+
+def _parser(description: str) -> _Parser:
+    parser = _Parser(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=100),
+    )
+    titles = dict.fromkeys(item.metadata["group"] for item in dataclasses.fields(Config))
+    groups = {title: parser.add_argument_group(title) for title in titles}
+    for item in dataclasses.fields(Config):
+        meta = item.metadata
+        group = groups[meta["group"]]
+        flag = "--" + item.name.replace("_", "-")
+        if meta["parse"] is bool:
+            group.add_argument(flag, action="store_true", help=f"{meta['why']} (default: off)")
+            continue
+        shown = meta["shown"] or _as_words(item.default)
+        group.add_argument(
+            flag,
+            type=_checked(meta["parse"]),
+            default=item.default,
+            nargs="+" if meta["many"] else None,
+            metavar=item.name.rpartition("_")[2].upper(),
+            help=f"{meta['why']} (default: {shown})".replace("%", "%%"),
+        )
+    return parser
+
+
+def _as_words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def checked(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as allowed:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed: {allowed}") from None
+
+    return checked
+
+
+def parse(arguments: Sequence[str], description: str) -> Config:
+    """The command line as a Config.
+
+    Raises UserError, in one line that names the flag and the allowed values, for anything that is
+    wrong by itself or in combination; what depends on the photos is checked once they are known.
+    """
+    values: dict[str, Any] = vars(_parser(description).parse_args(arguments))
+    for name, value in values.items():
+        values[name] = tuple(value) if isinstance(value, list) else value
+    config = Config(**values)
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise UserError for settings that do not go together."""
+    for name, values in (("--seeds", config.seeds), ("--models", config.models or ())):
+        if len(set(values)) < len(values):
+            raise UserError(f"{name} {_as_words(values)}: each one once, please")
+    if config.resume and config.overwrite:
+        raise UserError(
+            "--resume keeps earlier runs, --overwrite deletes them: give one of the two"
+        )
+    if config.warmup_epochs > config.epochs:
+        raise UserError(
+            f"--warmup-epochs {config.warmup_epochs:g}: at most --epochs, which is {config.epochs}"
+        )
+
+
+def model_names(config: Config) -> tuple[str, ...]:
+    """The models to train, in order: `--models`, or the experiment's teacher and student."""
+    return config.models or EXPERIMENTS[config.experiment]
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """The settings that decide a run's weights and are not already in its name, as plain values.
+
+    Two runs of one name have to agree in these before one may resume the other.
+    """
+    return {
+        item.name: getattr(config, item.name)
+        for item in dataclasses.fields(Config)
+        if not item.metadata["names_run"]
+    }

@@ -1,0 +1,226 @@
+"""Decoded photos as batches on the device: gathered, cropped, resized and normalised there.
+
+    pixels = place(decoded.pixels, device, "auto")
+    train = TrainBatches(pixels, rows, labels, ...)      # train.epoch(3) repeats epoch 3 exactly
+    val = EvalBatches(pixels, rows, labels, ...)
+
+Cropping, flipping and antialiased resizing of one photo is a product with two small matrices,
+rows · photo · columns, so a whole batch of different crops is two batched matrix products: fast on
+every device, and one code path for training and evaluation.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+
+def cached_side(image_size: int) -> int:
+    """The resolution to decode to for networks that see `image_size` pixels.
+
+    Crops are cut from it and enlarged or reduced to `image_size`: 256 for the usual 224, and for
+    small images twice their size, so that a crop shows detail and not just larger pixels.
+    """
+    return max(round(image_size * 8 / 7), min(2 * image_size, 256))
+
+
+def place(pixels: np.ndarray, device: torch.device, where: str) -> Tensor:
+    """The (N, side, side, 3) uint8 photos as a tensor: on the device, or left on the host.
+
+    `where` is `device`, `host` or `auto`, which moves them to a GPU when they fit into half of its
+    free memory. On the CPU, and left on the host, nothing is copied: the tensor is the memory map.
+    """
+    mapped = _as_tensor(pixels)
+    if device.type == "cpu" or where == "host":
+        return mapped
+    if where == "auto" and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if pixels.nbytes > free / 2:
+            return mapped
+    return mapped.to(device)
+
+
+def _as_tensor(pixels: np.ndarray) -> Tensor:
+    # torch warns that it cannot keep a read-only array from being written to; nothing here writes.
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(pixels)
+
+
+def resampling(low: Tensor, high: Tensor, source: int, size: int) -> Tensor:
+    """(N, size, source) float32 matrices that resample the stretch low..high of an axis.
+
+    `low` and `high` (N,) are positions in source pixels; high < low mirrors. Each row holds the
+    weights of one target pixel: bilinear, widened to the pixel's footprint when shrinking
+    (antialiased, the filter of Pillow's `resize`), summing to 1.
+    """
+    step = (high - low) / size
+    centre = low[:, None] + (torch.arange(size, device=low.device) + 0.5) * step[:, None]
+    reach = step.abs().clamp(min=1)[:, None, None]
+    position = torch.arange(source, device=low.device) + 0.5
+    weights = (1 - (position - centre[:, :, None]).abs() / reach).clamp_(min=0)
+    return weights / weights.sum(2, keepdim=True)
+
+
+def crop_and_resize(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Cut `boxes` out of `photos` and resize them to squares.
+
+    Args:
+        photos: (N, side, side, 3) uint8.
+        boxes: (N, 4) float32 top, bottom, left, right in pixels; right < left mirrors.
+        size: side of the result.
+    Returns:
+        (N, 3, size, size) float32 in 0..255, channels_last in memory.
+    """
+    count, side, _, _ = photos.shape
+    rows = resampling(boxes[:, 0], boxes[:, 1], side, size)
+    columns = resampling(boxes[:, 2], boxes[:, 3], side, size)
+    half = rows @ photos.view(count, side, side * 3).float()
+    half = half.view(count, size, side, 3).transpose(2, 3).reshape(count, size * 3, side)
+    whole = half @ columns.transpose(1, 2)
+    whole = whole.view(count, size, 3, size).transpose(1, 2)
+    return whole.contiguous(memory_format=torch.channels_last)
+
+
+class Normalise:
+    """uint8 levels 0..255 to the (x/255 − mean)/std that the networks take, in place."""
+
+    def __init__(
+        self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    ) -> None:
+        spread = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self.gain = 1 / (255 * spread)
+        self.offset = -torch.tensor(mean, device=device).view(1, 3, 1, 1) / spread
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.mul_(self.gain).add_(self.offset)
+
+
+class _Gather:
+    """Photos by row number, from the device or from the host through pinned memory."""
+
+    def __init__(self, pixels: Tensor, rows: np.ndarray, device: torch.device) -> None:
+        self.pixels, self.device = pixels, device
+        self.rows = torch.from_numpy(rows)
+        if pixels.device == device:
+            self.rows = self.rows.to(device)
+
+    def __call__(self, which: Tensor) -> Tensor:
+        chosen = self.pixels[self.rows[which.to(self.rows.device)]]
+        if chosen.device == self.device:
+            return chosen
+        return chosen.pin_memory().to(self.device, non_blocking=True)
+
+
+class TrainBatches:
+    """Shuffled, augmented batches; `epoch(n)` depends on the seed and n alone.
+
+    Every epoch draws its order, crops, flips and mixing weights at once, on the host, from one
+    generator seeded by (seed, epoch), so that a resumed run repeats them on any device. Photos
+    beyond the last full batch wait for another epoch: batches of a few photos would only disturb
+    the BatchNorm statistics.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        *,
+        classes: int,
+        size: int,
+        batch_size: int,
+        seed: int,
+        crop_scale: float,
+        mixup: float,
+        normalise: Normalise,
+        device: torch.device,
+    ) -> None:
+        self.gather = _Gather(pixels, rows, device)
+        self.labels = torch.from_numpy(labels).to(device)
+        self.side, self.size, self.classes = pixels.shape[1], size, classes
+        self.batch_size, self.seed = batch_size, seed
+        self.crop_scale, self.mixup = crop_scale, mixup
+        self.normalise, self.device = normalise, device
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        return len(self.labels) // self.batch_size
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images (B, 3, size, size) float32 and labels: (B,) int64, or mixed
+        (B, classes) float32."""
+        count = len(self) * self.batch_size
+        draw = np.random.Generator(np.random.PCG64([self.seed, number]))
+        order = torch.from_numpy(draw.permutation(len(self.labels))[:count]).to(self.device)
+        boxes = torch.from_numpy(random_boxes(draw, count, self.crop_scale) * self.side)
+        boxes = boxes.float().to(self.device)
+        shares = draw.beta(self.mixup, self.mixup, len(self)) if self.mixup else None
+        for step in range(len(self)):
+            here = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            images = crop_and_resize(self.gather(order[here]), boxes[here], self.size)
+            images, labels = self.normalise(images), self.labels[order[here]]
+            if shares is None:
+                yield images, labels
+            else:
+                yield mix(images, one_hot(labels, self.classes).float(), float(shares[step]))
+
+
+class EvalBatches:
+    """Every photo of a split once, whole and in order: neither augmented nor dropped."""
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        *,
+        size: int,
+        batch_size: int,
+        normalise: Normalise,
+        device: torch.device,
+    ) -> None:
+        self.gather = _Gather(pixels, rows, device)
+        self.labels = torch.from_numpy(labels).to(device)
+        self.side, self.size, self.batch_size = pixels.shape[1], size, batch_size
+        self.normalise, self.device = normalise, device
+        self.photos = len(labels)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images (B, 3, size, size) float32 and labels (B,) int64."""
+        side = float(self.side)
+        for which in torch.arange(self.photos, device=self.device).split(self.batch_size):
+            whole = torch.tensor([[0.0, side, 0.0, side]], device=self.device)
+            images = crop_and_resize(self.gather(which), whole.expand(len(which), 4), self.size)
+            yield self.normalise(images), self.labels[which]
+
+
+def random_boxes(draw: np.random.Generator, count: int, smallest: float) -> np.ndarray:
+    """(count, 4) float64 top, bottom, left, right, in 0..1, of random crops, half of them mirrored.
+
+    A crop covers between `smallest` and all of the area at an aspect ratio between 3/4 and 4/3
+    (Szegedy et al. 2014, https://arxiv.org/abs/1409.4842), cut short where the photo is.
+    """
+    area = draw.uniform(smallest, 1, count)
+    ratio = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3), count))
+    height = np.minimum(np.sqrt(area / ratio), 1)
+    width = np.minimum(np.sqrt(area * ratio), 1)
+    top = draw.uniform(0, 1, count) * (1 - height)
+    left = draw.uniform(0, 1, count) * (1 - width)
+    mirrored = draw.uniform(0, 1, count) < 0.5
+    right = left + width
+    left, right = np.where(mirrored, right, left), np.where(mirrored, left, right)
+    return np.stack([top, top + height, left, right], 1)
+
+
+def mix(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Blend each photo and its target with its neighbour's (mixup, Zhang et al. 2017,
+    https://arxiv.org/abs/1710.09412); the batch is in random order, so the neighbour is random."""
+    return (
+        images * share + images.roll(1, 0) * (1 - share),
+        targets * share + targets.roll(1, 0) * (1 - share),
+    )

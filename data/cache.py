@@ -1,0 +1,201 @@
+"""Photos decoded once: a uint8 array on disk, memory-mapped, that training never leaves again.
+
+    decoded = decode_photos(photos, side=256, cache=Path("output/cache"), workers=8, strict=False)
+
+A dataset's folder in the cache holds one folder per resolution. That folder appears under its
+name complete or not at all, and its name carries a fingerprint of what it was made from, so a
+run that is killed, or photos that change, never leave a wrong cache behind.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from config import UserError
+from data.photos import Photos, UnreadablePhoto, open_rgb
+from data.split import signature
+
+# Raised whenever the same photos would decode to other pixels or signatures than before.
+VERSION = 1
+# Signatures must not depend on the cached resolution, or the split would.
+SIGNATURE_SIDE = 256
+PHOTOS_PER_TASK = 32
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Readable photos, their pixels and what was found out about them on the way.
+
+    Attributes:
+        folder: the dataset's own folder in the cache.
+        photos: the readable ones, in order.
+        pixels: (M, side, side, 3) uint8 RGB, memory-mapped read-only, one row per file found.
+        rows: (N,) int64, the row of `pixels` of each readable photo.
+        signatures: (N, D) uint8, for finding duplicates.
+        unreadable: (path, reason) of each file that was left out.
+    """
+
+    folder: Path
+    photos: Photos
+    pixels: np.ndarray
+    rows: np.ndarray
+    signatures: np.ndarray
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int, strict: bool) -> Decoded:
+    """Every photo squashed to a square of `side` pixels, from the cache or decoded into it.
+
+    Raises UserError when a class has no readable photo, when the disk is full and, if `strict`,
+    when any photo cannot be read.
+    """
+    folder = cache / f"{photos.root.name}-{_digest(str(photos.root))[:8]}"
+    fingerprint = _fingerprint(photos, side)
+    ready = folder / f"{side}px-{fingerprint[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / "lock"):
+            if not ready.exists():
+                _decode_into(ready, photos, side, workers)
+    except OSError as problem:
+        raise UserError(
+            f"{folder}: the decoded photos could not be written ({problem.strerror or problem}); "
+            "free some space or point --cache to another disk"
+        ) from problem
+    decoded = _load(ready, photos)
+    if strict and decoded.unreadable:
+        path, reason = decoded.unreadable[0]
+        raise UserError(
+            f"--strict: {len(decoded.unreadable)} photos of {photos.root} cannot be read, "
+            f"the first is {path!r} ({reason})"
+        )
+    for label, name in enumerate(photos.classes):
+        if not (decoded.photos.labels == label).any():
+            raise UserError(f"{photos.root / name}: none of its photos can be read")
+    return decoded
+
+
+def _load(ready: Path, photos: Photos) -> Decoded:
+    with np.load(ready / "index.npz") as index:
+        readable, signatures = index["readable"], index["signatures"]
+        reasons = index["reasons"].tolist()
+    left_out = [path for path, fine in zip(photos.paths, readable, strict=True) if not fine]
+    return Decoded(
+        folder=ready.parent,
+        photos=photos.keep(readable),
+        pixels=np.load(ready / "pixels.npy", mmap_mode="r"),
+        rows=np.flatnonzero(readable),
+        signatures=signatures[readable],
+        unreadable=tuple(zip(left_out, reasons, strict=True)),
+    )
+
+
+def _decode_into(ready: Path, photos: Photos, side: int, workers: int) -> None:
+    unfinished = ready.with_name("unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    count = len(photos.paths)
+    starts = range(0, count, PHOTOS_PER_TASK)
+    signatures: list[np.ndarray] = []
+    reasons: list[str] = []
+    with (unfinished / "pixels.npy").open("wb") as file, ThreadPoolExecutor(workers) as pool:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
+        )
+        tasks = (photos.paths[start : start + PHOTOS_PER_TASK] for start in starts)
+        work = partial(_decode_task, photos.root, side)
+        results = _in_order(pool, work, tasks, ahead=4 * workers)
+        with tqdm(total=count, desc="decoding photos, once", unit="photo", disable=None) as bar:
+            for pixels, signed, failed in results:
+                file.write(pixels.tobytes())
+                signatures.append(signed)
+                reasons.extend(failed)
+                bar.update(len(failed))
+    readable = np.array([not reason for reason in reasons])
+    np.savez(
+        unfinished / "index.npz",
+        readable=readable,
+        signatures=np.concatenate(signatures),
+        reasons=np.array([reason for reason in reasons if reason], dtype=str),
+    )
+    unfinished.rename(ready)
+    for older in ready.parent.glob(f"{side}px-*"):
+        if older != ready:
+            shutil.rmtree(older, ignore_errors=True)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Any], Any], tasks: Iterable[Any], ahead: int
+) -> Iterator[Any]:
+    """Results in the order of the tasks, with at most `ahead` of them held in memory."""
+    waiting: deque[Future[Any]] = deque()
+    for task in tasks:
+        waiting.append(pool.submit(work, task))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _decode_task(
+    root: Path, side: int, paths: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Pixels, signatures and reasons for being unreadable ("" if not) of a few photos."""
+    pixels = np.zeros((len(paths), side, side, 3), np.uint8)
+    signatures = np.zeros((len(paths), SIGNATURE_LENGTH), np.uint8)
+    reasons = [""] * len(paths)
+    for row, path in enumerate(paths):
+        try:
+            image = open_rgb(root / path, SIGNATURE_SIDE)
+            signatures[row] = signature(image)
+            if side > SIGNATURE_SIDE:
+                image = open_rgb(root / path, side)
+        except UnreadablePhoto as problem:
+            reasons[row] = str(problem)
+            continue
+        square = image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        pixels[row] = np.asarray(square)
+    return pixels, signatures, reasons
+
+
+SIGNATURE_LENGTH = len(signature(Image.new("RGB", (SIGNATURE_SIDE, SIGNATURE_SIDE))))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _fingerprint(photos: Photos, side: int) -> str:
+    lines = [f"version {VERSION} side {side}"]
+    for path in photos.paths:
+        try:
+            stat = os.stat(photos.root / path)
+            lines.append(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}")
+        except OSError:
+            lines.append(f"{path}\0gone")
+    return _digest("\n".join(lines))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Only one process at a time is inside; the system lets go of the lock when it dies."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write("another run is decoding these photos; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,1 @@
+"""torchvision's classifiers by name, and their checkpoints."""

@@ -1,0 +1,1 @@
+"""The training engine and what stands around it: metrics, TensorBoard events, drawing."""

@@ -1,0 +1,257 @@
+"""The one training loop. What is learned from is the objective's business, not the loop's.
+
+    loss, logits, parts = objective(model, images, labels)
+
+`loss` is a scalar to minimise, `logits` (N, C) are the trained model's, and `parts` names further
+scalars to log. `labels` are (N,) class numbers, or (N, C) probabilities where photos are mixed.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from config import Config, UserError
+from utils.metrics import accuracy
+
+Row = dict[str, float]
+Batch = tuple[Tensor, Tensor]
+
+
+class Objective(Protocol):
+    """What is minimised; `own` holds its trainable parts (an adapter), empty for most."""
+
+    own: nn.ModuleDict
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]: ...
+
+
+class CrossEntropy:
+    """The baseline objective: cross-entropy, with label smoothing ε towards uniform targets.
+
+    Its part `ce` is the cross-entropy without smoothing, which compares with the validation loss.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+        self.own = nn.ModuleDict()
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        logits = model(images).float()
+        loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        plain = cross_entropy(logits.detach(), labels) if self.label_smoothing else loss.detach()
+        return loss, logits, {"ce": plain}
+
+
+class TrainingBatches(Protocol):
+    """Batches of the training photos; the same epoch number always gives the same batches."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, number: int) -> Iterator[Batch]: ...
+
+
+class EvaluationBatches(Protocol):
+    """Batches of a whole split, every photo once, in the split's order."""
+
+    photos: int
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how numbers are computed: float32, or bfloat16 under autocast."""
+
+    device: torch.device
+    bf16: bool
+
+    def autocast(self) -> Any:
+        if self.bf16:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+
+@dataclass
+class Training:
+    """A training run between two epochs: everything that it takes to go on."""
+
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    history: list[Row] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values; the teacher is no part of it."""
+        return {
+            "model": self.model.state_dict(),
+            "objective": self.objective.own.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.objective.own.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history[:] = state["history"]
+
+
+def is_best(history: list[Row]) -> bool:
+    """Whether the last epoch is the best one: highest validation accuracy, then lowest loss."""
+    return max(history, key=validation_rank) is history[-1]
+
+
+def validation_rank(row: Row) -> tuple[float, float]:
+    """Larger is better; the test photos have no say in it."""
+    return row["accuracy/val"], -row["loss/val"]
+
+
+def make_optimizer(model: nn.Module, own: nn.ModuleDict, config: Config) -> torch.optim.Optimizer:
+    """AdamW or SGD over the model's and the objective's parameters, each group with its decay.
+
+    Biases and norms, the parameters of one dimension, are never decayed: pulling a scale towards
+    zero is no regulariser.
+    """
+    parameters = [p for p in (*model.parameters(), *own.parameters()) if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
+    """The rate of a step (counted from 0): linear warm-up, then cosine to zero, or constant."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def fit(
+    training: Training,
+    train: TrainingBatches,
+    val: EvaluationBatches,
+    config: Config,
+    hardware: Hardware,
+    *,
+    seed: int,
+    after_epoch: Callable[[Training], None],
+) -> None:
+    """Train from the epoch that `training` has reached up to `config.epochs`.
+
+    After every epoch one row of named numbers joins `training.history` and `after_epoch` is
+    called, which may save a checkpoint and draw curves. Epochs depend on (seed, epoch) and the
+    state alone, so a run that was interrupted goes on as if nothing had happened.
+    """
+    done = len(training.history)
+    epochs = range(done + 1, config.epochs + 1)
+    for epoch in tqdm(epochs, "epochs", config.epochs, initial=done, leave=False, disable=None):
+        started = time.perf_counter()
+        row: Row = {"epoch": epoch}
+        row |= train_epoch(training, train, config, hardware, seed=seed, epoch=epoch)
+        logits, labels = predict(training.model, val, hardware)
+        row |= {
+            "loss/val": cross_entropy(logits, labels).item(),
+            "accuracy/val": accuracy(logits, labels),
+            "seconds": time.perf_counter() - started,
+            "wall_time": time.time(),
+        }
+        training.history.append(row)
+        after_epoch(training)
+        tqdm.write(summary_line(row, config.epochs))
+
+
+def train_epoch(
+    training: Training,
+    train: TrainingBatches,
+    config: Config,
+    hardware: Hardware,
+    *,
+    seed: int,
+    epoch: int,
+) -> Row:
+    """One pass over the training photos; returns mean loss, accuracy, parts, rate and speed.
+
+    Raises UserError when the loss is no longer finite. Sums stay on the device: reading a number
+    back makes the host wait, so it happens once in fifty steps only.
+    """
+    model = training.model.train()
+    trained = [p for group in training.optimizer.param_groups for p in group["params"]]
+    torch.manual_seed(seed * 1_000_003 + epoch)  # for models with dropout
+    steps, photos, started = len(train), 0, time.perf_counter()
+    sums: dict[str, Tensor] = {}
+    bar = tqdm(train.epoch(epoch), f"epoch {epoch}", steps, leave=False, disable=None)
+    for step, (images, labels) in enumerate(bar):
+        rate = learning_rate((epoch - 1) * steps + step, steps, config)
+        for group in training.optimizer.param_groups:
+            group["lr"] = rate
+        with hardware.autocast():
+            loss, logits, parts = training.objective(model, images, labels)
+        training.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.clip_norm:
+            nn.utils.clip_grad_norm_(trained, config.clip_norm)
+        training.optimizer.step()
+
+        truth = labels.argmax(1) if labels.ndim == 2 else labels
+        named = {"loss": loss.detach(), "accuracy": (logits.argmax(1) == truth).float().mean()}
+        for name, value in (named | parts).items():
+            sums[name] = sums.get(name, 0) + value * len(images)
+        photos += len(images)
+        if step % 50 == 49 or step == steps - 1:
+            mean_loss = sums["loss"].item() / photos
+            bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
+            if not math.isfinite(mean_loss):
+                raise UserError(
+                    f"epoch {epoch}: the training loss is no longer finite; a lower --lr, "
+                    "--clip-norm 1 or --precision float32 may help"
+                )
+    seconds = time.perf_counter() - started
+    means = {f"{name}/train": total.item() / photos for name, total in sums.items()}
+    return {**means, "lr": rate, "images_per_second": photos / seconds}
+
+
+def predict(
+    model: nn.Module, batches: EvaluationBatches, hardware: Hardware
+) -> tuple[Tensor, Tensor]:
+    """All logits (N, C) float32 and labels (N,) int64 of a split, on the CPU, in its order.
+
+    The model computes in eval mode and is left in the mode in which it came.
+    """
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), hardware.autocast():
+        pairs = [(model(images).float(), labels) for images, labels in batches]
+    model.train(was_training)
+    logits, labels = (torch.cat(column).cpu() for column in zip(*pairs, strict=True))
+    if len(logits) != batches.photos:
+        raise RuntimeError(f"{len(logits)} photos were evaluated instead of {batches.photos}")
+    return logits, labels
+
+
+def summary_line(row: Row, epochs: int) -> str:
+    """One plain line about an epoch."""
+    return (
+        f"epoch {row['epoch']:3.0f}/{epochs}  "
+        f"train loss {row['loss/train']:.4f} acc {row['accuracy/train']:6.2%}  "
+        f"val loss {row['loss/val']:.4f} acc {row['accuracy/val']:6.2%}  "
+        f"lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
+    )

@@ -1,0 +1,303 @@
+"""One training run after another: claim the names, train, test once, write what was measured.
+
+Both scripts are made of these steps; what they add is the objective that a run minimises.
+"""
+
+import csv
+import json
+import os
+import platform
+import shutil
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+
+from config import Config, UserError, recipe
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.factory import MEAN, STD, create_model
+from utils.engine import (
+    Objective,
+    Row,
+    Training,
+    fit,
+    is_best,
+    make_optimizer,
+    predict,
+    validation_rank,
+)
+from utils.metrics import measure
+from utils.setup import Setup, device_kind
+from utils.tracking import Tracker
+
+# Raised whenever a reader of older results would misread newer ones.
+RESULT_FORMAT = 1
+MISTAKES_SHOWN = 25
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: a model, a seed, and the folders that carry its name."""
+
+    name: str
+    model: str
+    seed: int
+    output: Path
+
+    @property
+    def logs(self) -> Path:
+        return self.output / "logs" / self.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.output / "checkpoints" / self.name
+
+    @property
+    def results(self) -> Path:
+        return self.output / "results" / self.name
+
+    @property
+    def finished(self) -> bool:
+        """result.json is written last, and whole."""
+        return (self.results / "result.json").exists()
+
+
+def plan(setup: Setup, seeds: Sequence[int], models: Sequence[str]) -> list[Run]:
+    """One run for each seed and model, seed by seed."""
+    config = setup.config
+    start = "-pretrained" if config.pretrained else ""
+    tag = f"-{config.tag}" if config.tag else ""
+    return [
+        Run(
+            f"{setup.photos_name}-{setup.image_size}px-{model}{start}{tag}-seed{seed}",
+            model,
+            seed,
+            config.output,
+        )
+        for seed in seeds
+        for model in models
+    ]
+
+
+def claim(setup: Setup, runs: Sequence[Run]) -> None:
+    """Make the runs' folders, or raise UserError where earlier runs stand in the way.
+
+    All names are checked before the first run starts, so that none is refused after hours of work.
+    """
+    config = setup.config
+    for run in [] if config.overwrite else runs:
+        started = run.checkpoints / "last.pt"
+        if not config.resume and (run.finished or started.exists()):
+            state = "is finished" if run.finished else "was started before"
+            raise UserError(
+                f"{run.name} {state}: --resume keeps what is there and does the rest, --overwrite "
+                "does it again, --tag NAME puts a new run beside it"
+            )
+        if config.resume and (run.results / "settings.json").exists():
+            check_same(run, settings_of(setup, run))
+    for run in runs:
+        if config.overwrite:
+            for folder in (run.results, run.checkpoints, run.logs):
+                shutil.rmtree(folder, ignore_errors=True)
+        if not run.finished:
+            write_json(run.results / "settings.json", settings_of(setup, run))
+
+
+def settings_of(setup: Setup, run: Run) -> dict[str, Any]:
+    """What a run has to have in common with the run that it resumes."""
+    return {
+        "model": run.model,
+        "seed": run.seed,
+        "image_size": setup.image_size,
+        "classes": list(setup.classes),
+        "split": setup.split.hash,
+        **recipe(setup.config),
+    }
+
+
+def check_same(run: Run, wanted: dict[str, Any]) -> None:
+    """Raise UserError when the run under this name was started with other settings."""
+    earlier = json.loads((run.results / "settings.json").read_text("utf-8"))
+    for key, value in wanted.items():
+        if earlier.get(key) != value:
+            what = "--" + key.replace("_", "-") if key in recipe(Config()) else key
+            raise UserError(
+                f"{run.name} was started with {what} {earlier.get(key)}, not {value}: resume it "
+                "with the same, or give a new run a name of its own with --tag NAME"
+            )
+
+
+def train_and_test(
+    setup: Setup, run: Run, make_objective: Callable[[], Objective]
+) -> dict[str, Any]:
+    """Train a run to its end, from its last checkpoint if it has one, and test it once.
+
+    Returns the content of its result.json; a finished run is only read.
+    """
+    if run.finished:
+        print(f"{run.name}: finished before, kept\n")
+        return dict(json.loads((run.results / "result.json").read_text("utf-8")))
+    config, hardware = setup.config, setup.hardware
+    model = create_model(run.model, len(setup.classes), pretrained=config.pretrained, seed=run.seed)
+    model = model.to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective = make_objective()
+    training = Training(model, objective, make_optimizer(model, objective.own, config))
+    last, best = run.checkpoints / "last.pt", run.checkpoints / "best.pt"
+    if last.exists():
+        training.load_state(load_checkpoint(last))
+        print(f"{run.name}: resumed after epoch {len(training.history)}")
+    else:
+        print(run.name)
+    header = {
+        "arch": run.model,
+        "classes": list(setup.classes),
+        "image_size": setup.image_size,
+        "mean": list(MEAN),
+        "std": list(STD),
+        "split": setup.split.hash,
+        "seed": run.seed,
+        "recipe": recipe(config),
+    }
+    with Tracker(run.logs, training.history, settings_of(setup, run)) as tracker:
+
+        def after_epoch(training: Training) -> None:
+            state = training.state()
+            if is_best(training.history):
+                save_checkpoint(best, header | {k: v for k, v in state.items() if k != "optimizer"})
+            save_checkpoint(last, header | state)
+            tracker.epoch(training.history[-1])
+
+        fit(
+            training,
+            setup.train_batches(run.seed),
+            setup.eval_batches("val"),
+            config,
+            hardware,
+            seed=run.seed,
+            after_epoch=after_epoch,
+        )
+        model.load_state_dict(load_checkpoint(best)["model"])
+        result = write_results(setup, run, training, tracker)
+    print()
+    return result
+
+
+def write_results(setup: Setup, run: Run, training: Training, tracker: Tracker) -> dict[str, Any]:
+    """Measure the best weights on validation and, this once, on test; write it all down.
+
+    result.json comes last: where it stands, the run is finished and everything else is there.
+    """
+    logits, labels = predict(training.model, setup.eval_batches("test"), setup.hardware)
+    test = measure(logits, labels, setup.classes)
+    val = measure(
+        *predict(training.model, setup.eval_batches("val"), setup.hardware), setup.classes
+    )
+    result = {
+        "format": RESULT_FORMAT,
+        "run": run.name,
+        "model": run.model,
+        "seed": run.seed,
+        "tag": setup.config.tag,
+        "photos": {
+            "name": setup.photos_name,
+            "sample": setup.is_sample,
+            "image_size": setup.image_size,
+            "classes": list(setup.classes),
+            "counts": setup.counts,
+            "split": setup.split.hash,
+            "unreadable": len(setup.decoded.unreadable),
+        },
+        "recipe": recipe(setup.config),
+        "environment": environment(setup),
+        "parameters": sum(p.numel() for p in training.model.parameters()),
+        **summarise(training.history, test),
+        "val": val,
+        "test": test,
+    }
+    np.savez(run.results / "test_logits.npz", logits=logits.numpy(), labels=labels.numpy())
+    write_history(run.results / "history.csv", training.history)
+    setup.split.write_manifest(run.results / "split.csv")
+    metrics = {f"test/{name}": test[name] for name in ("accuracy", "loss", "macro_f1")}
+    metrics["best/accuracy/val"] = val["accuracy"]
+    mistakes = surest_mistakes(setup, logits, labels)
+    tracker.finish(metrics, np.array(test["confusion"]), setup.classes, mistakes)
+    write_json(run.results / "result.json", result)
+    print(f"best epoch {result['best_epoch']}, test accuracy {test['accuracy']:.2%}")
+    return result
+
+
+def summarise(history: Sequence[Row], test: dict[str, Any]) -> dict[str, Any]:
+    """The seven rows of the table, the best epoch, and how fast training was."""
+    best, final = max(history, key=validation_rank), history[-1]
+    # The first epoch also pays for warming up.
+    steady = [row["images_per_second"] for row in history[1:] or history]
+    return {
+        "table": {
+            "best_val_loss": min(row["loss/val"] for row in history),
+            "best_val_accuracy": best["accuracy/val"],
+            "final_train_loss": final["loss/train"],
+            "final_val_loss": final["loss/val"],
+            "final_val_accuracy": final["accuracy/val"],
+            "test_loss": test["loss"],
+            "test_accuracy": test["accuracy"],
+        },
+        "epochs": len(history),
+        "best_epoch": best["epoch"],
+        "images_per_second": statistics.median(steady),
+        "seconds": sum(row["seconds"] for row in history),
+    }
+
+
+def environment(setup: Setup) -> dict[str, Any]:
+    """What the numbers were computed with."""
+    return {
+        "device": device_kind(setup.hardware.device),
+        "precision": "bf16" if setup.hardware.bf16 else "float32",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def surest_mistakes(
+    setup: Setup, logits: torch.Tensor, labels: torch.Tensor
+) -> list[tuple[np.ndarray, str, str, float]]:
+    """The wrongly classified test photos, surest first: photo, true and predicted class,
+    probability."""
+    rows, _ = setup.rows_and_labels("test")
+    confidence, predicted = logits.softmax(1).max(1)
+    wrong = torch.nonzero(predicted != labels).flatten()
+    wrong = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES_SHOWN]
+    return [
+        (
+            np.asarray(setup.decoded.pixels[rows[i]]),
+            setup.classes[labels[i]],
+            setup.classes[predicted[i]],
+            confidence[i].item(),
+        )
+        for i in wrong.tolist()
+    ]
+
+
+def write_history(path: Path, history: Sequence[Row]) -> None:
+    """One line an epoch, one column for each curve."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, history[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Readable JSON that appears under its name only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    os.replace(unfinished, path)

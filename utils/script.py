@@ -1,0 +1,29 @@
+"""What every script does around its work: report problems in a line, say where things are."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from config import UserError
+from utils.tracking import tensorboard_command
+
+
+def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
+    """Run `main` and return the exit status: 2 for the user's mistakes, 130 when interrupted."""
+    try:
+        main(arguments)
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command with --resume goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def say_where(output: Path) -> None:
+    """Print where a command's results lie and how to look at its curves."""
+    for what in ("results", "checkpoints"):
+        print(f"{what:12} {os.path.relpath(output / what)}")
+    print(f"{'curves':12} {tensorboard_command(output / 'logs')}")

@@ -1,0 +1,203 @@
+"""From settings to photos on the device: everything that happens before the first training step."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from data.split import Split, split_photos
+from torch import Tensor
+
+from config import ROOT, Config, UserError, model_names
+from data.batches import EvalBatches, Normalise, TrainBatches, cached_side, place
+from data.cache import Decoded, decode_photos
+from data.photos import find_photos
+from data.sample import draw_sample
+from models.factory import MEAN, STD, smallest_image
+from utils.engine import Hardware
+
+EVAL_BATCH = 128
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all runs of one command share: settings, hardware, photos and their split."""
+
+    config: Config
+    hardware: Hardware
+    photos_name: str
+    is_sample: bool
+    image_size: int
+    decoded: Decoded
+    pixels: Tensor
+    split: Split
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.decoded.photos.classes
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many photos each part of the split has."""
+        return {part: len(self.split.indices(part)) for part in PARTS}
+
+    def rows_and_labels(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the pixels and class numbers of the photos of `train`, `val` or `test`."""
+        chosen = self.split.indices(part)
+        return self.decoded.rows[chosen], self.decoded.photos.labels[chosen]
+
+    def train_batches(self, seed: int) -> TrainBatches:
+        rows, labels = self.rows_and_labels("train")
+        return TrainBatches(
+            self.pixels,
+            rows,
+            labels,
+            classes=len(self.classes),
+            size=self.image_size,
+            batch_size=self.config.batch_size,
+            seed=seed,
+            crop_scale=self.config.crop_scale,
+            mixup=self.config.mixup,
+            normalise=Normalise(MEAN, STD, self.hardware.device),
+            device=self.hardware.device,
+        )
+
+    def eval_batches(self, part: str) -> EvalBatches:
+        rows, labels = self.rows_and_labels(part)
+        return EvalBatches(
+            self.pixels,
+            rows,
+            labels,
+            size=self.image_size,
+            batch_size=EVAL_BATCH,
+            normalise=Normalise(MEAN, STD, self.hardware.device),
+            device=self.hardware.device,
+        )
+
+
+def prepare(config: Config) -> Setup:
+    """Find, decode and split the photos, and refuse what cannot work before anything is trained."""
+    hardware = find_hardware(config)
+    path, is_sample = find_data(config)
+    image_size = config.image_size or (64 if is_sample else 224)
+    check_image_size(model_names(config), image_size)
+    photos = find_photos(path, config.cache / "unpacked")
+    decoded = decode_photos(
+        photos,
+        cached_side(image_size),
+        config.cache,
+        workers=config.workers or os.cpu_count() or 1,
+        strict=config.strict,
+    )
+    name = "sample" if is_sample else photos_name(path)
+    manifest = decoded.folder / f"split-seed{config.split_seed}.csv"
+    split = split_photos(decoded.photos, decoded.signatures, manifest, config.split_seed)
+    setup = Setup(
+        config,
+        hardware,
+        name,
+        is_sample,
+        image_size,
+        decoded,
+        place(decoded.pixels, hardware.device, config.photos_on),
+        split,
+    )
+    if config.batch_size > setup.counts["train"]:
+        raise UserError(
+            f"--batch-size {config.batch_size}: at most the number of training photos, "
+            f"{setup.counts['train']}"
+        )
+    return setup
+
+
+def find_hardware(config: Config) -> Hardware:
+    """The device and precision that were asked for, or the best that is there."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {config.device}: this machine has {torch.cuda.device_count()} GPUs "
+            "that PyTorch can use; --device cpu always works"
+        )
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    auto = config.precision == "auto" and gains_from_bf16(device)
+    return Hardware(device, bf16=auto or config.precision == "bf16")
+
+
+def gains_from_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster here than float32.
+
+    GPUs since Ampere have it in their matrix units, and so have CPUs with AMX; on a CPU with
+    AVX-512 bf16 alone, training measured slower than in float32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()
+
+
+def find_data(config: Config) -> tuple[Path, bool]:
+    """The folder or archive to train on, and whether it is the drawn sample."""
+    default = ROOT / "data" / "weather"
+    if config.data is None and default.exists():
+        return default, False
+    if config.data not in (None, "sample"):
+        return Path(str(config.data)), False
+    if config.data is None:
+        print(
+            "NOTE: there are no photos in data/weather, so this is a run on the SAMPLE, weather drawn\n"
+            "      by this repo: its numbers show that the code works and say nothing about photos.\n"
+            "      Bring photos with --data FOLDER, or get the data set: python -m data.download\n"
+        )
+    return draw_sample(config.cache / "sample"), True
+
+
+def check_image_size(models: Sequence[str], image_size: int) -> None:
+    """Raise UserError for an image that a model's layers would shrink to nothing."""
+    for model in models:
+        if image_size < smallest_image(model):
+            raise UserError(
+                f"--image-size {image_size}: {model} needs {smallest_image(model)} pixels or more"
+            )
+
+
+def photos_name(path: Path) -> str:
+    """A name for runs on the photos at `path`, safe in file names and never the sample's."""
+    stem = path.resolve().name.split(".")[0] or "photos"
+    safe = "".join(c if c.isalnum() and c.isascii() else "_" for c in stem)[:60]
+    return safe if safe != "sample" else "sample_folder"
+
+
+def describe(setup: Setup) -> None:
+    """Print which photos are used, what was found wrong with them, and the hardware."""
+    counts = setup.counts
+    total = sum(counts.values())
+    print(
+        f"photos   {setup.photos_name}: {total:,} in {len(setup.classes)} classes, "
+        + ", ".join(f"{part} {count:,}" for part, count in counts.items())
+        + f"; split {setup.split.hash}"
+    )
+    unreadable = setup.decoded.unreadable
+    if unreadable:
+        print(f"WARNING  {len(unreadable)} files cannot be read and are left out:")
+        for path, reason in unreadable[:5]:
+            print(f"         {path!r}: {reason}")
+        if len(unreadable) > 5:
+            print(f"         and {len(unreadable) - 5} more")
+    for note in setup.split.notes:
+        print(f"         {note}")
+    precision = "bfloat16" if setup.hardware.bf16 else "float32"
+    print(f"device   {device_kind(setup.hardware.device)}, {precision}\n")
+
+
+def device_kind(device: torch.device) -> str:
+    """The GPU's name, or the CPU's number of threads."""
+    if device.type == "cuda":
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    return f"cpu, {torch.get_num_threads()} threads"
