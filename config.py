@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,7 @@ def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
         except ValueError:
             value = least - 1
         if not least <= value <= most:
-            top = f" to {most}" if most < 2**31 - 1 else " up"
+            top = f" to {most}" if most < 2**31 - 1 or value > most else " up"
             raise ValueError(f"a whole number from {least}{top}")
         return value
 
@@ -76,9 +77,21 @@ def one_of(*names: str) -> Callable[[str], str]:
 
 def device_name(text: str) -> str:
     """`auto`, `cpu`, `cuda` or `cuda:N`; whether the machine has it is seen later."""
-    if text not in ("auto", "cpu", "cuda") and not text.removeprefix("cuda:").isdecimal():
+    if not re.fullmatch("auto|cpu|cuda(:(0|[1-9][0-9]?))?", text):
         raise ValueError("auto, cpu, cuda or cuda:N")
     return text
+
+
+def path_name(text: str) -> str:
+    """A path as given. An empty one, from an unset shell variable, would be the current folder."""
+    if not text:
+        raise ValueError("a path")
+    return text
+
+
+def folder(text: str) -> Path:
+    """A folder, which need not be there yet."""
+    return Path(path_name(text))
 
 
 def tag_name(text: str) -> str:
@@ -140,8 +153,8 @@ class Config:
 
     # Photos
     data: str | None = setting(
-        None, str, "folder with one sub-folder of photos per class, or a zip or tar of one, or the "
-        "word sample: weather drawn by this repo, which needs no download",
+        None, path_name, "folder with one sub-folder of photos per class, or a zip or tar of one, "
+        "or the word sample: weather drawn by this repo, which needs no download",
         group=PHOTOS, shown="data/weather if it is there, else sample", names_run=True,
     )
     image_size: int | None = setting(
@@ -173,7 +186,8 @@ class Config:
         group=RECIPE,
     )
     optimizer: str = setting(
-        "adamw", one_of("adamw", "sgd"), "AdamW trains all three networks at one learning rate",
+        "adamw", one_of("adamw", "sgd"), "adamw or sgd; AdamW trains all three networks at one "
+        "learning rate",
         group=RECIPE,
     )
     weight_decay: float = setting(
@@ -198,7 +212,8 @@ class Config:
         group=RECIPE,
     )
     crop_scale: float = setting(
-        0.35, number(0, 1, above=True), "smallest share of a photo's area that a training crop shows",
+        0.35, number(0, 1, above=True), "smallest share of a photo's area that a training crop "
+        "shows",
         group=RECIPE,
     )
     clip_norm: float = setting(
@@ -213,16 +228,17 @@ class Config:
 
     # Machine
     device: str = setting(
-        "auto", device_name, "auto takes the GPU if there is one", group=MACHINE, names_run=True,
+        "auto", device_name, "cpu, cuda, cuda:N or auto, which takes the GPU if there is one",
+        group=MACHINE, names_run=True,
     )
     precision: str = setting(
-        "auto", one_of("auto", "bf16", "float32"), "auto takes bfloat16 autocast where the device "
-        "computes it in hardware, and float32 elsewhere",
+        "auto", one_of("auto", "bf16", "float32"), "bf16, float32 or auto, which takes bfloat16 "
+        "autocast where the device computes it in hardware, and float32 elsewhere",
         group=MACHINE,
     )
     photos_on: str = setting(
-        "auto", one_of("auto", "device", "host"), "where decoded photos lie: on the GPU when they "
-        "take less than half of its free memory, otherwise on the host",
+        "auto", one_of("auto", "device", "host"), "where decoded photos lie: device, host or auto, "
+        "which is the GPU when they take less than half of its free memory, otherwise the host",
         group=MACHINE, names_run=True,
     )
     workers: int | None = setting(
@@ -232,11 +248,11 @@ class Config:
 
     # Files
     output: Path = setting(
-        ROOT / "output", Path, "folder for logs/, checkpoints/ and results/", group=FILES,
+        ROOT / "output", folder, "folder for logs/, checkpoints/ and results/", group=FILES,
         shown="output", names_run=True,
     )
     cache: Path = setting(
-        ROOT / "output" / "cache", Path, "folder for decoded photos: 200 kB a photo at 224 px, "
+        ROOT / "output" / "cache", folder, "folder for decoded photos: 200 kB a photo at 224 px, "
         "remade when the photos change, safe to delete",
         group=FILES, shown="output/cache", names_run=True,
     )
@@ -254,20 +270,25 @@ class _Parser(argparse.ArgumentParser):
     """argparse that raises UserError in one line instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        prefix, _, names = message.partition("unrecognized arguments: ")
-        if names and not prefix:
-            word = names.split()[0]
+        raise UserError(message.removeprefix("argument "))
+
+    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        values, unknown = self.parse_known_args(arguments)
+        if unknown:
+            word = unknown[0].partition("=")[0]
             near = difflib.get_close_matches(word, self._option_string_actions, n=1)
             hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
-            message = f"unknown argument {word}: {hint}"
-        raise UserError(message.removeprefix("argument "))
+            self.error(f"unknown argument {word!r}: {hint}")
+        return values
 
 
 def _parser(description: str) -> _Parser:
     parser = _Parser(
         description=description,
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=100),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=24, width=100
+        ),
     )
     titles = dict.fromkeys(item.metadata["group"] for item in dataclasses.fields(Config))
     groups = {title: parser.add_argument_group(title) for title in titles}

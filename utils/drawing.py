@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -131,6 +132,6 @@ def _cut(text: str, font: Any, width: float) -> str:
     """`text`, or as much of its beginning and an ellipsis as `width` pixels hold."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    lengths = range(len(text))
+    fitting = bisect_right(lengths, width, key=lambda n: font.getlength(text[:n] + "…"))
+    return text[: max(fitting - 1, 0)] + "…"

@@ -8,6 +8,7 @@ deviation over the seeds.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -21,6 +22,9 @@ from config import MODELS, ROOT, UserError
 Result = dict[str, Any]
 Columns = Mapping[str, Sequence[Result]]  # the runs of each column of a table, one a seed
 Rows = Mapping[str, tuple[Callable[[Result], float], str]]  # what to read, how to print it
+
+# Without these, a file is not a result of the scripts.
+NEEDED = {"model", "seed", "tag", "photos", "recipe", "table", "test"}
 
 SEVEN_ROWS: Rows = {
     "Best validation loss": (lambda r: r["table"]["best_val_loss"], ".4f"),
@@ -49,7 +53,10 @@ def read_results(folder: Path) -> list[Result]:
     results = []
     for path in sorted(folder.glob("*/result.json")):
         try:
-            results.append(json.loads(path.read_text("utf-8")))
+            result = json.loads(path.read_text("utf-8"))
+            if not isinstance(result, dict) or not result.keys() >= NEEDED:
+                raise ValueError("something else than a result")
+            results.append(result)
         except ValueError as problem:
             raise UserError(
                 f"{path}: not a readable result; delete it or run it again"
@@ -92,18 +99,30 @@ def section(results: Sequence[Result]) -> str:
 
 
 def columns_of(results: Iterable[Result]) -> Columns:
-    """The runs of each model and tag under the column's name, larger models first."""
+    """The runs of each model, start, tag and recipe under the column's name, in MODELS' order."""
     columns: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda r: (MODELS.index(r["model"]), r["tag"], r["seed"])):
-        name = f"{result['model']} ({result['tag']})" if result["tag"] else result["model"]
+    for result in sorted(results, key=_place):
+        model, recipe = result["model"], result["recipe"]
+        notes = ", ".join(filter(None, (recipe["pretrained"] and "pretrained", result["tag"])))
+        title = name = f"{model} ({notes})" if notes else model
+        others = itertools.count(2)
+        while name in columns and columns[name][0]["recipe"] != recipe:
+            name = f"{title} #{next(others)}"
         columns.setdefault(name, []).append(result)
     return columns
 
 
+def _place(result: Result) -> tuple[int, str, bool, str, int]:
+    model = result["model"]
+    place = MODELS.index(model) if model in MODELS else len(MODELS)
+    return place, model, result["recipe"]["pretrained"], result["tag"], result["seed"]
+
+
 def table(corner: str, columns: Columns, rows: Rows) -> str:
     """A Markdown table with one column for each of `columns` and one row for each of `rows`."""
-    seeds = {len(runs) for runs in columns.values()} != {1}
-    head = [f"{name}, {len(runs)} seeds" if seeds else name for name, runs in columns.items()]
+    head = [
+        f"{name}, {len(runs)} seeds" if len(runs) > 1 else name for name, runs in columns.items()
+    ]
     lines = [
         [title, *(mean_and_spread([read(run) for run in runs], spec) for runs in columns.values())]
         for title, (read, spec) in rows.items()
@@ -135,7 +154,7 @@ def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def settings(columns: Columns) -> str:
     """The recipe in one line, and the settings in which columns differ in one line each."""
     recipes = {name: runs[0]["recipe"] for name, runs in columns.items()}
-    keys = next(iter(recipes.values()))
+    keys = dict.fromkeys(itertools.chain(*recipes.values()))
     values = {key: {name: recipe.get(key) for name, recipe in recipes.items()} for key in keys}
     shared = [f"{k} {_one(v)}" for k, v in values.items() if len(set(map(str, v.values()))) == 1]
     lines = ["Settings: " + ", ".join(shared) + "."]

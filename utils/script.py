@@ -1,12 +1,11 @@
 """What every script does around its work: report problems in a line, say where things are."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from config import UserError
-from utils.tracking import tensorboard_command
+from utils.tracking import from_here, tensorboard_command
 
 
 def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
@@ -25,5 +24,5 @@ def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
 def say_where(output: Path) -> None:
     """Print where a command's results lie and how to look at its curves."""
     for what in ("results", "checkpoints"):
-        print(f"{what:12} {os.path.relpath(output / what)}")
+        print(f"{what:12} {from_here(output / what)}")
     print(f"{'curves':12} {tensorboard_command(output / 'logs')}")

@@ -49,8 +49,11 @@ class Setup:
         chosen = self.split.indices(part)
         return self.decoded.rows[chosen], self.decoded.photos.labels[chosen]
 
-    def train_batches(self, seed: int) -> TrainBatches:
+    def train_batches(self, seed: int, steps: int | None = None) -> TrainBatches:
+        """The training photos, or as many of them as make an epoch of `steps` steps."""
         rows, labels = self.rows_and_labels("train")
+        photos = len(rows) if steps is None else steps * self.config.batch_size
+        rows, labels = rows[:photos], labels[:photos]
         return TrainBatches(
             self.pixels,
             rows,

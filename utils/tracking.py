@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
@@ -54,8 +54,6 @@ class Tracker:
         self._records = RecordWriter(self._file)
         with _writing(folder):
             self._write(Event(wall_time=started, file_version="brain.Event:2"))
-            # A TensorBoard that is open meanwhile forgets what it has read from the removed file.
-            self._write(Event(wall_time=started, session_log=SessionLog(status=SessionLog.START)))
             self._add(summary.text("config", _markdown_table(config)), 0, started)
             # Without the experiment summary that add_hparams writes, TensorBoard collects the
             # table's columns from all runs; with it, it shows those of an arbitrary run only.
@@ -134,10 +132,13 @@ class Tracker:
 
 def tensorboard_command(log_folder: Path) -> str:
     """The shell command that shows all runs under `log_folder`, relative to the current folder."""
-    here = Path.cwd()
-    path = Path(os.path.abspath(log_folder))
-    shown = path.relative_to(here) if path.is_relative_to(here) else path
-    return f"tensorboard --logdir={shlex.quote(str(shown))}"
+    return f"tensorboard --logdir={shlex.quote(str(from_here(log_folder)))}"
+
+
+def from_here(path: Path) -> Path:
+    """The path relative to the current folder if it lies below it, absolute otherwise."""
+    path, here = Path(os.path.abspath(path)), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 @contextmanager
@@ -158,8 +159,7 @@ def _remove_event_files(folder: Path) -> None:
 
 
 def _event_file_name() -> str:
-    # TensorBoard reads a folder's files in the order of their names and skips one that sorts before
-    # a file already read, so the time is finer than the usual seconds.
+    # Finer than the usual seconds: an open TensorBoard would not read a name that it knows again.
     return f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
 
 

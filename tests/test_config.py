@@ -1,0 +1,294 @@
+"""The command line is Config, and nothing that is wrong gets past it."""
+
+import ast
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config import EXPERIMENTS, MODELS, Config, UserError, model_names, parse, recipe
+
+ROOT = Path(__file__).parents[1]
+FIELDS = {item.name: item for item in dataclasses.fields(Config)}
+
+# A value for each setting that is not its default: the words of the command line, what they mean.
+OTHERS = {
+    "experiment": (["experiment_2"], "experiment_2"),
+    "models": (["resnet50", "densenet169"], ("resnet50", "densenet169")),
+    "seeds": (["3", "0", "2147483647"], (3, 0, 2147483647)),
+    "tag": (["lr_0.1"], "lr_0.1"),
+    "data": (["some folder"], "some folder"),
+    "image_size": (["96"], 96),
+    "split_seed": (["7"], 7),
+    "strict": ([], True),
+    "epochs": (["30"], 30),
+    "batch_size": (["2"], 2),
+    "lr": (["3e-2"], 0.03),
+    "optimizer": (["sgd"], "sgd"),
+    "weight_decay": (["0.0321"], 0.0321),
+    "schedule": (["constant"], "constant"),
+    "warmup_epochs": (["1.25"], 1.25),
+    "label_smoothing": (["0.99"], 0.99),
+    "mixup": (["0.456"], 0.456),
+    "crop_scale": (["0.987"], 0.987),
+    "clip_norm": (["4"], 4.0),
+    "pretrained": ([], True),
+    "device": (["cuda:10"], "cuda:10"),
+    "precision": (["bf16"], "bf16"),
+    "photos_on": (["host"], "host"),
+    "workers": (["3"], 3),
+    "output": (["runs/here"], Path("runs/here")),
+    "cache": (["/scratch"], Path("/scratch")),
+    "resume": ([], True),
+    "overwrite": ([], True),
+}
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def refused(*words: str) -> str:
+    """The one line with which these words are refused."""
+    with pytest.raises(UserError) as problem:
+        parse(words, "")
+    message = str(problem.value)
+    assert "\n" not in message
+    return message
+
+
+def test_every_setting_is_tried_below():
+    assert OTHERS.keys() == FIELDS.keys()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_flag_sets_its_setting_and_no_other(name):
+    words, value = OTHERS[name]
+    config = parse([flag_of(name), *words], "")
+    assert config == dataclasses.replace(Config(), **{name: value})
+    assert config != Config()
+
+
+@pytest.mark.parametrize("name", [n for n, item in FIELDS.items() if item.metadata["many"]])
+def test_settings_of_several_words_are_tuples_of_them(name):
+    words, value = OTHERS[name]
+    assert getattr(parse([flag_of(name), words[0]], ""), name) == value[:1]
+
+
+def test_no_words_give_the_defaults():
+    assert parse([], "") == Config()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_default_given_as_a_word_is_the_default(name):
+    default = FIELDS[name].default
+    if default is None or default is False or default == "":
+        assert FIELDS[name].metadata["shown"] or default is False
+        return
+    words = [str(v) for v in default] if isinstance(default, tuple) else [str(default)]
+    config = parse([flag_of(name), *words], "")
+    assert config == Config()
+    assert type(getattr(config, name)) is type(default)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--epoch", "--epochs"),  # abbreviations are not guessed
+        ("--epoch=3", "--epochs"),
+        ("--see", "--seeds"),
+        ("--batch_size", "--batch-size"),
+        ("--lr_rate=0.0000000001", "--lr"),
+        ("--weight-deacy", "--weight-decay"),
+        ("experimentt", "--experiment"),
+    ],
+)
+def test_a_mistyped_flag_is_refused_with_the_nearest_one(word, meant):
+    message = refused(word)
+    assert repr(word.partition("=")[0]) in message
+    assert message.endswith(f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize("word", ["--zzzzzzz", "7", "", " ", "two\nlines", "-q"])
+def test_a_word_like_no_flag_is_refused_with_where_to_look(word):
+    assert refused("--epochs", "3", word) == f"unknown argument {word!r}: --help lists the flags"
+
+
+NOT_WHOLE = ["-1", "1.5", "nan", "inf", "-inf", "", "two", "1e3", "0x10", "99999999999"]
+NOT_NUMBERS = ["-0.1", "nan", "inf", "-inf", "", "much", "1e999"]
+BAD = [
+    ("experiment", ["experiment_3", "", "Experiment_1"], "one of experiment_1, experiment_2"),
+    ("models", ["vgg11", "", "resnet18,resnet50", "ResNet18"], "one of " + ", ".join(MODELS)),
+    ("seeds", NOT_WHOLE, "a whole number from 0"),
+    ("tag", ["a/b", "a b", "..\\", "ä", "x" * 61, "-"], "letters, digits, '.' and '_', 60 at most"),
+    ("data", [""], "a path"),
+    ("image_size", [*NOT_WHOLE, "0", "7", "4097"], "a whole number from 8 to 4096"),
+    ("split_seed", NOT_WHOLE, "a whole number from 0"),
+    ("epochs", [*NOT_WHOLE, "0"], "a whole number from 1"),
+    ("batch_size", [*NOT_WHOLE, "0", "1"], "a whole number from 2"),
+    ("lr", [*NOT_NUMBERS, "0"], "a number above 0"),
+    ("optimizer", ["adam", "SGD", ""], "one of adamw, sgd"),
+    ("weight_decay", NOT_NUMBERS, "a number from 0"),
+    ("schedule", ["linear", ""], "one of cosine, constant"),
+    ("warmup_epochs", NOT_NUMBERS, "a number from 0"),
+    ("label_smoothing", [*NOT_NUMBERS, "1", "0.991"], "a number from 0 to 0.99"),
+    ("mixup", NOT_NUMBERS, "a number from 0"),
+    ("crop_scale", [*NOT_NUMBERS, "0", "1.01"], "a number above 0 to 1"),
+    ("clip_norm", NOT_NUMBERS, "a number from 0"),
+    ("device", ["gpu", "5", "cuda:", "cuda:-1", "cuda:01", "cuda:1000", "", "CPU", "cuda:1\n"],
+     "auto, cpu, cuda or cuda:N"),
+    ("precision", ["fp16", "float64", ""], "one of auto, bf16, float32"),
+    ("photos_on", ["gpu", ""], "one of auto, device, host"),
+    ("workers", [*NOT_WHOLE, "0", "1025"], "a whole number from 1 to 1024"),
+    ("output", [""], "a path"),
+    ("cache", [""], "a path"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "allowed"), [(name, word, text) for name, words, text in BAD for word in words]
+)
+def test_a_bad_value_is_refused_with_the_flag_and_the_allowed_values(name, word, allowed):
+    message = refused(f"{flag_of(name)}={word}")
+    assert message.startswith(f"{flag_of(name)}: {word!r} is not allowed: {allowed}")
+
+
+def test_every_setting_with_a_value_is_among_the_bad_values():
+    assert {name for name, *_ in BAD} == {n for n, (words, _) in OTHERS.items() if words}
+
+
+def test_a_whole_number_that_is_too_large_is_told_the_limit():
+    assert refused("--seeds", "2147483648").endswith("a whole number from 0 to 2147483647")
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_missing_or_needless_value_is_refused_by_the_flags_name(name):
+    words, _ = OTHERS[name]
+    flag = flag_of(name)
+    assert refused(*([flag] if words else [f"{flag}=yes"])).startswith(f"{flag}: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "1", "2", "1"], r"--seeds 1 2 1: .*once"),
+        (["--seeds", "1", "01"], r"--seeds 1 1: .*once"),
+        (["--models", "resnet18", "resnet18"], r"--models resnet18 resnet18: .*once"),
+        (["--resume", "--overwrite"], r"--resume .*--overwrite .*one of the two"),
+        (["--warmup-epochs", "15.5"], r"--warmup-epochs 15.5: at most --epochs, which is 15"),
+        (["--epochs", "2", "--warmup-epochs", "3"], r"--warmup-epochs 3: .* --epochs, which is 2"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(words, message):
+    assert re.fullmatch(message, refused(*words))
+
+
+def test_warm_up_may_take_all_epochs():
+    assert parse(["--epochs", "3", "--warmup-epochs", "3"], "").warmup_epochs == 3
+
+
+WORDS = st.one_of(
+    st.sampled_from([flag_of(name) for name in FIELDS] + ["--help", "-h", "--", "-1", "="]),
+    st.sampled_from([word for words, _ in OTHERS.values() for word in words]),
+    st.sampled_from([word for _, words, _ in BAD for word in words]),
+    st.builds("{}={}".format, st.sampled_from([flag_of(n) for n in FIELDS]), st.text(max_size=4)),
+    st.text(max_size=6),
+)
+
+
+@given(st.lists(WORDS, max_size=8))
+def test_any_words_give_a_config_or_one_line(words):
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            config = parse(words, "what it does")
+    except UserError as problem:
+        message = str(problem)
+    except SystemExit as end:
+        assert end.code == 0
+        assert {"--help", "-h"} & set(words)
+        assert "what it does" in printed.getvalue()
+        return
+    else:
+        message = ""
+        assert config.warmup_epochs <= config.epochs
+        assert not (config.resume and config.overwrite)
+        json.dumps(recipe(config))
+    assert "\n" not in message
+    assert printed.getvalue() == ""
+
+
+@pytest.fixture(scope="module")
+def printed_help() -> str:
+    run = subprocess.run(
+        [sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout
+
+
+def test_help_opens_with_what_the_script_does_line_by_line(printed_help):
+    doc = ast.get_docstring(ast.parse((ROOT / "train.py").read_text("utf-8")))
+    assert doc is not None
+    assert doc in printed_help
+
+
+def test_help_shows_each_flag_in_its_group_with_its_default_and_reason(printed_help):
+    groups = list(dict.fromkeys(item.metadata["group"] for item in FIELDS.values()))
+    assert len(groups) > 3
+    parts = re.split(rf"^({'|'.join(groups)}):$", printed_help, flags=re.M)
+    assert parts[1::2] == groups
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    for name, item in FIELDS.items():
+        text = sections[item.metadata["group"]]
+        entry = re.search(rf"^  {flag_of(name)}\b(.*?)(?=^  --|\Z)", text, re.M | re.S)
+        assert entry, name
+        words = " ".join(entry[1].split())
+        if item.metadata["parse"] is bool:
+            shown = "off"
+        elif isinstance(item.default, tuple):
+            shown = " ".join(map(str, item.default))
+        else:
+            shown = item.metadata["shown"] or str(item.default)
+        assert words.endswith(f"{item.metadata['why']} (default: {shown})"), name
+        assert len(item.metadata["why"]) > 20, name
+
+
+def test_help_names_the_choices_where_there_are_few(printed_help):
+    words = " ".join(printed_help.split())
+    for name in ("experiment", "models", "optimizer", "schedule", "precision", "photos_on"):
+        with pytest.raises(ValueError, match="one of ") as problem:
+            FIELDS[name].metadata["parse"]("?")
+        entry = words.split(f" {flag_of(name)} ")[-1].split("(default")[0]
+        for choice in str(problem.value).removeprefix("one of ").split(", "):
+            assert choice in entry, (name, choice)
+
+
+def test_the_recipe_is_what_decides_weights_and_the_runs_name_does_not_say():
+    assert set(recipe(Config())) == {
+        "split_seed", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "schedule",
+        "warmup_epochs", "label_smoothing", "mixup", "crop_scale", "clip_norm", "pretrained",
+        "precision",
+    }  # fmt: skip
+
+
+def test_the_recipe_holds_the_values_as_json_keeps_them():
+    words = [word for name in recipe(Config()) for word in (flag_of(name), *OTHERS[name][0])]
+    held = recipe(parse(words, ""))
+    assert held == {name: OTHERS[name][1] for name in held}
+    assert json.loads(json.dumps(held)) == held
+
+
+def test_models_are_the_experiments_unless_named():
+    for name, pair in EXPERIMENTS.items():
+        assert model_names(parse(["--experiment", name], "")) == pair
+    assert set().union(*EXPERIMENTS.values()) <= set(MODELS)
+    assert model_names(parse(["--models", "resnet50"], "")) == ("resnet50",)

@@ -1,0 +1,387 @@
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+import zipfile
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from config import UserError
+from data import download
+from data.download import WEATHER_CLASSES, main
+
+REPO = Path(__file__).parents[1]
+COUNTS = {name: 1 + n % 3 for n, name in enumerate(WEATHER_CLASSES)}
+
+
+def photo(name):
+    file = io.BytesIO()
+    Image.effect_noise((40, 30), 50).save(file, "JPEG", comment=name)
+    return file.getvalue()
+
+
+def archive_of(counts, prefix="dataset/"):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+        for name, count in counts.items():
+            for n in range(count):
+                packed.writestr(f"{prefix}{name}/{n}.jpg", photo(name))
+    return file.getvalue()
+
+
+ARCHIVE = archive_of(COUNTS)
+
+
+class Server:
+    """A web server on loopback with one file, which it can be told to treat badly."""
+
+    def __init__(self, data, ranges=True, version='"v1"', length=True):
+        self.data, self.ranges, self.version, self.length = data, ranges, version, length
+        self.stop_after = None
+        self.asked = []
+        self.http = HTTPServer(("127.0.0.1", 0), partial(Handler, self))
+        self.url = f"http://127.0.0.1:{self.http.server_port}/weather.zip"
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.thread.join()
+        self.http.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def __init__(self, server, *args):
+        self.site = server
+        super().__init__(*args)
+
+    def do_GET(self):
+        site, start = self.site, 0
+        asked = self.headers["Range"]
+        site.asked.append(asked)
+        if site.ranges and asked and self.headers["If-Range"] == site.version:
+            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+        if start and start >= len(site.data):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(site.data)}")
+            self.end_headers()
+            return
+        body = site.data[start:]
+        self.send_response(206 if start else 200)
+        if site.version:
+            self.send_header("ETag", site.version)
+        if site.length:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: site.stop_after])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def into(tmp_path):
+    return tmp_path / "data" / "weather"
+
+
+def fetch(into, archive, *flags):
+    return main(["--into", str(into), "--archive", str(archive), *flags])
+
+
+def assert_complete(into, printed=None):
+    found = {folder.name: len(list(folder.iterdir())) for folder in into.iterdir()}
+    assert found == COUNTS
+    assert os.listdir(into.parent) == ["weather"]
+    if printed is not None:
+        for name, count in COUNTS.items():
+            assert re.search(rf"^ +{name} +{count}$", printed, re.MULTILINE)
+        assert f"{sum(COUNTS.values())} photos of 11 classes" in printed
+
+
+def test_from_a_file_as_a_user_runs_it(tmp_path, into):
+    (tmp_path / "weather.bin").write_bytes(ARCHIVE)
+    run = [sys.executable, "-m", "data.download", "--archive", tmp_path / "weather.bin"]
+    done = subprocess.run([*run, "--into", into], cwd=REPO, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_complete(into, done.stdout)
+    assert (tmp_path / "weather.bin").read_bytes() == ARCHIVE
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_from_a_server(into, capsys, ranges):
+    with Server(ARCHIVE, ranges) as site:
+        assert fetch(into, site.url) == 0
+    assert_complete(into, capsys.readouterr().out)
+
+
+def test_without_a_length(into):
+    with Server(ARCHIVE, length=False) as site:
+        assert fetch(into, site.url) == 0
+    assert_complete(into)
+
+
+@pytest.mark.parametrize("stops", [0, 1, 5000, len(ARCHIVE) - 1])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_interrupted_download_goes_on(into, capsys, ranges, stops):
+    with Server(ARCHIVE, ranges) as site:
+        site.stop_after = stops
+        assert fetch(into, site.url) == 2
+        said = capsys.readouterr().err
+        assert f"broke after {stops} of {len(ARCHIVE)} bytes" in said
+        assert not into.exists()
+        site.stop_after = None
+        assert fetch(into, site.url) == 0
+        assert site.asked == [None, f"bytes={stops}-" if stops else None]
+    assert_complete(into)
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_anew(into):
+    with Server(archive_of({**COUNTS, "snow": 9}), True) as site:
+        site.stop_after = 7000
+        assert fetch(into, site.url) == 2
+        site.data, site.version, site.stop_after = ARCHIVE, '"v2"', None
+        assert fetch(into, site.url) == 0
+    assert_complete(into)
+
+
+@pytest.mark.parametrize("version", [None, 'W/"weak"'])
+def test_a_server_that_names_no_version_is_asked_anew(into, version):
+    with Server(ARCHIVE, version=version) as site:
+        site.stop_after = 7000
+        assert fetch(into, site.url) == 2
+        site.stop_after = None
+        assert fetch(into, site.url) == 0
+        assert site.asked == [None, None]
+    assert_complete(into)
+
+
+def test_another_address_is_fetched_anew(into):
+    with Server(archive_of({**COUNTS, "snow": 9})) as other, Server(ARCHIVE) as site:
+        other.stop_after = 7000
+        assert fetch(into, other.url) == 2
+        assert fetch(into, site.url) == 0
+        assert site.asked == [None]
+    assert_complete(into)
+
+
+def test_a_complete_download_that_was_not_unpacked_is_used(into):
+    """As after a kill between the two: the server has nothing to add."""
+    with Server(ARCHIVE) as site:
+        site.stop_after = 7000
+        assert fetch(into, site.url) == 2
+        (into.parent / ".weather-download" / "archive.part").write_bytes(ARCHIVE)
+        assert fetch(into, site.url) == 0
+        assert site.asked == [None, f"bytes={len(ARCHIVE)}-"]
+        (into / "snow" / "0.jpg").unlink()
+        # Longer than what the server has: not its file, so from the beginning.
+        site.stop_after = 7000
+        assert fetch(into, site.url, "--overwrite") == 2
+        (into.parent / ".weather-download" / "archive.part").write_bytes(ARCHIVE + b"more")
+        site.stop_after = None
+        assert fetch(into, site.url, "--overwrite") == 0
+    assert_complete(into)
+
+
+def error_of(capsys, status):
+    assert status == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) <= 2
+    assert "Traceback" not in said
+    return said
+
+
+def test_network_failures_say_what_to_do(into, capsys):
+    with Server(ARCHIVE) as site:
+        gone = site.url
+    said = error_of(capsys, fetch(into, gone))
+    assert "refused" in said
+    assert "browser" in said
+    assert "--archive FILE" in said
+    error_of(capsys, fetch(into, "http://no-such-host.invalid/x.zip"))
+    error_of(capsys, fetch(into, "http://127.0.0.1:99999/x.zip"))
+    error_of(capsys, fetch(into, "http:///x.zip"))
+    assert not into.exists()
+
+
+def test_a_missing_page_says_so(into, capsys):
+    class Missing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    with Server(b"") as site:
+        site.http.RequestHandlerClass = Missing
+        assert "404" in error_of(capsys, fetch(into, site.url))
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>Quota exceeded", b"\n <HTML><body>"])
+def test_a_web_page_instead_of_the_archive(tmp_path, into, capsys, page):
+    with Server(page) as site:
+        assert "web page" in error_of(capsys, fetch(into, site.url))
+        site.data, site.version = ARCHIVE, '"v2"'
+        (tmp_path / "page.zip").write_bytes(page)
+        assert "web page" in error_of(capsys, fetch(into, tmp_path / "page.zip"))
+        assert fetch(into, site.url) == 0
+    assert_complete(into)
+
+
+def test_broken_archives_are_not_kept(into, capsys):
+    with Server(ARCHIVE[:-30]) as site:
+        assert "truncated, broken" in error_of(capsys, fetch(into, site.url))
+        site.data = ARCHIVE
+        assert fetch(into, site.url) == 0
+        assert site.asked == [None, None]
+    assert_complete(into)
+
+
+def test_other_classes_are_named(tmp_path, into, capsys):
+    path = tmp_path / "a.zip"
+    other = {**COUNTS, "sunny": 2}
+    del other["rime"]
+    path.write_bytes(archive_of(other))
+    said = error_of(capsys, fetch(into, path))
+    assert "missing ['rime']" in said
+    assert "unknown ['sunny']" in said
+    assert not into.exists()
+    path.write_bytes(archive_of({"rain": 1}))
+    assert "only one class" in error_of(capsys, fetch(into, path))
+    assert os.listdir(into.parent) == []
+
+
+def test_class_names_may_differ_in_case(tmp_path, into):
+    path = tmp_path / "a.zip"
+    path.write_bytes(archive_of({name.upper(): 1 for name in COUNTS}))
+    assert fetch(into, path) == 0
+    assert fetch(into, "not needed") == 0
+
+
+def test_what_is_there_is_kept(tmp_path, into, capsys):
+    path = tmp_path / "a.zip"
+    path.write_bytes(ARCHIVE)
+    (into / "rain").mkdir(parents=True)
+    (into / "rain" / "mine.jpg").write_bytes(photo("rain"))
+    said = error_of(capsys, fetch(into, path))
+    assert "--overwrite" in said
+    assert [file.name for file in into.rglob("*.jpg")] == ["mine.jpg"]
+    assert fetch(into, path, "--overwrite") == 0
+    assert_complete(into)
+
+    before = (into / "snow" / "0.jpg").stat()
+    capsys.readouterr()
+    assert fetch(into, "http://127.0.0.1:1/never-asked") == 0
+    assert "complete already" in capsys.readouterr().out
+    assert (into / "snow" / "0.jpg").stat() == before
+    assert_complete(into)
+
+
+def test_a_failed_overwrite_keeps_the_old_photos(tmp_path, into, capsys):
+    path = tmp_path / "a.zip"
+    path.write_bytes(ARCHIVE)
+    assert fetch(into, path) == 0
+    path.write_bytes(ARCHIVE[:-100])
+    error_of(capsys, fetch(into, path, "--overwrite"))
+    assert_complete(into)
+
+
+def test_an_empty_folder_and_a_link_to_one_are_filled(tmp_path, into):
+    path = tmp_path / "a.zip"
+    path.write_bytes(ARCHIVE)
+    (tmp_path / "large-disk" / "weather").mkdir(parents=True)
+    into.parent.mkdir()
+    into.symlink_to(tmp_path / "large-disk" / "weather")
+    assert fetch(into, path) == 0
+    assert into.is_symlink()
+    assert_complete(into)
+    assert os.listdir(tmp_path / "large-disk") == ["weather"]
+
+
+def test_folders_that_must_not_be_replaced(tmp_path, into, capsys, monkeypatch):
+    path = tmp_path / "a.zip"
+    path.write_bytes(ARCHIVE)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    for folder in (".", "..", "/", "~"):
+        assert "in use" in error_of(capsys, fetch(folder, path, "--overwrite"))
+    into.mkdir(parents=True)
+    path = path.rename(into / "a.zip")
+    assert "lies in the folder" in error_of(capsys, fetch(into, path, "--overwrite"))
+    assert path.read_bytes() == ARCHIVE
+
+
+def test_bad_arguments(tmp_path, into, capsys):
+    assert "no file" in error_of(capsys, fetch(into, tmp_path / "missing.zip"))
+    assert "no file" in error_of(capsys, fetch(into, tmp_path))
+    assert "no file" in error_of(capsys, fetch(into, "ftp://host/x.zip"))
+    (tmp_path / "file").write_bytes(b"")
+    error_of(capsys, fetch(tmp_path / "file" / "weather", tmp_path))
+    error_of(capsys, fetch(tmp_path / "file", tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        main(["--arch", "x"])
+    assert stop.value.code == 2
+
+
+def test_two_downloads_at_once(into):
+    with Server(ARCHIVE) as site:
+        run = [sys.executable, "-m", "data.download", "--archive", site.url, "--into", into]
+        both = [
+            subprocess.Popen(run, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            for _ in range(2)
+        ]
+        printed = [process.communicate(timeout=60)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0]
+        assert len(site.asked) == 1
+    assert sum(b"complete already" in text for text in printed) == 1
+    assert_complete(into)
+
+
+def test_google_drive_without_gdown(into, capsys, monkeypatch):
+    monkeypatch.setattr(download, "find_spec", lambda name: None)
+    said = error_of(capsys, main(["--into", str(into)]))
+    assert "pip install gdown" in said
+    assert download.GOOGLE_DRIVE_ID in said
+    assert not into.exists()
+
+
+GDOWN = """
+def download(id, output, quiet, user_agent):
+    if {data!r} is None:
+        raise ConnectionError("no route\\nto host")
+    with open(output, "wb") as file:
+        file.write({data!r})
+"""
+
+
+@pytest.mark.parametrize("data", [ARCHIVE, None, b"<!DOCTYPE html>Too many users"])
+def test_google_drive_through_torchvision(tmp_path, into, data):
+    """torchvision's own helper, with another package in the place of gdown, in its own process."""
+    (tmp_path / "gdown.py").write_text(GDOWN.format(data=data))
+    done = subprocess.run(
+        [sys.executable, "-m", "data.download", "--into", into],
+        cwd=REPO, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    if data is ARCHIVE:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert_complete(into, done.stdout)
+        return
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) <= 2
+    assert ("no route to host" if data is None else "web page") in done.stderr
+    assert "--archive FILE" in done.stderr
+    assert not into.exists()
+
+
+def test_errors_are_user_errors(into):
+    with pytest.raises(UserError):
+        download.fetch_photos("missing.zip", into, overwrite=False)
