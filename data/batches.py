@@ -9,6 +9,7 @@ rows · photo · columns, so a whole batch of different crops is two batched mat
 every device, and one code path for training and evaluation.
 """
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -44,8 +45,6 @@ def place(pixels: np.ndarray, device: torch.device, where: str) -> Tensor:
 
 def _as_tensor(pixels: np.ndarray) -> Tensor:
     # torch warns that it cannot keep a read-only array from being written to; nothing here writes.
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(pixels)
@@ -79,9 +78,11 @@ def crop_and_resize(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
     count, side, _, _ = photos.shape
     rows = resampling(boxes[:, 0], boxes[:, 1], side, size)
     columns = resampling(boxes[:, 2], boxes[:, 3], side, size)
-    half = rows @ photos.view(count, side, side * 3).float()
-    half = half.view(count, size, side, 3).transpose(2, 3).reshape(count, size * 3, side)
-    whole = half @ columns.transpose(1, 2)
+    # Evaluation gets its batches under the network's autocast: bfloat16 would blur the grey levels.
+    with torch.autocast(photos.device.type, enabled=False):
+        half = rows @ photos.view(count, side, side * 3).float()
+        half = half.view(count, size, side, 3).transpose(2, 3).reshape(count, size * 3, side)
+        whole = half @ columns.transpose(1, 2)
     whole = whole.view(count, size, 3, size).transpose(1, 2)
     return whole.contiguous(memory_format=torch.channels_last)
 
@@ -106,12 +107,13 @@ class _Gather:
     def __init__(self, pixels: Tensor, rows: np.ndarray, device: torch.device) -> None:
         self.pixels, self.device = pixels, device
         self.rows = torch.from_numpy(rows)
-        if pixels.device == device:
+        # Types, since a tensor on `cuda` says that it is on `cuda:0`.
+        if pixels.device.type == device.type:
             self.rows = self.rows.to(device)
 
     def __call__(self, which: Tensor) -> Tensor:
         chosen = self.pixels[self.rows[which.to(self.rows.device)]]
-        if chosen.device == self.device:
+        if chosen.device.type == self.device.type:
             return chosen
         return chosen.pin_memory().to(self.device, non_blocking=True)
 

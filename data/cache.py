@@ -62,14 +62,18 @@ def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int, stric
     Raises UserError when a class has no readable photo, when the disk is full and, if `strict`,
     when any photo cannot be read.
     """
-    folder = cache / f"{photos.root.name}-{_digest(str(photos.root))[:8]}"
+    root = photos.root.resolve()
+    folder = cache / f"{root.name[:60]}-{_digest(str(root))[:8]}"
     fingerprint = _fingerprint(photos, side)
     ready = folder / f"{side}px-{fingerprint[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
-            if not ready.exists():
-                _decode_into(ready, photos, side, workers)
+            try:
+                if not ready.exists():
+                    _decode_into(ready, photos, side, workers)
+            finally:  # on a full disk, what was begun would stand in everybody's way
+                shutil.rmtree(folder / "unfinished", ignore_errors=True)
     except OSError as problem:
         raise UserError(
             f"{folder}: the decoded photos could not be written ({problem.strerror or problem}); "

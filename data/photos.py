@@ -86,9 +86,12 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     root, class_folders = _descend_wrappers(root)
     if not class_folders:
         raise UserError(f"no class folders in {str(path)!r}: {LAYOUT}")
+    # A link from one class folder to another, or to one above, must not lend photos a wrong class.
+    elsewhere = {_identity(folder) for folder in (root, *root.resolve().parents)}
+    elsewhere |= {_identity(root / name) for name in class_folders}
     found: dict[str, int] = {}
     for label, name in enumerate(class_folders):
-        in_class = [f"{name}/{photo}" for photo in _photos_below(str(root / name))]
+        in_class = [f"{name}/{photo}" for photo in _photos_below(root / name, elsewhere)]
         if not in_class:
             raise UserError(
                 f"class folder {name!r} in {str(root)!r} holds no photo: "
@@ -121,17 +124,17 @@ def _folders_in(folder: Path) -> list[str]:
     return sorted(name for name in names if name != "__MACOSX")
 
 
-def _photos_below(top: str) -> Iterator[str]:
+def _photos_below(top: Path, elsewhere: set[tuple[int, int]]) -> Iterator[str]:
     """Paths, relative to top, of all photos in it. Links are followed, each folder is read once."""
-    seen: set[tuple[int, int]] = set()
+    seen = elsewhere - {_identity(top)}
     pending = [""]
     while pending:
         prefix = pending.pop()
         folder = os.path.join(top, prefix)
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
+        identity = _identity(folder)
+        if identity in seen:
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(identity)
         inner = []
         for entry in _entries(folder):
             if _is(entry, "dir"):
@@ -139,6 +142,11 @@ def _photos_below(top: str) -> Iterator[str]:
             elif _is(entry, "file") and _is_photo(entry):
                 yield prefix + entry.name
         pending += sorted(inner, reverse=True)
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -247,14 +255,13 @@ def _with_end_marker(jpeg: bytes) -> bytes:
 
 
 def _bodies(jpeg: bytes) -> Iterator[bytes]:
-    """Where the image data may end: zeros at the end are padding, or one of them a data byte."""
+    """The JPEG without padding and without half an end marker."""
     body = jpeg.rstrip(b"\0")
-    padded = len(jpeg) - len(body) >= 64
-    if padded:
-        yield body.rstrip(b"\xff")  # half of the end marker
+    if len(jpeg) - len(body) < 64:  # so few may be data
+        body = jpeg
+    elif body.endswith(b"\xff"):  # FF 00 stands for a data byte of FF: the zero is no padding
         yield body + b"\0"
-    else:
-        yield jpeg.rstrip(b"\xff")
+    yield body.rstrip(b"\xff")
 
 
 def _junk(step: int, marker: int) -> bytes:
@@ -312,8 +319,6 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     White is 65535 for integers, and for floats the least of 1, 255 and 65535 that holds them all.
     Values that fit none of these, or are negative, are scaled from their own least and greatest.
     """
-    if values.dtype.kind == "u":
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
     values = values.astype(np.float32)
     finite = values[np.isfinite(values)]

@@ -1,7 +1,6 @@
 """Checkpoints: plain dicts of tensors and simple values, whole or not there at all."""
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,14 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
-        torch.save({"format": FORMAT} | content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with unfinished.open("wb") as file:
+            torch.save({"format": FORMAT} | content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -38,20 +40,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as problem:
         raise UserError(f"{path}: there is no such checkpoint") from problem
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-    ) as problem:
+    except Exception as problem:  # torch raises errors of any kind on bytes that are not its own
         raise UserError(
             f"{path}: not a checkpoint that can be read safely; it may be cut off or come from "
             "elsewhere"
         ) from problem
     if not isinstance(content, dict) or "format" not in content or "model" not in content:
         raise UserError(f"{path}: not a checkpoint of train.py or knowledge_distillation.py")
-    if content["format"] > FORMAT:
+    if not isinstance(content["format"], int) or content["format"] > FORMAT:
         raise UserError(f"{path}: written by a newer version of this repo; update to read it")
     return content

@@ -1,6 +1,5 @@
 """torchvision classifiers by name, from scratch or with ImageNet weights."""
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -49,7 +48,7 @@ def _imagenet_model(name: str) -> nn.Module:
             f"--pretrained: the weights of {name} did not download ({problem}). "
             f"Put {url} at {file} by hand, or leave --pretrained away."
         ) from problem
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as problem:
+    except Exception as problem:  # torch raises errors of any kind on bytes that are not its own
         raise UserError(
             f"--pretrained: {file} does not hold the weights of {name}. "
             "Delete the file, so that it is downloaded again, or leave --pretrained away."

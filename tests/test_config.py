@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 FIELDS = {item.name: item for item in dataclasses.fields(Config)}
 
 # A value for each setting that is not its default: the words of the command line, what they mean.
-OTHERS = {
+OTHERS: dict[str, tuple[list[str], Any]] = {
     "experiment": (["experiment_2"], "experiment_2"),
     "models": (["resnet50", "densenet169"], ("resnet50", "densenet169")),
     "seeds": (["3", "0", "2147483647"], (3, 0, 2147483647)),
@@ -179,9 +180,9 @@ def test_a_missing_or_needless_value_is_refused_by_the_flags_name(name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--seeds", "1", "2", "1"], r"--seeds 1 2 1: .*once"),
-        (["--seeds", "1", "01"], r"--seeds 1 1: .*once"),
-        (["--models", "resnet18", "resnet18"], r"--models resnet18 resnet18: .*once"),
+        (["--seeds", "1", "2", "1"], r"--seeds 1 2 1: .*once.*"),
+        (["--seeds", "1", "01"], r"--seeds 1 1: .*once.*"),
+        (["--models", "resnet18", "resnet18"], r"--models resnet18 resnet18: .*once.*"),
         (["--resume", "--overwrite"], r"--resume .*--overwrite .*one of the two"),
         (["--warmup-epochs", "15.5"], r"--warmup-epochs 15.5: at most --epochs, which is 15"),
         (["--epochs", "2", "--warmup-epochs", "3"], r"--warmup-epochs 3: .* --epochs, which is 2"),
@@ -206,24 +207,24 @@ WORDS = st.one_of(
 
 @given(st.lists(WORDS, max_size=8))
 def test_any_words_give_a_config_or_one_line(words):
-    printed = io.StringIO()
+    printed, outcome = io.StringIO(), None
     try:
         with contextlib.redirect_stdout(printed):
             config = parse(words, "what it does")
-    except UserError as problem:
-        message = str(problem)
-    except SystemExit as end:
-        assert end.code == 0
+    except (UserError, SystemExit) as end:
+        outcome = end
+    if isinstance(outcome, SystemExit):
+        assert outcome.code == 0
         assert {"--help", "-h"} & set(words)
         assert "what it does" in printed.getvalue()
         return
+    assert printed.getvalue() == ""
+    if outcome:
+        assert len(str(outcome).splitlines()) == 1
     else:
-        message = ""
         assert config.warmup_epochs <= config.epochs
         assert not (config.resume and config.overwrite)
-        json.dumps(recipe(config))
-    assert "\n" not in message
-    assert printed.getvalue() == ""
+        json.dumps(recipe(config), allow_nan=False)
 
 
 @pytest.fixture(scope="module")

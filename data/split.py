@@ -1,0 +1,594 @@
+"""Photos → train, val and test: duplicates are found and kept together, the rest is drawn by seed.
+
+    decoded photos ──signature──▶ thumbnails ──group_duplicates──▶ groups ──make_split──▶ split.csv
+
+Web photos come back re-encoded, resized, cropped, recoloured and with another site's watermark.
+Two thumbnails show the same photo when one, shifted and scaled to fit, has the other's details.
+"""
+
+import codecs
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from config import UserError
+from data.photos import Photos
+
+PARTS = ("train", "val", "test")
+FRACTIONS = (0.7, 0.2, 0.1)
+COLUMNS = ("path", "class", "split")
+DRAWS = 20  # tried where photos with two labels tie the classes to each other
+URGENT = 1e18  # more than any need: a class's last groups go to its parts that are still empty
+
+SIDE = 32  # of a signature's thumbnail: enough for details, and 1 kB per photo
+# The thresholds were chosen by looking at some 1,000 pairs of the 11-class weather data set: above
+# ALIKE nearly all, below it nearly none are the same photo to the eye. Two foggy pictures with
+# little detail in them may fall below it, and are the same if their grey levels are.
+ALIKE = 0.73
+ROUGHLY_ALIKE = 0.5
+SAME_LEVELS = 4.0
+FLAT_LEVELS = 2  # a thumbnail whose levels span no more is a frame without a picture
+
+# Candidates: each photo's NEIGHBOURS nearest others with at least LIKENESS in their edges, out of
+# all photos while these are few, else out of the LEAF photos around it in each of TREES trees.
+NEIGHBOURS = 8
+LIKENESS = 0.5
+EXHAUSTIVE = 8192
+LEAF = 1024
+TREES = 6
+# Fitting one thumbnail onto another takes 0.3 ms, so its number is bounded, the most alike first.
+MOST_ALIGNED = 60_000
+CHUNK = 512
+# Fits start from here: the whole frames, and a tenth cut off below (a strip with a watermark) in
+# one or the other.
+STARTS = np.array([[1, 0, 1, 0], [1, 0, 0.9, -0.1], [1, 0, 1.11, 0.11]], dtype=np.float32)
+
+
+def signature(image: Image.Image) -> np.ndarray:
+    """(1024,) uint8: a grey 32 × 32 thumbnail of an upright RGB image, for `group_duplicates`."""
+    grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(grey, dtype=np.uint8).reshape(-1)
+
+
+def group_duplicates(signatures: np.ndarray) -> np.ndarray:
+    """Which photos show the same picture.
+
+    signatures: (N, 1024) uint8, from `signature`
+    Returns (N,) int64: the smallest index among the photos that show the same picture.
+
+    Time grows with N log N; memory is about 2 kB per photo.
+    """
+    if len(signatures) == 0:
+        return np.zeros(0, dtype=np.int64)
+    rows = np.ascontiguousarray(signatures).view(f"V{signatures.shape[1]}")[:, 0]
+    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+    order = np.sort(first)  # distinct pictures in the order of their first photo
+    pictures = signatures[order].reshape(-1, SIDE, SIDE)
+    found = _connected(len(pictures), *_flat_pairs(pictures))
+    details, edges = _describe(pictures)
+    first_photo, second_photo = _candidates(edges)
+    found = _confirm(pictures, details, first_photo, second_photo, found)
+    return order[found][np.searchsorted(order, first[inverse])]
+
+
+def _connected(
+    count: int, first: np.ndarray, second: np.ndarray, start: np.ndarray | None = None
+) -> np.ndarray:
+    """(count,) the smallest index that each index is joined to by the pairs (and by start)."""
+    root = np.arange(count) if start is None else start.copy()
+    while True:
+        one, other = root[first], root[second]
+        if np.array_equal(one, other):
+            return root
+        np.minimum.at(root, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(root, root[root]):
+            root = root[root]
+
+
+def _flat_pairs(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of frames without a picture (all black, all white) of the same level within 1."""
+    low, high = pictures.min((1, 2)).astype(np.int64), pictures.max((1, 2)).astype(np.int64)
+    flat = np.nonzero(high - low <= FLAT_LEVELS)[0]
+    flat = flat[np.argsort((low + high)[flat], kind="stable")]
+    close = np.diff((low + high)[flat]) <= 2
+    return flat[:-1][close], flat[1:][close]
+
+
+def _describe(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is compared: details (M, 32, 32) int8 and edges (M, 256) int16, see the two below."""
+    details = np.empty(pictures.shape, dtype=np.int8)
+    edges = np.empty((len(pictures), 256), dtype=np.int16)
+    for start in range(0, len(pictures), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        levels = pictures[chunk].astype(np.float32)
+        details[chunk] = np.rint(_details(levels) * 32).clip(-127, 127)
+        edges[chunk] = _edges(levels)
+    return details, edges
+
+
+def _details(levels: np.ndarray) -> np.ndarray:
+    """Each pixel against its 11 × 11 surroundings: (level - mean) / (standard deviation + 3).
+
+    The mean takes away what all fog shares, a smooth gradient; its surroundings shrink towards the
+    border, since a lopsided mean would make detail of a gradient. The division takes away
+    brightness and contrast; the 3 keeps JPEG noise of a nearly flat patch from looking like detail.
+    """
+    radius = np.full(SIDE, 5)
+    box = _box(radius)
+    even = _box(np.minimum(radius, np.minimum(np.arange(SIDE), np.arange(SIDE)[::-1])))
+    off = levels - even @ levels @ even.T
+    return off / (np.sqrt(box @ (off * off) @ box.T) + 3)
+
+
+def _box(radius: np.ndarray) -> np.ndarray:
+    """(32, 32) matrix that takes means over the pixels within radius (32,) of each pixel."""
+    pixels = np.arange(SIDE)
+    near = np.abs(pixels - pixels[:, None]) <= radius[:, None]
+    return (near / near.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _edges(levels: np.ndarray) -> np.ndarray:
+    """(M, 256): strength of the edges in 4 directions in 8 × 8 overlapping cells, of norm 2000.
+
+    Coarse enough to survive a cropped border, and a vector whose products find neighbours.
+    Whole numbers below 2^24 in all sums, so that every machine's matrix product is exact.
+    """
+    padded = np.pad(levels, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    across = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
+    down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+    half = np.float32(np.sqrt(0.5))
+    directions = np.abs(
+        np.stack([across, half * (across + down), down, half * (down - across)], axis=1)
+    )
+    place = (np.arange(SIDE) + 0.5) / SIDE * 8 - 0.5
+    cells = np.maximum(0, 1 - np.abs(np.subtract.outer(np.arange(8), place))) / 4
+    cells = cells.astype(np.float32)
+    strength = cells @ directions @ cells.T
+    strength /= np.sqrt((strength * strength).sum(1, keepdims=True)) + 2
+    flat = strength.reshape(len(levels), -1) - np.float32(0.4)  # about the mean: most photos differ
+    return np.rint(flat * (2000 / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-3)))
+
+
+def _candidates(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (first < second) of neighbours by edges, most alike first."""
+    count = len(edges)
+    few = count <= EXHAUSTIVE
+    draw = np.random.Generator(np.random.PCG64(0))
+    pairs, likeness = [], []
+    for _ in range(1 if few else TREES):
+        for leaf in _leaves(edges, count if few else LEAF, draw):
+            one, other, score = _nearest(edges[leaf].astype(np.float32))
+            one, other = leaf[one], leaf[other]
+            pairs.append(np.minimum(one, other) * count + np.maximum(one, other))
+            likeness.append(score)
+    pair, where = np.unique(np.concatenate(pairs), return_index=True)
+    order = np.argsort(-np.concatenate(likeness)[where], kind="stable")
+    return pair[order] // count, pair[order] % count
+
+
+def _leaves(edges: np.ndarray, size: int, draw: np.random.Generator) -> Iterator[np.ndarray]:
+    """Divide at the median along the line through two random photos until size or fewer are left.
+
+    Halves are equal whatever the photos are, so that a hundred thousand foggy ones cost no more.
+    """
+    pending = [np.arange(len(edges))]
+    while pending:
+        leaf = pending.pop()
+        if len(leaf) <= size:
+            yield leaf
+            continue
+        one, other = edges[draw.choice(leaf, 2, replace=False)].astype(np.float32)
+        order = np.argsort(edges[leaf] @ (one - other), kind="stable")
+        middle = len(leaf) // 2
+        pending += [leaf[order[:middle]], leaf[order[middle:]]]
+
+
+def _nearest(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, other row and likeness × 2000² of the NEIGHBOURS nearest others of each row."""
+    found = []
+    for start in range(0, len(edges), CHUNK):
+        likeness = edges[start : start + CHUNK] @ edges.T
+        rows = np.arange(len(likeness))
+        likeness[rows, start + rows] = -1
+        if likeness.shape[1] > NEIGHBOURS:
+            near = np.argpartition(likeness, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS:]
+        else:
+            near = np.broadcast_to(np.arange(likeness.shape[1]), likeness.shape)
+        score = np.take_along_axis(likeness, near, axis=1)
+        row, column = np.nonzero(score > LIKENESS * 2000**2)
+        found.append((start + row, near[row, column], score[row, column]))
+    one, other, score = (np.concatenate(column) for column in zip(*found, strict=True))
+    return one, other, score
+
+
+def _confirm(
+    pictures: np.ndarray,
+    details: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    groups: np.ndarray,
+) -> np.ndarray:
+    """Join the groups of the candidate pairs that show the same picture."""
+    same = np.zeros(len(first), dtype=bool)
+    for start in range(0, len(first), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        one, other = details[first[chunk]], details[second[chunk]]
+        same[chunk] = _correlation(one.astype(np.float32), other.astype(np.float32)) > ALIKE
+    groups = _connected(len(pictures), first[same], second[same], groups)
+
+    apart = np.nonzero(groups[first] != groups[second])[0][:MOST_ALIGNED]
+    same = np.zeros(len(first), dtype=bool)
+    for start in range(0, len(apart), CHUNK):
+        pair = apart[start : start + CHUNK]
+        one, other = first[pair], second[pair]
+        same[pair] = _same_when_aligned(
+            pictures[one], pictures[other], details[one], details[other]
+        )
+    return _connected(len(pictures), first[same], second[same], groups)
+
+
+def _correlation(
+    one: np.ndarray, other: np.ndarray, inside: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """(P,) correlation in -1..1 of the pictures (P, n, n) over the pixels that are inside."""
+    inside = np.broadcast_to(np.float32(inside), one.shape)
+    share = inside.mean((1, 2))
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.einsum("pij,pij->p", values, inside) / (values[0].size * share)
+
+    mean_one, mean_other = mean(one), mean(other)
+    spread = (mean(one * one) - mean_one**2) * (mean(other * other) - mean_other**2)
+    return (mean(one * other) - mean_one * mean_other) / np.sqrt(np.maximum(spread, 1e-3))
+
+
+def _same_when_aligned(
+    picture: np.ndarray, other_picture: np.ndarray, detail: np.ndarray, other_detail: np.ndarray
+) -> np.ndarray:
+    """(P,) bool: whether the pictures agree once the other is shifted and scaled to fit.
+
+    Fits details of half the resolution first, since these still overlap when the frames differ.
+    """
+    one, other = detail.astype(np.float32), other_detail.astype(np.float32)
+    fit, alike = _fit_coarsely(_halve(one), _halve(other))
+    close = np.nonzero(alike > ROUGHLY_ALIKE)[0]
+    same = np.zeros(len(one), dtype=bool)
+    if len(close):
+        one, other = one[close], other[close]
+        fit = _fit(one, other, fit[close], steps=5)
+        warped, inside = _warp(other, fit)
+        alike = _correlation(one, warped, inside)
+        levels, _ = _warp(other_picture[close].astype(np.float32), fit)
+        wanted = picture[close].astype(np.float32)
+        difference = (np.abs(levels - wanted) * inside).sum((1, 2)) / inside.sum((1, 2))
+        same[close] = ((alike > ALIKE) & (_correlation(wanted, levels, inside) > ROUGHLY_ALIKE)) | (
+            (alike > ROUGHLY_ALIKE) & (difference < SAME_LEVELS)
+        )
+    return same
+
+
+def _fit_coarsely(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best of the fits from each of STARTS, and its correlation, for (P, 16, 16) details."""
+    best = np.tile(STARTS[0], (len(one), 1))
+    most_alike = np.full(len(one), -1, dtype=np.float32)
+    for start in STARTS:
+        fit = _fit(one, other, np.tile(start, (len(one), 1)), steps=8)
+        warped, inside = _warp(other, fit)
+        alike = _correlation(one, warped, inside)
+        better = alike > most_alike
+        best[better], most_alike[better] = fit[better], alike[better]
+    return best, most_alike
+
+
+def _halve(pictures: np.ndarray) -> np.ndarray:
+    half = pictures.shape[1] // 2
+    return pictures.reshape(-1, half, 2, half, 2).mean((2, 4))
+
+
+def _axis(size: int) -> np.ndarray:
+    """Pixel centres along a side that runs from -1 to 1."""
+    return ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
+
+
+def _warp(pictures: np.ndarray, fit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sample (P, n, n) pictures at (x·width + left, y·height + top); also which samples exist.
+
+    fit: (P, 4) width, left, height, top, where a whole picture runs from -1 to 1
+    Returns the (P, n, n) samples, and 1 where they lie inside the picture, else 0, as float32.
+    """
+    size = pictures.shape[1]
+    axis, pixels = _axis(size), np.arange(size, dtype=np.float32)
+
+    def weights(scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        place = (scale[:, None] * axis + shift[:, None] + 1) / 2 * size - np.float32(0.5)
+        return np.maximum(0, 1 - np.abs(place[:, :, None] - pixels))
+
+    across, down = weights(fit[:, 0], fit[:, 1]), weights(fit[:, 2], fit[:, 3])
+    inside = (down.sum(2) > 0.5)[:, :, None] & (across.sum(2) > 0.5)[:, None, :]
+    return down @ pictures @ across.transpose(0, 2, 1), inside.astype(np.float32)
+
+
+def _fit(one: np.ndarray, other: np.ndarray, fit: np.ndarray, steps: int) -> np.ndarray:
+    """Improve fit so that other, warped, matches one: Gauss-Newton, inverse compositional.
+
+    (Baker and Matthews 2004, Lucas-Kanade 20 Years On.) Up to 30 % may be cut from a side.
+    """
+    axis = _axis(one.shape[1])
+    by_y, by_x = np.gradient(one, 2 / one.shape[1], axis=(1, 2))
+    slopes = np.stack([by_x * axis, by_x, by_y * axis[:, None], by_y], axis=1)
+    slopes = slopes.reshape(len(one), 4, -1)
+    normal = slopes @ slopes.transpose(0, 2, 1)
+    damping = 0.003 * np.trace(normal, axis1=1, axis2=2) + 1
+    solve = np.linalg.solve(normal + damping[:, None, None] * np.eye(4, dtype=np.float32), slopes)
+    for _ in range(steps):
+        warped, inside = _warp(other, fit)
+        error = ((warped - one) * inside).reshape(len(one), -1, 1)
+        step = np.clip((solve @ error)[:, :, 0], -0.15, 0.15)
+        scale = fit[:, ::2] / (1 + step[:, ::2])
+        shift = fit[:, 1::2] - scale * step[:, 1::2]
+        fit = np.stack([scale[:, 0], shift[:, 0], scale[:, 1], shift[:, 1]], axis=1)
+        fit = np.clip(fit, [0.7, -0.3, 0.7, -0.3], [1.43, 0.3, 1.43, 0.3]).astype(np.float32)
+    return fit
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Which part of the split each photo is in, in the order of the photos.
+
+    paths: photo paths relative to the photo folder
+    class_names: the class of each photo
+    part: (N,) int8: 0 train, 1 val, 2 test
+    notes: lines for the user about duplicates, and about a split that was replaced
+    conflicts: groups of duplicates that carry two labels or more, as (path, class) of their photos
+    """
+
+    paths: tuple[str, ...]
+    class_names: tuple[str, ...]
+    part: np.ndarray
+    notes: tuple[str, ...] = ()
+    conflicts: tuple[tuple[tuple[str, str], ...], ...] = ()
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits of the manifest's SHA-256: equal for equal splits of equal names."""
+        return hashlib.sha256(self._manifest()).hexdigest()[:16]
+
+    def indices(self, part: str) -> np.ndarray:
+        """Indices, ascending int64, of the photos in "train", "val" or "test"."""
+        return np.nonzero(self.part == PARTS.index(part))[0]
+
+    def write_manifest(self, path: Path) -> None:
+        """Write split.csv: path, class and split of each photo; whole or not at all."""
+        _replace(path, self._manifest())
+
+    def _manifest(self) -> bytes:
+        parts = (PARTS[part] for part in self.part)
+        return _to_csv(COLUMNS, zip(self.paths, self.class_names, parts, strict=True))
+
+
+def split_photos(photos: Photos, signatures: np.ndarray, manifest: Path, seed: int) -> Split:
+    """The split in the manifest when it is of exactly these photos, else a new one, written there.
+
+    photos: N photos, sorted by path
+    signatures: (N, 1024) uint8, one `signature` per photo
+    Raises UserError: a malformed manifest, or what `make_split` refuses.
+    """
+    groups = _groups(photos, signatures, manifest.parent)
+    class_names = tuple(photos.classes[label] for label in photos.labels)
+    notes, conflicts = _report(photos.paths, class_names, groups)
+    old = read_manifest(manifest) if manifest.exists() else None
+    if old and (old.paths, old.class_names) == (photos.paths, class_names):
+        notes += _check_split(old, groups, photos, manifest)
+        return replace(old, notes=notes, conflicts=conflicts)
+    if old:
+        notes += (f"the photos are not those of the split in {str(manifest)!r}: it is made anew",)
+    part = make_split(photos.labels, groups, photos.classes, seed)
+    split = Split(photos.paths, class_names, part, notes, conflicts)
+    split.write_manifest(manifest)
+    return split
+
+
+def _groups(photos: Photos, signatures: np.ndarray, folder: Path) -> np.ndarray:
+    """`group_duplicates`, remembered in a file that lists each duplicate and what it repeats."""
+    digest = hashlib.sha256(signatures.tobytes()).hexdigest()[:16]
+    remembered = folder / f"duplicates-{digest}.csv"
+    index = {path: number for number, path in enumerate(photos.paths)}
+    groups = np.arange(len(index))
+    try:
+        for path, first in list(_from_csv(remembered.read_bytes()))[1:]:
+            groups[index[path]] = index[first]
+    except (OSError, ValueError, KeyError, csv.Error):
+        groups = group_duplicates(signatures)
+        repeated = np.nonzero(groups != np.arange(len(groups)))[0]
+        rows = ((photos.paths[one], photos.paths[groups[one]]) for one in repeated)
+        _replace(remembered, _to_csv(("path", "duplicate_of"), rows))
+    return groups
+
+
+def _report(
+    paths: tuple[str, ...], class_names: tuple[str, ...], groups: np.ndarray
+) -> tuple[tuple[str, ...], tuple[tuple[tuple[str, str], ...], ...]]:
+    """Notes on the duplicates, and the groups with two labels."""
+    several: dict[int, list[tuple[str, str]]] = {}
+    for one in np.nonzero(np.bincount(groups, minlength=1)[groups] > 1)[0]:
+        several.setdefault(groups[one], []).append((paths[one], class_names[one]))
+    if not several:
+        return (), ()
+    count = sum(len(group) for group in several.values())
+    notes = [
+        f"duplicates: {count:,} photos show {len(several):,} pictures; "
+        "photos of one picture are kept in one part of the split"
+    ]
+    conflicts = tuple(
+        tuple(group) for group in several.values() if len({label for _, label in group}) > 1
+    )
+    if conflicts:
+        shown = ", ".join(" = ".join(repr(path) for path, _ in group) for group in conflicts[:3])
+        more = f" and {len(conflicts) - 3:,} more" if len(conflicts) > 3 else ""
+        notes.append(f"WARNING: {len(conflicts):,} pictures carry two labels: {shown}{more}")
+    return tuple(notes), conflicts
+
+
+def _check_split(
+    split: Split, groups: np.ndarray, photos: Photos, manifest: Path
+) -> tuple[str, ...]:
+    """A note if a manifest that somebody edited divides duplicates; UserError for an empty part."""
+    for number, part in enumerate(PARTS):
+        held = np.bincount(photos.labels[split.part == number], minlength=len(photos.classes))
+        if not held.all():
+            raise UserError(
+                f"{str(manifest)!r} has no {part} photo of class "
+                f"{photos.classes[int(held.argmin())]!r}: mend it, or delete it for a new split"
+            )
+    divided = len(np.unique(groups[split.part != split.part[groups]]))
+    if not divided:
+        return ()
+    return (
+        f"WARNING: {str(manifest)!r} divides the duplicates of {divided:,} pictures between parts; "
+        "delete it for a split that does not",
+    )
+
+
+def read_manifest(path: Path) -> Split:
+    """A split from its manifest, with the photos sorted by path.
+
+    Raises UserError: missing or malformed, with the number of the line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the split {str(path)!r}: {error.strerror}") from error
+    rows: dict[str, tuple[str, int]] = {}
+    lines = _from_csv(data)
+    try:
+        if (header := next(lines, None)) != list(COLUMNS):
+            raise ValueError(f"the columns are {header}, expected {','.join(COLUMNS)}")
+        for photo, label, part in lines:
+            if part not in PARTS:
+                raise ValueError(f"split is {part!r}, expected train, val or test")
+            if photo in rows:
+                raise ValueError(f"{photo!r} is listed twice")
+            rows[photo] = label, PARTS.index(part)
+    except (ValueError, csv.Error) as error:
+        raise UserError(
+            f"{str(path)!r}, line {lines.line_num}: {error}\nMend it, or delete it for a new split."
+        ) from error
+    paths = tuple(sorted(rows))
+    part_of = np.array([rows[photo][1] for photo in paths], dtype=np.int8)
+    return Split(paths, tuple(rows[photo][0] for photo in paths), part_of)
+
+
+def _to_csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    # A file name need not be UTF-8; its other bytes pass through unchanged.
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _from_csv(data: bytes) -> Any:
+    """A csv reader of bytes that a spreadsheet may have saved with a byte order mark."""
+    text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    return csv.reader(io.StringIO(text, newline=""), strict=True)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write to a temporary name, then rename: nobody ever reads half a file."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            unfinished.write_bytes(data)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}") from error
+
+
+def make_split(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    classes: Sequence[str],
+    seed: int,
+    fractions: Sequence[float] = FRACTIONS,
+) -> np.ndarray:
+    """Draw train, val and test: stratified by class, no group divided, the same on every machine.
+
+    Each class has at least one photo in each part. Beyond that, the photos of a class in a part
+    are within the size of one group, the class's largest, of the fraction; where groups hold two
+    classes, as many of these bounds are kept as several draws allow.
+
+    labels: (N,) int, index into classes
+    groups: (N,) int, equal for photos that must stay together
+    fractions: of train, val and test, adding up to 1
+    Returns (N,) int8: 0 train, 1 val, 2 test
+    Raises UserError: a class without three groups, or whose groups are nearly all another's too.
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    held = np.zeros((group.max(initial=-1) + 1, len(classes)), dtype=np.int64)
+    np.add.at(held, (group, labels), 1)
+    for name, own, photos in zip(classes, (held > 0).sum(0), held.sum(0), strict=True):
+        if own < len(PARTS):
+            raise UserError(
+                f"class {name!r} has too few photos: {own} different ones ({photos} with "
+                f"duplicates); {len(PARTS)} are needed, one each for train, val and test"
+            )
+    draw = np.random.Generator(np.random.PCG64(seed))
+    draws = DRAWS if ((held > 0).sum(1) > 1).any() else 1
+    best, best_counts, least = np.zeros(0, dtype=np.int8), np.zeros(0), np.inf
+    for _ in range(draws):
+        part = _deal(held, fractions, draw)
+        counts = np.stack([held[part == number].sum(0) for number in range(len(PARTS))])
+        off = np.abs(counts - np.outer(fractions, held.sum(0)))
+        excess = np.maximum(0, off - held.max(0)).sum() + (counts == 0).sum() * len(labels)
+        if excess < least:
+            best, best_counts, least = part, counts, excess
+        if excess == 0:
+            break
+    if not best_counts.all():
+        name = classes[int(best_counts.min(0).argmin())]
+        raise UserError(
+            f"class {name!r} has too few photos of its own: most are duplicates of other classes' "
+            f"photos; {len(PARTS)} that are not are enough for train, val and test"
+        )
+    return best[group]
+
+
+def _deal(held: np.ndarray, fractions: Sequence[float], draw: np.random.Generator) -> np.ndarray:
+    """(G,) int8 part of each group, dealt one by one to the part that needs its photos most.
+
+    held: (G, C) int, photos of each class in each group. Groups of several classes and large ones
+    are dealt first, so that the small ones can even out what these leave.
+    """
+    order = draw.permutation(len(held))
+    order = order[np.lexsort((-held[order].sum(1), -(held[order] > 0).sum(1)))]
+    need = np.outer(held.sum(0), fractions).tolist()
+    empty = [set(range(len(PARTS))) for _ in range(held.shape[1])]
+    left = (held > 0).sum(0).tolist()
+    part = np.zeros(len(held), dtype=np.int8)
+    for group in order.tolist():
+        of_class = [(label, int(held[group, label])) for label in np.nonzero(held[group])[0]]
+        gain = [0.0] * len(PARTS)
+        for label, photos in of_class:
+            for number in range(len(PARTS)):
+                gain[number] += photos * need[label][number]
+                if number in empty[label] and left[label] <= len(empty[label]):
+                    gain[number] += URGENT
+        number = gain.index(max(gain))
+        part[group] = number
+        for label, photos in of_class:
+            need[label][number] -= photos
+            empty[label].discard(number)
+            left[label] -= 1
+    return part

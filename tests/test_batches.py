@@ -1,0 +1,352 @@
+"""Batches: pixels as Pillow would make them, every photo with its own label, each epoch again."""
+
+import os
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.batches import (
+    EvalBatches,
+    Normalise,
+    TrainBatches,
+    cached_side,
+    crop_and_resize,
+    place,
+    random_boxes,
+    resampling,
+)
+
+CPU = torch.device("cpu")
+AS_THEY_ARE = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # mean and std: levels stay levels
+
+
+def noise(count: int, side: int, seed: int = 0) -> np.ndarray:
+    """Photos of smooth and of hard edges."""
+    draw = np.random.default_rng(seed)
+    coarse = draw.integers(0, 256, (count, -(-side // 5), -(-side // 5), 3))
+    large = coarse.repeat(5, 1).repeat(5, 2)[:, :side, :side]
+    fine = draw.integers(-20, 21, (count, side, side, 3))
+    return (large + fine).clip(0, 255).astype(np.uint8)
+
+
+# The whole photo, corners, shrinking a lot, enlarging, less than one pixel wide, far from square.
+BOXES = [
+    (0, 40, 0, 40), (0, 20, 0, 20), (20, 40, 20, 40), (3.7, 36.2, 1.1, 39.9),
+    (10.25, 14.75, 30.5, 35.125), (12.3, 12.9, 0, 40), (0, 40, 39.2, 39.6), (5, 38.5, 7.5, 11),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 40, 64])
+def test_crops_are_those_of_pillow_within_a_grey_level(size):
+    photos = noise(len(BOXES), 40)
+    crops = crop_and_resize(torch.from_numpy(photos), torch.tensor(BOXES).float(), size)
+    assert crops.shape == (len(BOXES), 3, size, size)
+    assert crops.dtype == torch.float32
+    for photo, (top, bottom, left, right), crop in zip(photos, BOXES, crops, strict=True):
+        expected = Image.fromarray(photo).resize(
+            (size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
+        )
+        difference = crop.permute(1, 2, 0).numpy() - np.asarray(expected, np.float32)
+        assert np.abs(difference).max() <= 1
+
+
+@given(
+    st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
+    st.integers(1, 30),
+    st.integers(1, 30),
+)
+def test_any_box_is_cut_as_pillow_does(corners, side, size):
+    top, bottom = sorted(float(np.float32(side * corner)) for corner in corners[:2])
+    left, right = sorted(float(np.float32(side * corner)) for corner in corners[2:])
+    if min(bottom - top, right - left) < 1e-3:
+        return
+    photo = noise(1, side)
+    boxes = torch.tensor([[top, bottom, left, right]])
+    crop = crop_and_resize(torch.from_numpy(photo), boxes, size)[0].permute(1, 2, 0).numpy()
+    expected = Image.fromarray(photo[0]).resize(
+        (size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
+    )
+    assert np.abs(crop - np.asarray(expected, np.float32)).max() <= 1.01
+
+
+def test_a_box_from_right_to_left_gives_the_mirror_image():
+    photos, boxes = torch.from_numpy(noise(len(BOXES), 40)), torch.tensor(BOXES).float()
+    mirrored = crop_and_resize(photos, boxes[:, [0, 1, 3, 2]], 24)
+    straight = crop_and_resize(photos, boxes, 24)
+    assert (straight - straight.flip(3)).abs().max() > 20
+    torch.testing.assert_close(mirrored, straight.flip(3), atol=1e-2, rtol=0)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 50), st.integers(1, 50))
+def test_the_weights_of_a_pixel_sum_to_one(start, end, source, size):
+    low, high = torch.tensor([start * source]), torch.tensor([end * source])
+    weights = resampling(low, high, source, size)
+    assert weights.shape == (1, size, source)
+    assert weights.min() >= 0
+    torch.testing.assert_close(weights.sum(2), torch.ones(1, size))
+
+
+def test_a_whole_photo_at_its_own_size_comes_back_exactly():
+    photos = torch.from_numpy(noise(3, 16))
+    whole = torch.tensor([[0.0, 16, 0, 16]]).expand(3, 4)
+    same = crop_and_resize(photos, whole, 16)
+    assert torch.equal(same, photos.permute(0, 3, 1, 2).float())
+    assert same.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_crops_are_exact_also_where_networks_compute_in_bfloat16():
+    photos, boxes = torch.from_numpy(noise(2, 40)), torch.tensor(BOXES[3:5]).float()
+    expected = crop_and_resize(photos, boxes, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        crops = crop_and_resize(photos, boxes, 24)
+    assert crops.dtype == torch.float32
+    assert torch.equal(crops, expected)
+
+
+def test_normalising_is_mean_and_spread_of_the_levels_over_255():
+    mean, std = (0.5, 0.25, 0.0), (0.5, 0.25, 2.0)
+    images = torch.tensor([255.0, 0.0, 51.0]).view(1, 3, 1, 1)
+    expected = torch.tensor([1.0, -1.0, 0.1]).view(1, 3, 1, 1)
+    torch.testing.assert_close(Normalise(mean, std, CPU)(images), expected)
+
+
+@given(st.integers(8, 4096))
+def test_the_cache_is_never_coarser_than_what_the_network_sees(image_size):
+    assert cached_side(image_size) >= image_size
+    assert cached_side(image_size) <= 2 * image_size
+
+
+def test_the_cache_has_room_for_crops():
+    assert cached_side(224) == 256
+    assert cached_side(64) == 128
+
+
+@pytest.mark.parametrize("where", ["auto", "device", "host"])
+def test_on_the_cpu_photos_stay_in_the_file(tmp_path, where):
+    np.save(tmp_path / "pixels.npy", noise(2, 8))
+    pixels = np.load(tmp_path / "pixels.npy", mmap_mode="r")
+    placed = place(pixels, CPU, where)
+    assert placed.data_ptr() == pixels.ctypes.data
+    assert np.array_equal(placed.numpy(), noise(2, 8))
+
+
+# Photos of one colour each, which tells the row and through it the label: the red level is the
+# number of the photo, the green level ten times its class.
+PHOTOS, CLASSES = 23, 4
+LABELS = np.arange(PHOTOS) * 7 % CLASSES
+
+
+def telling_pixels() -> torch.Tensor:
+    """One row more than there are photos at the start, as where a file could not be read."""
+    pixels = np.zeros((PHOTOS + 1, 12, 12, 3), np.uint8)
+    pixels[1:, :, :, 0] = np.arange(PHOTOS)[:, None, None]
+    pixels[1:, :, :, 1] = 10 * LABELS[:, None, None]
+    pixels[0] = 255
+    return torch.from_numpy(pixels)
+
+
+def train_batches(**others) -> TrainBatches:
+    settings: dict[str, Any] = {
+        "classes": CLASSES, "size": 6, "batch_size": 5, "seed": 3, "crop_scale": 0.35,
+        "mixup": 0.0, "normalise": Normalise(*AS_THEY_ARE, CPU), "device": CPU,
+    } | others  # fmt: skip
+    return TrainBatches(telling_pixels(), np.arange(1, PHOTOS + 1), LABELS, **settings)
+
+
+def eval_batches(**others) -> EvalBatches:
+    settings: dict[str, Any] = {
+        "size": 6, "batch_size": 5, "normalise": Normalise(*AS_THEY_ARE, CPU), "device": CPU,
+    } | others  # fmt: skip
+    return EvalBatches(telling_pixels(), np.arange(1, PHOTOS + 1), LABELS, **settings)
+
+
+def numbers_of(images: torch.Tensor) -> list[int]:
+    """Which photos these are; each is of one colour still."""
+    torch.testing.assert_close(images, images[:, :, :1, :1].expand_as(images), atol=1e-3, rtol=0)
+    return images[:, 0, 0, 0].round().int().tolist()
+
+
+def test_an_epoch_shows_every_photo_at_most_once_with_its_own_label():
+    batches, seen = train_batches(), list[int]()
+    assert len(batches) == PHOTOS // 5
+    for images, labels in batches.epoch(1):
+        assert images.shape == (5, 3, 6, 6)
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.dtype == torch.int64
+        torch.testing.assert_close(images[:, 1, 0, 0], 10.0 * labels, atol=1e-3, rtol=0)
+        assert labels.tolist() == [LABELS[number] for number in numbers_of(images)]
+        seen += numbers_of(images)
+    assert len(seen) == len(set(seen)) == PHOTOS // 5 * 5
+    assert seen != sorted(seen)
+
+
+def test_photos_left_over_in_one_epoch_have_their_turn_in_another():
+    batches = train_batches()
+    epochs = [torch.cat([images for images, _ in batches.epoch(epoch)]) for epoch in range(12)]
+    assert set(numbers_of(torch.cat(epochs))) == set(range(PHOTOS))
+
+
+def first_batches(seed: int, epoch: int, **others) -> torch.Tensor:
+    """All images of an epoch over photos that are not of one colour."""
+    batches = TrainBatches(
+        torch.from_numpy(noise(PHOTOS, 12)), np.arange(PHOTOS), LABELS, classes=CLASSES, size=6,
+        batch_size=5, seed=seed, crop_scale=0.35, normalise=Normalise(*AS_THEY_ARE, CPU),
+        device=CPU, **{"mixup": 0.0} | others,
+    )  # fmt: skip
+    list(batches.epoch(epoch + 1))  # what was drawn before has no influence
+    return torch.cat([images for images, _ in batches.epoch(epoch)])
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_an_epoch_is_the_same_whenever_it_is_drawn_and_unlike_any_other(mixup):
+    torch.manual_seed(1)
+    once = first_batches(0, 1, mixup=mixup)
+    torch.manual_seed(2)
+    np.random.default_rng(2)
+    assert torch.equal(once, first_batches(0, 1, mixup=mixup))
+    others = [first_batches(0, 2, mixup=mixup), first_batches(1, 1, mixup=mixup)]
+    others += [first_batches(1, 0, mixup=mixup)]  # (seed, epoch), not their sum
+    for one, other in pairwise([once, *others]):
+        assert not torch.equal(one, other)
+    assert not torch.equal(once, others[1])
+
+
+def test_training_crops_are_those_of_random_boxes():
+    """Cut with the largest crops only, the mean of many crops is the mean of the photo."""
+    photo = np.zeros((PHOTOS, 12, 12, 3), np.uint8)
+    photo[:, :, 6:] = 255  # dark on the left
+    batches = TrainBatches(
+        torch.from_numpy(photo), np.arange(PHOTOS), LABELS, classes=CLASSES, size=6, batch_size=23,
+        seed=0, crop_scale=0.95, mixup=0.0, normalise=Normalise(*AS_THEY_ARE, CPU), device=CPU,
+    )  # fmt: skip
+    images = torch.cat([images for epoch in range(20) for images, _ in batches.epoch(epoch)])
+    dark_left = (images[:, 0, :, 0].mean(1) < 100).double().mean().item()
+    bright_left = (images[:, 0, :, 0].mean(1) > 155).double().mean().item()
+    assert dark_left + bright_left == 1
+    assert 0.4 < dark_left < 0.6  # half of them are mirrored: 4.3 standard deviations
+    assert (images - images.flip(2)).abs().max() < 1e-2  # never upside down or turned
+
+
+def test_mixed_targets_say_how_the_photos_were_mixed():
+    shares = []
+    for epoch in range(5):
+        for images, targets in train_batches(mixup=0.5).epoch(epoch):
+            assert targets.shape == (5, CLASSES)
+            torch.testing.assert_close(targets.sum(1), torch.ones(5))
+            # Green is ten times the class, so the mean class of the target is in the photo.
+            classes = targets @ torch.arange(CLASSES).float()
+            torch.testing.assert_close(images[:, 1, 0, 0], 10 * classes, atol=1e-3, rtol=1e-4)
+            shares.append(targets.amax(1).min().item())
+    assert len(set(shares)) > 15  # one share a batch
+    assert min(shares) < 0.6
+
+
+def test_without_mixup_labels_are_plain_numbers_of_classes():
+    _, labels = next(train_batches(mixup=0.0).epoch(0))
+    assert labels.shape == (5,)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
+def test_evaluation_shows_each_photo_once_whole_and_in_order(batch_size):
+    batches = eval_batches(batch_size=batch_size)
+    for _ in range(2):
+        pairs = list(batches)
+        assert [len(labels) for _, labels in pairs[:-1]] == [batch_size] * (len(pairs) - 1)
+        images, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
+        assert numbers_of(images) == list(range(PHOTOS))
+        assert labels.tolist() == LABELS.tolist()
+    assert batches.photos == PHOTOS
+
+
+def test_evaluation_resizes_the_whole_photo_and_normalises_it():
+    photos = noise(3, 20)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    batches = EvalBatches(
+        torch.from_numpy(photos), np.array([2, 0]), np.array([1, 0]), size=12, batch_size=2,
+        normalise=Normalise(mean, std, CPU), device=CPU,
+    )  # fmt: skip
+    ((images, labels),) = batches
+    assert labels.tolist() == [1, 0]
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    for image, row in zip(images, [2, 0], strict=True):
+        resized = Image.fromarray(photos[row]).resize((12, 12), Image.Resampling.BILINEAR)
+        expected = (np.asarray(resized) / 255 - mean) / std
+        assert np.abs(image.permute(1, 2, 0).numpy() - expected).max() <= 1.01 / 255 / min(std)
+
+
+def test_a_device_with_a_number_is_the_same_device():
+    """A tensor sent to `cuda` says that it is on `cuda:0`; on the CPU it is the other way round."""
+    numbered = torch.device("cpu", 0)
+    assert numbered != telling_pixels().device
+    images, labels = next(train_batches(device=numbered).epoch(1))
+    expected, same_labels = next(train_batches().epoch(1))
+    assert torch.equal(images, expected)
+    assert torch.equal(labels, same_labels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("where", ["auto", "device", "host"])
+def test_batches_on_a_gpu_are_those_on_the_cpu(where):
+    pixels, gpu = noise(PHOTOS, 12), torch.device("cuda")
+    results = []
+    for device in (CPU, gpu):
+        batches = TrainBatches(
+            place(pixels, device, where), np.arange(PHOTOS), LABELS, classes=CLASSES, size=6,
+            batch_size=5, seed=0, crop_scale=0.35, mixup=0.3,
+            normalise=Normalise(*AS_THEY_ARE, device), device=device,
+        )  # fmt: skip
+        pairs = list(batches.epoch(1))
+        assert all(tensor.device.type == device.type for pair in pairs for tensor in pair)
+        results.append([torch.cat(column).cpu() for column in zip(*pairs, strict=True)])
+    torch.testing.assert_close(results[0][0], results[1][0], atol=0.3, rtol=0)
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+@given(st.integers(0, 2**32), st.floats(0.01, 1))
+def test_boxes_lie_in_the_photo_and_cover_the_share_that_was_asked_for(seed, smallest):
+    top, bottom, left, right = random_boxes(np.random.default_rng(seed), 50, smallest).T
+    assert min(top.min(), left.min(), right.min()) >= 0
+    assert max(bottom.max(), left.max(), right.max()) <= 1 + 1e-12
+    height, width = bottom - top, np.abs(right - left)
+    assert height.min() > 0
+    assert (height * width).max() <= 1 + 1e-9
+    # A crop of aspect ratio 4/3 that is cut short at the edges shows √(¾·area) at least.
+    least = min(smallest, np.sqrt(3 / 4 * smallest))
+    assert (height * width).min() >= least - 1e-9
+    assert (width / height).max() <= 4 / 3 + 1e-9
+    assert (width / height).min() >= 3 / 4 - 1e-9
+
+
+def test_boxes_are_spread_over_places_sizes_shapes_and_sides():
+    top, bottom, left, right = random_boxes(np.random.default_rng(0), 10_000, 0.1).T
+    height, width = bottom - top, np.abs(right - left)
+    assert 0.48 < (right < left).mean() < 0.52
+    area, ratio = height * width, np.log(width / height)
+    assert 0.52 < area.mean() < 0.55  # uniform from 0.1 to 1, a little less where it is cut short
+    assert abs(ratio.mean()) < 0.01
+    assert area.min() < 0.105
+    small = area < 0.4
+    for low, extent in ((top, height), (np.minimum(left, right), width)):
+        position = low[small] / (1 - extent[small])
+        assert abs(position.mean() - 0.5) < 0.02
+        assert position.min() < 0.01
+        assert position.max() > 0.99
+    assert abs(np.corrcoef(area[small], ratio[small])[0, 1]) < 0.05
+
+
+def test_threads_do_not_change_a_batch():
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, min(2, os.cpu_count() or 1)):
+            torch.set_num_threads(count)
+            results.append(first_batches(0, 1))
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(results[0], results[1], atol=1e-3, rtol=0)

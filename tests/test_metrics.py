@@ -1,0 +1,171 @@
+"""Metrics against sums done by hand and against plain Python that shares no code with them."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.metrics import (
+    accuracy,
+    calibration_error,
+    confusion_matrix,
+    macro_f1,
+    measure,
+    recalls,
+)
+
+
+def logits_that_predict(predicted: list[int], classes: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(predicted), classes).float() * 9
+
+
+def logits_of(probabilities: list[list[float]]) -> torch.Tensor:
+    return torch.tensor(probabilities, dtype=torch.float64).log()
+
+
+# Three classes, the last never predicted: truth and prediction of eight photos.
+TRUTH = [0, 0, 0, 0, 1, 1, 2, 2]
+PREDICTED = [0, 0, 0, 1, 1, 0, 0, 1]
+
+
+def test_the_confusion_matrix_has_the_truth_in_its_rows():
+    confusion = confusion_matrix(logits_that_predict(PREDICTED, 3), torch.tensor(TRUTH))
+    assert confusion.tolist() == [[3, 1, 0], [1, 1, 0], [1, 1, 0]]
+    assert confusion.dtype == torch.int64
+
+
+def test_accuracy_recall_and_f1_of_eight_photos():
+    logits, labels = logits_that_predict(PREDICTED, 3), torch.tensor(TRUTH)
+    confusion = confusion_matrix(logits, labels)
+    assert accuracy(logits, labels) == 4 / 8
+    assert recalls(confusion).tolist() == [0.75, 0.5, 0]
+    # 2·TP / (2·TP + FP + FN): 6/9, 2/5 and, never predicted, 0.
+    assert macro_f1(confusion) == pytest.approx((6 / 9 + 2 / 5 + 0) / 3, abs=1e-6)
+
+
+def test_a_class_without_photos_has_no_recall_and_no_say_in_the_mean():
+    confusion = torch.tensor([[2, 1, 0], [0, 0, 0], [0, 0, 3]])
+    assert [math.isnan(recall) for recall in recalls(confusion)] == [False, True, False]
+    assert macro_f1(confusion) == pytest.approx((4 / 5 + 1) / 2, abs=1e-6)
+    # A class that is neither asked for nor predicted changes nothing.
+    assert macro_f1(torch.tensor([[2, 0, 1], [0, 0, 0], [1, 0, 3]])) == pytest.approx(
+        macro_f1(torch.tensor([[2, 1], [1, 3]]))
+    )
+
+
+SPLITS = st.integers(2, 5).flatmap(
+    lambda classes: st.tuples(
+        st.just(classes),
+        st.lists(
+            st.tuples(
+                # Eighths: in softmax, equal stays equal and unequal stays unequal.
+                st.lists(
+                    st.integers(-60, 60).map(lambda n: n / 8), min_size=classes, max_size=classes
+                ),
+                st.integers(0, classes - 1),
+            ),
+            min_size=1,
+            max_size=30,
+        ),
+    )
+)
+
+
+@given(SPLITS)
+def test_counts_agree_with_plain_python(drawn):
+    classes, photos = drawn
+    logits = torch.tensor([row for row, _ in photos])
+    labels = torch.tensor([label for _, label in photos])
+    pairs = [(label, row.index(max(row))) for row, label in photos]
+    confusion = confusion_matrix(logits, labels)
+    assert confusion.tolist() == [
+        [pairs.count((t, p)) for p in range(classes)] for t in range(classes)
+    ]
+    assert accuracy(logits, labels) == pytest.approx(sum(t == p for t, p in pairs) / len(pairs))
+    f1 = []
+    for name in {truth for truth, _ in pairs}:
+        hits = pairs.count((name, name))
+        found = sum(predicted == name for _, predicted in pairs)
+        there = sum(truth == name for truth, _ in pairs)
+        assert recalls(confusion)[name].item() == pytest.approx(hits / there, abs=1e-6)
+        precision, recall = (hits / found if found else 0), hits / there
+        f1.append(2 * precision * recall / (precision + recall) if hits else 0)
+    assert macro_f1(confusion) == pytest.approx(sum(f1) / len(f1), abs=1e-6)
+
+
+@given(SPLITS, st.integers(1, 20))
+def test_calibration_error_agrees_with_plain_python(drawn, bins):
+    _, photos = drawn
+    found: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
+    for row, label in photos:
+        exponentials = [math.exp(value - max(row)) for value in row]
+        confidence = 1 / sum(exponentials)
+        edges = [edge / bins for edge in range(1, bins)]
+        if any(abs(confidence - edge) < 1e-9 for edge in edges):
+            return  # rounding decides on which side of an edge it falls
+        which = sum(confidence > edge for edge in edges)
+        found[which].append((confidence, row.index(max(row)) == label))
+    expected = sum(
+        len(inside)
+        / len(photos)
+        * abs(sum(hit for _, hit in inside) / len(inside) - sum(c for c, _ in inside) / len(inside))
+        for inside in found
+        if inside
+    )
+    logits = torch.tensor([row for row, _ in photos], dtype=torch.float64)
+    labels = torch.tensor([label for _, label in photos])
+    assert calibration_error(logits, labels, bins) == pytest.approx(expected, abs=1e-9)
+
+
+def test_confidence_that_keeps_its_word_has_no_calibration_error():
+    # 60 % sure and right in three of five, 90 % sure and right in nine of ten.
+    logits = logits_of([[0.6, 0.4]] * 5 + [[0.1, 0.9]] * 10)
+    labels = torch.tensor([0] * 3 + [1] * 2 + [1] * 9 + [0])
+    assert calibration_error(logits, labels) == pytest.approx(0, abs=1e-9)
+
+
+def test_being_sure_and_wrong_costs_the_difference():
+    logits, labels = logits_of([[0.98, 0.02]] * 4), torch.tensor([0, 0, 1, 1])
+    assert calibration_error(logits, labels) == pytest.approx(0.48)
+    # Being right more often than one says is an error of the same size.
+    assert calibration_error(logits_of([[0.52, 0.48]] * 4), labels * 0) == pytest.approx(0.48)
+
+
+def test_errors_of_different_bins_do_not_cancel_and_in_one_bin_they_do():
+    logits = logits_of([[0.7, 0.3]] * 2 + [[0.9, 0.1]] * 2)
+    labels = torch.tensor([0, 0, 0, 1])  # 0.3 too little, 0.4 too much
+    assert calibration_error(logits, labels) == pytest.approx((0.3 + 0.4) / 2)
+    assert calibration_error(logits, labels, bins=1) == pytest.approx(0.05)
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
+    # One half is exact: with two bins it shares the lower one with nothing above it.
+    logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+    labels = torch.tensor([0, 1])  # right at 0.5, wrong at 0.88
+    surer = 1 / (1 + math.exp(-2))
+    assert calibration_error(logits, labels, bins=2) == pytest.approx((0.5 + surer) / 2)
+    # Certainty lies in the last bin, not beyond it.
+    assert calibration_error(torch.tensor([[0.0, 999.0]]), torch.tensor([0])) == 1
+
+
+def test_measure_names_the_recalls_and_survives_json():
+    logits, labels = logits_that_predict(PREDICTED, 3), torch.tensor(TRUTH)
+    measured = measure(logits, labels, ("fog", "hail", "rain"))
+    assert json.loads(json.dumps(measured, allow_nan=False)) == measured
+    assert measured["photos"] == 8
+    assert measured["accuracy"] == 0.5
+    assert measured["recall"] == {"fog": 0.75, "hail": 0.5, "rain": 0}
+    assert measured["confusion"] == [[3, 1, 0], [1, 1, 0], [1, 1, 0]]
+    assert measured["macro_f1"] == pytest.approx((6 / 9 + 2 / 5) / 3, abs=1e-6)
+    right, wrong = math.log(1 + 2 * math.exp(-9)), math.log(math.exp(9) + 2)
+    assert measured["loss"] == pytest.approx((4 * right + 4 * wrong) / 8, abs=1e-5)
+    sure = 1 / (1 + 2 * math.exp(-9))
+    assert measured["calibration_error"] == pytest.approx(sure - 0.5, abs=1e-6)
+
+
+def test_class_names_that_do_not_fit_the_logits_are_noticed():
+    with pytest.raises(ValueError, match="zip"):
+        measure(torch.zeros(2, 3), torch.tensor([0, 1]), ("fog", "hail"))

@@ -1,0 +1,269 @@
+"""Tables: the right numbers in the right columns, and nothing averaged that does not belong."""
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import Config, UserError, recipe
+from utils.report import mean_and_spread, read_results, render, section, write_report
+
+ROOT = Path(__file__).parents[1]
+SEVEN = {
+    "Best validation loss": "best_val_loss",
+    "Best validation accuracy": "best_val_accuracy",
+    "Final training loss": "final_train_loss",
+    "Final validation loss": "final_val_loss",
+    "Final validation accuracy": "final_val_accuracy",
+    "Test loss": "test_loss",
+    "Test accuracy": "test_accuracy",
+}
+
+
+def result(model: str = "resnet18", seed: int = 0, tag: str = "", **changes: Any) -> dict[str, Any]:
+    """A result.json with numbers of its own; `recipe_` and `photos_` lead to the inner values."""
+    base = 0.5 + seed / 100 + len(model) / 1000
+    made: dict[str, Any] = {
+        "format": 1, "run": f"weather-64px-{model}-seed{seed}", "model": model, "seed": seed,
+        "tag": tag, "recipe": recipe(Config()), "environment": {"device": "cpu"},
+        "photos": {
+            "name": "weather", "sample": False, "image_size": 64, "classes": ["dew", "rime"],
+            "counts": {"train": 70, "val": 20, "test": 10}, "split": "abc123", "unreadable": 0,
+        },
+        "table": {key: base + place / 10_000 for place, key in enumerate(SEVEN.values())},
+        "parameters": 11_000_000 + seed, "epochs": 15, "best_epoch": 9 + seed,
+        "images_per_second": 1234.5 + seed, "seconds": 100.0 + seed,
+        "test": {
+            "macro_f1": 0.7, "calibration_error": 0.05, "recall": {"dew": 0.875, "rime": 1.0},
+        },
+    }  # fmt: skip
+    for key, value in changes.items():
+        outer, _, inner = key.partition("_")
+        if inner and outer in ("recipe", "photos"):
+            made[outer] = made[outer] | {inner: value}
+        else:
+            made[key] = value
+    return made
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The cells of every Markdown table, head first, rulers left out."""
+    found: list[list[list[str]]] = []
+    inside = False
+    for line in text.splitlines():
+        if line.startswith("|"):
+            if not inside:
+                found.append([])
+            if not set(line) <= set("|-: "):
+                found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        inside = line.startswith("|")
+    return found
+
+
+def first_table(*results: dict[str, Any]) -> list[list[str]]:
+    return tables(section(results))[0]
+
+
+def test_the_first_table_has_the_seven_rows_and_a_column_for_each_model():
+    head, *rows = first_table(result("resnet18"), result("densenet169"))
+    assert head == ["", "densenet169", "resnet18"]  # the teacher first, whatever came first
+    assert [title for title, *_ in rows] == list(SEVEN)
+    for title, *cells in rows:
+        for model, cell in zip(head[1:], cells, strict=True):
+            value = result(model)["table"][SEVEN[title]]
+            expected = f"{100 * value:.2f}%" if "accuracy" in title else f"{value:.4f}"
+            assert cell == expected, title
+
+
+def test_over_seeds_it_is_the_mean_and_the_sample_standard_deviation():
+    runs = [result(seed=seed) for seed in (0, 1, 5)]
+    head, *rows = first_table(*runs)
+    assert head == ["", "resnet18, 3 seeds"]
+    for title, cell in rows:
+        values = [run["table"][SEVEN[title]] for run in runs]
+        mean = sum(values) / 3
+        spread = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
+        if "accuracy" in title:
+            assert cell == f"{100 * mean:.2f} ± {100 * spread:.2f}%"
+        else:
+            assert cell == f"{mean:.4f} ± {spread:.4f}"
+
+
+def test_percent_stands_once_and_one_value_has_no_spread():
+    assert mean_and_spread([0.75], ".2%") == "75.00%"
+    assert mean_and_spread([0.7, 0.8], ".1%") == "75.0 ± 7.1%"
+    assert mean_and_spread([1000, 3000], ",.0f") == "2,000 ± 1,414"
+
+
+def test_the_other_tables_hold_the_rest():
+    _, more, recall = tables(section([result(seed=3)]))
+    assert dict(more[1:]) == {
+        "Test macro-F1": "0.7000", "Test calibration error": "0.0500", "Best epoch": "12",
+        "Parameters": "11,000,003", "Training images per second": "1,238",
+        "Training seconds": "103",
+    }  # fmt: skip
+    assert recall == [["Test recall of", "resnet18"], ["dew", "87.5%"], ["rime", "100.0%"]]
+
+
+def test_a_tag_makes_a_column_of_its_own():
+    head, *rows = first_table(result(tag="b"), result(seed=1), result(tag="a"), result())
+    assert [name.split(",")[0] for name in head] == ["", "resnet18", "resnet18 (a)", "resnet18 (b)"]
+    assert head[1].endswith(", 2 seeds")
+    assert rows[0][1] == "0.5130 ± 0.0071"
+    assert rows[0][2] == "0.5080"
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged():
+    """--pretrained is part of a run's name, and another seed may have had another recipe."""
+    runs = [
+        result(seed=0), result(seed=1), result(seed=0, recipe_pretrained=True),
+        result(seed=2, recipe_lr=0.5), result(seed=3, recipe_lr=0.5), result(seed=4, recipe_lr=0.7),
+    ]  # fmt: skip
+    head, *rows = first_table(*runs)
+    assert [name.split(",")[0] for name in head[1:]] == [
+        "resnet18", "resnet18 #2", "resnet18 #3", "resnet18 (pretrained)",
+    ]  # fmt: skip
+    assert rows[0][1:] == ["0.5130 ± 0.0071", "0.5330 ± 0.0071", "0.5480", "0.5080"]
+    text = section(runs)
+    assert "- lr: 0.001 (resnet18), 0.5 (resnet18 #2), 0.7 (resnet18 #3), 0.001" in text
+
+
+def test_the_settings_that_differ_are_listed_and_the_others_stand_in_one_line():
+    text = section([result(), result(tag="sgd", recipe_optimizer="sgd", recipe_alpha=0.7)])
+    (shared,) = [line for line in text.splitlines() if line.startswith("Settings: ")]
+    for name, value in recipe(Config()).items():
+        if name == "optimizer":
+            assert f"{name} " not in shared
+        else:
+            assert f"{name} {value}" in shared
+    assert "- optimizer: adamw (resnet18), sgd (resnet18 (sgd))" in text
+    assert "- alpha: None (resnet18), 0.7 (resnet18 (sgd))" in text  # only one of them has it
+    assert sum(line.startswith("- ") for line in text.splitlines()) == 2
+
+
+def test_a_settings_line_is_exact_where_nothing_differs():
+    text = section([result(), result("resnet50")])
+    expected = ", ".join(f"{name} {value}" for name, value in recipe(Config()).items())
+    assert f"Settings: {expected}.\n" in text
+    assert "\n- " not in text
+
+
+def test_photos_splits_and_sizes_are_not_mixed():
+    others: list[dict[str, Any]]
+    others = [{"photos_name": "fog"}, {"photos_image_size": 96}, {"photos_split": "ffff"}]
+    text = render([result(), *(result(**other) for other in others), result("resnet50")])
+    heads = [line for line in text.splitlines() if line.startswith("## ")]
+    assert heads == [
+        "## weather at 64 px", "## fog at 64 px", "## weather at 96 px", "## weather at 64 px",
+    ]  # fmt: skip
+    assert [table[0][1:] for table in tables(text)[::3]] == [
+        ["resnet50", "resnet18"], ["resnet18"], ["resnet18"], ["resnet18"],
+    ]  # fmt: skip
+    assert "2 classes: train 70, val 20, test 10; split abc123." in text
+    assert "split ffff." in text
+
+
+def test_the_sample_is_never_taken_for_photos():
+    drawn = "Drawn by this repo, not photographed."
+    assert drawn in section([result(photos_name="sample", photos_sample=True)])
+    assert drawn not in section([result()])
+
+
+def test_a_model_that_this_version_does_not_know_comes_last():
+    assert first_table(result("alexnet"), result("resnet18"))[0] == ["", "resnet18", "alexnet"]
+
+
+def test_tables_are_aligned_for_the_eye():
+    for table in section([result(seed=0), result(seed=1), result("resnet50", tag="x")]).split(
+        "\n\n"
+    ):
+        widths = {len(line) for line in table.splitlines() if line.startswith("|")}
+        assert len(widths) <= 1
+
+
+def write(folder: Path, *results: dict[str, Any]) -> Path:
+    for place, content in enumerate(results):
+        run = folder / "results" / f"run{place}"
+        run.mkdir(parents=True)
+        (run / "result.json").write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+def report(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "utils.report", *map(str, words)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_the_command_prints_and_writes_the_report_of_finished_runs(tmp_path):
+    results = write(tmp_path, result(), result(seed=1), result("resnet50")) / "results"
+    (results / "unfinished").mkdir()
+    (results / "unfinished" / "settings.json").write_text("{}")
+    run = report("--output", tmp_path)
+    assert (run.returncode, run.stderr) == (0, "")
+    written = (results / "report.md").read_text("utf-8")
+    assert run.stdout == written + "\n"
+    assert written == "# Results\n\n" + render(read_results(results))
+    assert "resnet18, 2 seeds" in written
+    assert sorted(path.name for path in results.iterdir() if path.is_file()) == ["report.md"]
+
+
+def test_a_second_report_replaces_the_first(tmp_path):
+    results = write(tmp_path, result()) / "results"
+    first = write_report(results)
+    write(tmp_path / "more", result("resnet50"))
+    (tmp_path / "more" / "results" / "run0").rename(results / "another")
+    assert write_report(results) == (results / "report.md").read_text("utf-8") != first
+
+
+BROKEN: dict[str, bytes] = {
+    "cut off": json.dumps(result()).encode()[:-300],
+    "empty": b"",
+    "no text": b"\xff\xfe\x00",
+    "a list": b"[]",
+    "something else": b'{"model": "resnet18"}',
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_result_is_named(tmp_path, kind):
+    write(tmp_path, result(), result(seed=1))
+    broken = tmp_path / "results" / "run1" / "result.json"
+    broken.write_bytes(BROKEN[kind])
+    with pytest.raises(UserError) as problem:
+        write_report(tmp_path / "results")
+    assert str(problem.value).startswith(f"{broken}: not a readable result")
+    assert "\n" not in str(problem.value)
+    assert not (tmp_path / "results" / "report.md").exists()
+
+
+@pytest.mark.parametrize("key", ["model", "seed", "tag", "photos", "recipe", "table", "test"])
+def test_a_result_that_lacks_a_part_is_named(tmp_path, key):
+    lacking = copy.deepcopy(result())
+    del lacking[key]
+    write(tmp_path, lacking)
+    with pytest.raises(UserError, match=r"run0/result\.json: not a readable result"):
+        write_report(tmp_path / "results")
+
+
+def test_the_command_ends_with_one_line_and_status_2_where_nothing_can_be_read(tmp_path):
+    run = report("--output", tmp_path / "nowhere")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f"error: {tmp_path / 'nowhere' / 'results'}: no finished run is there; " \
+        "train.py makes them\n"  # fmt: skip
+    broken = write(tmp_path, {"seed": 3}) / "results" / "run0" / "result.json"
+    run = report("--output", tmp_path)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith(f"error: {broken}: not a readable result")
+    assert run.stderr.count("\n") == 1
+
+
+def test_unknown_and_abbreviated_flags_are_errors():
+    for words in (["--out", "x"], ["--nothing"], ["x"]):
+        assert report(*words).returncode == 2
