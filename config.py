@@ -195,8 +195,8 @@ class Config:
         group=RECIPE,
     )
     schedule: str = setting(
-        "cosine", one_of("cosine", "constant"), "the learning rate after warm-up: down to zero, "
-        "so that the last epoch is the calm one, or constant",
+        "cosine", one_of("cosine", "constant"), "the learning rate after warm-up: cosine falls to "
+        "zero, so that the last epoch is the calm one; or constant",
         group=RECIPE,
     )
     warmup_epochs: float = setting(

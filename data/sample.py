@@ -610,8 +610,8 @@ def _streaks(rng: Rng, picture: Array, horizon: float) -> Array:
 def _rainbow(rng: Rng, n: int) -> Array:
     picture, horizon = _sky(rng, n, 1.0), rng.uniform(0.55, 0.9)
     x, y = _grid(n)
-    radius, width = rng.uniform(0.35, 0.95), rng.uniform(0.07, 0.14)
-    dx, dy = x - rng.uniform(-0.1, 1.1), y - horizon - rng.uniform(-0.05, 0.25)
+    radius, width = rng.uniform(0.35, 0.85), rng.uniform(0.07, 0.14)
+    dx, dy = x - rng.uniform(-0.05, 1.05), y - horizon - rng.uniform(-0.05, 0.25)
     distance = np.hypot(dx, dy / rng.uniform(0.8, 1))
     gaps = _step(_noise(rng, n, 3, 3, 3), rng.uniform(-0.3, 0.2), rng.uniform(0.25, 0.6))
     strength = rng.uniform(0.65, 0.95) * gaps

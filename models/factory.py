@@ -38,6 +38,11 @@ def create_model(name: str, classes: int, *, pretrained: bool, seed: int) -> nn.
     return model
 
 
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on the device, its kernels stored channels last, as the batches are."""
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def _imagenet_model(name: str) -> nn.Module:
     url = get_model_weights(name)["DEFAULT"].url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]

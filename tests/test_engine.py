@@ -1,5 +1,7 @@
 """The training loop on toy problems, compared with plain PyTorch written out."""
 
+import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -71,10 +73,8 @@ def run(training: Training, config: Config, train: Toy, val: Toy, stop_after: in
         if len(training.history) == stop_after:
             raise Stop
 
-    try:
+    with contextlib.suppress(Stop):
         fit(training, train, val, config, CPU, seed=0, after_epoch=after_epoch)
-    except Stop:
-        pass
 
 
 @pytest.fixture
@@ -130,16 +130,17 @@ def test_an_epoch_is_what_plain_pytorch_computes(toys):
 
 
 def test_resumed_from_its_saved_state_a_run_ends_with_the_same_bits(toys):
+    train, val = toys
     config = Config(epochs=5, mixup=0.2, label_smoothing=0.1)
     whole = start(config)
-    run(whole, config, *toys)
+    run(whole, config, train, val)
 
     first = start(config)
-    run(first, config, *toys, stop_after=2)
+    run(first, config, train, val, stop_after=2)
     state = first.state()
     second = start(config, small_model(seed=9))
     second.load_state(state)
-    run(second, config, *toys)
+    run(second, config, train, val)
 
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[key]), key
@@ -220,10 +221,10 @@ def test_the_objectives_own_parameters_are_trained_clipped_and_saved(toys):
     config = Config(epochs=1, optimizer="sgd", lr=1.0, weight_decay=0.0, clip_norm=0.01,
                     schedule="constant", warmup_epochs=0)  # fmt: skip
     model, objective = small_model(), WithAdapter()
-    before = objective.own["adapter"].weight.detach().clone()
+    before = objective.own.state_dict()["adapter.weight"].clone()
     training = Training(model, objective, make_optimizer(model, objective.own, config))
     run(training, config, *toys)
-    moved = (objective.own["adapter"].weight - before).norm()
+    moved = (objective.own.state_dict()["adapter.weight"] - before).norm()
     # Five clipped steps of length 0.01 at rate 1; Nesterov momentum 0.9 stretches them.
     assert 0 < moved < 0.01 * sum(1 + 0.9 * sum(0.9**k for k in range(i + 1)) for i in range(5))
     assert "adapter.weight" in training.state()["objective"]
@@ -247,7 +248,7 @@ def test_the_schedule_warms_up_and_falls_to_zero():
     config = Config(epochs=10, lr=0.4, warmup_epochs=1)
     rates = [learning_rate(step, 20, config) for step in range(200)]
     assert rates[:20] == pytest.approx([0.4 * (i + 1) / 20 for i in range(20)])
-    assert all(a > b for a, b in zip(rates[20:], rates[21:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates))
     assert rates[20] == pytest.approx(0.4)
     assert rates[20 + 90] == pytest.approx(0.2)
     assert rates[-1] < 0.4 * 1e-3

@@ -12,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.photo_folders import make_photos
@@ -74,7 +73,9 @@ def compare(whole: Path, killed: Path) -> None:
     )
     for key in ("table", "best_epoch", "test", "val", "photos", "recipe"):
         assert first[key] == second[key], key
-    logits = [(f / "output" / "results" / RUN / "test_logits.npz").read_bytes() for f in (whole, killed)]
+    logits = [
+        (f / "output" / "results" / RUN / "test_logits.npz").read_bytes() for f in (whole, killed)
+    ]
     assert logits[0] == logits[1]
     assert not list(killed.rglob("*unfinished*"))
     assert len(list((killed / "output" / "logs" / RUN).iterdir())) == 1

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.metrics import (
@@ -74,6 +74,7 @@ SPLITS = st.integers(2, 5).flatmap(
 )
 
 
+@settings(max_examples=50)
 @given(SPLITS)
 def test_counts_agree_with_plain_python(drawn):
     classes, photos = drawn
@@ -96,6 +97,7 @@ def test_counts_agree_with_plain_python(drawn):
     assert macro_f1(confusion) == pytest.approx(sum(f1) / len(f1), abs=1e-6)
 
 
+@settings(max_examples=50)
 @given(SPLITS, st.integers(1, 20))
 def test_calibration_error_agrees_with_plain_python(drawn, bins):
     _, photos = drawn

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -146,7 +145,8 @@ def test_a_finished_run_is_never_overwritten_unasked(finished, photos):
 
 def test_the_same_command_twice_gives_the_same_bits(finished):
     output, _ = finished
-    folders = [output / "checkpoints" / f"weather-32px-resnet18{tag}-seed0" for tag in ("", "-twin")]
+    names = [f"weather-32px-resnet18{tag}-seed0" for tag in ("", "-twin")]
+    folders = [output / "checkpoints" / name for name in names]
     if not folders[1].exists():
         pytest.skip("the run before it failed")
     first, second = (torch.load(f / "last.pt", weights_only=True)["model"] for f in folders)
@@ -158,7 +158,7 @@ def test_the_same_command_twice_gives_the_same_bits(finished):
     [
         (("--data", "nowhere/at/all"), "nowhere/at/all"),
         (("--batch-size", "57"), "--batch-size 57: at most the number of training photos"),
-        (("--models", "densenet169", "--image-size", "28"), "--image-size 28: densenet169 needs 29"),
+        (("--models", "densenet169", "--image-size", "28"), "28: densenet169 needs 29"),
         (("--device", "cuda:77"), "--device cuda:77"),
         (("--epochs", "0"), "--epochs"),
         (("--epoch", "3"), "did you mean --epochs?"),

@@ -12,13 +12,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-import torch
 from torch.nn.functional import cross_entropy
 
-from config import Config, model_names, parse
+from config import model_names, parse
 from data.batches import TrainBatches
-from models.factory import create_model
-from utils.engine import CrossEntropy, Hardware, Training, make_optimizer, train_epoch
+from models.factory import create_model, to_device
+from utils.engine import Batch, CrossEntropy, Hardware, Training, make_optimizer, train_epoch
 from utils.script import run_script
 from utils.setup import Setup, describe, prepare
 
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     describe(setup)
     for name in model_names(config):
         model = create_model(name, len(setup.classes), pretrained=False, seed=0)
-        model = model.to(setup.hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = to_device(model, setup.hardware.device)
         objective = CrossEntropy(config.label_smoothing)
         training = Training(model, objective, make_optimizer(model, objective.own, config))
         batches = setup.train_batches(seed=0, steps=STEPS)
@@ -49,14 +48,13 @@ def main(arguments: Sequence[str]) -> None:
 def one_round(training: Training, batches: TrainBatches, setup: Setup) -> tuple[float, float]:
     """Images per second of the real loop and of the bare step, one right after the other."""
     row = train_epoch(training, batches, setup.config, setup.hardware, seed=0, epoch=1)
-    images, labels = next(iter(batches.epoch(1)))
-    return row["images_per_second"], bare_speed(training, images, labels, setup.config, setup.hardware)
+    batch = next(iter(batches.epoch(1)))
+    return row["images_per_second"], bare_speed(training, batch, setup.hardware)
 
 
-def bare_speed(
-    training: Training, images: torch.Tensor, labels: torch.Tensor, config: Config, hardware: Hardware
-) -> float:
+def bare_speed(training: Training, batch: Batch, hardware: Hardware) -> float:
     """Images per second of nothing but forward, backward and optimizer on one batch."""
+    images, labels = batch
     started = time.perf_counter()
     for _ in range(STEPS):
         with hardware.autocast():
@@ -65,7 +63,7 @@ def bare_speed(
         loss.backward()
         training.optimizer.step()
     loss.item()
-    return STEPS * config.batch_size / (time.perf_counter() - started)
+    return STEPS * len(images) / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

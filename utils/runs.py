@@ -21,7 +21,7 @@ import torchvision
 
 from config import Config, UserError, recipe
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.factory import MEAN, STD, create_model
+from models.factory import MEAN, STD, create_model, to_device
 from utils.engine import (
     Objective,
     Row,
@@ -145,7 +145,7 @@ def train_and_test(
         return dict(json.loads((run.results / "result.json").read_text("utf-8")))
     config, hardware = setup.config, setup.hardware
     model = create_model(run.model, len(setup.classes), pretrained=config.pretrained, seed=run.seed)
-    model = model.to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = to_device(model, hardware.device)
     objective = make_objective()
     training = Training(model, objective, make_optimizer(model, objective.own, config))
     last, best = run.checkpoints / "last.pt", run.checkpoints / "best.pt"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data.split import Split, split_photos
 from torch import Tensor
 
 from config import ROOT, Config, UserError, model_names
@@ -15,6 +14,7 @@ from data.batches import EvalBatches, Normalise, TrainBatches, cached_side, plac
 from data.cache import Decoded, decode_photos
 from data.photos import find_photos
 from data.sample import draw_sample
+from data.split import Split, split_photos
 from models.factory import MEAN, STD, smallest_image
 from utils.engine import Hardware
 
@@ -154,9 +154,9 @@ def find_data(config: Config) -> tuple[Path, bool]:
         return Path(str(config.data)), False
     if config.data is None:
         print(
-            "NOTE: there are no photos in data/weather, so this is a run on the SAMPLE, weather drawn\n"
-            "      by this repo: its numbers show that the code works and say nothing about photos.\n"
-            "      Bring photos with --data FOLDER, or get the data set: python -m data.download\n"
+            "NOTE: there are no photos in data/weather, so this is a run on the SAMPLE, weather\n"
+            "      drawn by this repo: its numbers show that the code works and say nothing about\n"
+            "      photos. Bring your own with --data FOLDER, or run python -m data.download\n"
         )
     return draw_sample(config.cache / "sample"), True
 
