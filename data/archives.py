@@ -125,8 +125,9 @@ def _unpack(archive: Path, folder: Path) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk; errors in compressed data carry no number
         # The decoders raise errors of many kinds on data that are broken.
+        why = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{str(archive)!r} is truncated, broken, or no zip or tar archive ({error}): "
+            f"{str(archive)!r} is truncated, broken, or no zip or tar archive ({why}): "
             "get it again, or unpack it by hand and give the folder"
         ) from error
 

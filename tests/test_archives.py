@@ -230,9 +230,11 @@ def test_a_sparse_tar_is_refused_before_it_fills_the_disk(tmp_path):
 def test_a_disk_without_room_is_told_before(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=40_000))
-    refused(tmp_path, write_zip(tmp_path / "a.zip", FILES), "no room")
-    refused(tmp_path, write_tar(tmp_path / "a.tar", FILES), "no room")
-    refused(tmp_path, write_tar(tmp_path / "a.tgz", FILES, "w:gz"), "no room")
+    photos = {f"rain/{n}.jpg": os.urandom(10_000) for n in range(9)}
+    refused(tmp_path, write_zip(tmp_path / "a.zip", photos), "no room")
+    refused(tmp_path, write_tar(tmp_path / "a.tgz", photos, "w:gz"), "no room")
+    one = {"rain/1.bmp": bytes(90_000)}  # whose size is not known before it is reached
+    refused(tmp_path, write_tar(tmp_path / "a.tgz", one, "w:gz"), "no room")
 
 
 def test_a_disk_that_runs_full_leaves_nothing(tmp_path):
@@ -261,7 +263,7 @@ def test_an_encrypted_zip_is_told(tmp_path):
         while (position := data.find(marker, position + 1)) >= 0:
             data[position + offset] |= 1
     (tmp_path / "a.zip").write_bytes(data)
-    refused(tmp_path, tmp_path / "a.zip", "encrypted")
+    refused(tmp_path, tmp_path / "a.zip", "encrypted: unpack it by hand")
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", b"hello" * 300, b"\xff\xd8\xff\xe0" + bytes(2000)])
@@ -285,6 +287,15 @@ def test_truncated_archives_are_refused(tmp_path, mode):
     for cut in sorted(cuts):
         (tmp_path / "cut").write_bytes(data[:cut])
         refused(tmp_path, tmp_path / "cut", "truncated, broken")
+
+
+def test_a_damaged_header_does_not_end_a_tar(tmp_path):
+    """To tarfile it does, without a word, and the photos behind it are lost."""
+    path = write_tar(tmp_path / "a.tar", {f"rain/{n}.jpg": b"photo" for n in range(9)})
+    raw = bytearray(path.read_bytes())
+    raw[4 * 1024 + 150] ^= 1  # in the checksum of the fifth header
+    path.write_bytes(raw)
+    refused(tmp_path, path, "bad header")
 
 
 @given(st.data())

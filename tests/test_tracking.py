@@ -9,12 +9,8 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from config import UserError
+from tests.boards import Board, tensorboard, wait_for
 from utils import tracking
 from utils.drawing import FULL, WrongPhoto, confusion_matrix, photo_grid
 from utils.tracking import Tracker, tensorboard_command
@@ -61,47 +58,6 @@ def read(folder: Path, tag: str) -> list[list[float]]:
     return [[point.wall_time, point.step, point.value] for point in found]
 
 
-def wait_for(find: Callable[[], Any]) -> Any:
-    """The first true value of `find()`; fails when there is none within a minute."""
-    deadline = time.monotonic() + 60
-    while not (found := find()):
-        assert time.monotonic() < deadline, "TensorBoard did not get that far in a minute"
-        time.sleep(0.05)
-    return found
-
-
-class Board:
-    """A running TensorBoard on the folder `logs`."""
-
-    def __init__(self, address: str, logs: Path) -> None:
-        self.address, self.logs = address, logs
-
-    def fetch(self, route: str, post: object = None, **query: object) -> bytes:
-        request = urllib.request.Request(
-            f"{self.address}/data{route}?{urllib.parse.urlencode(query)}",
-            data=None if post is None else json.dumps(post).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return bytes(answer.read())
-
-    def ask(self, route: str, post: object = None, **query: object) -> Any:
-        return json.loads(self.fetch(route, post, **query))
-
-    def scalars(self, run: str, tag: str) -> list[list[float]]:
-        if tag not in self.ask("/plugin/scalars/tags").get(run, {}):
-            return []
-        found: list[list[float]] = self.ask("/plugin/scalars/scalars", run=run, tag=tag)
-        return found
-
-    def sessions(self) -> dict[str, dict[str, Any]]:
-        """The rows of the hyper-parameters table by the name of their run."""
-        statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
-        post = {"allowedStatuses": statuses, "colParams": [], "startIndex": 0, "sliceSize": 99}
-        groups = self.ask("/plugin/hparams/session_groups", post=post)["sessionGroups"]
-        return {group["name"]: group for group in groups}
-
-
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     folder = tmp_path_factory.mktemp("tensorboard")
@@ -120,17 +76,9 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
         tracker.epoch(rows[3])
         tracker.finish({"test/accuracy": 0.875}, CONFUSION, CLASSES, WRONG)
 
-    output = folder / "output.txt"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs)]
-    command += ["--host", "127.0.0.1", "--port", "0", "--reload_interval", "1"]
-    with output.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
-        try:
-            address = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", output.read_text()))
-            board = Board(address[0], logs)
-            wait_for(lambda: board.scalars(BASELINE, "lr") and board.scalars(DISTILLED, "lr"))
-            yield board
-        finally:
-            server.kill()
+    with tensorboard(logs) as board:
+        wait_for(lambda: board.scalars(BASELINE, "lr") and board.scalars(DISTILLED, "lr"))
+        yield board
 
 
 def test_board_has_the_curves_and_no_stray_runs(board: Board) -> None:
@@ -372,10 +320,15 @@ def test_colours_are_shares_of_the_row(counts: list[list[int]]) -> None:
         np.testing.assert_allclose(corner, 255 - share * (255 - np.array(FULL)), atol=1)
 
 
-def test_cells_carry_their_counts() -> None:
-    """The same shares with other counts: the colours agree, so the numbers have to differ."""
-    few, many = np.array([[3, 1], [0, 2]]), np.array([[30, 10], [0, 20]])
-    assert confusion_matrix(few, names(2)) != confusion_matrix(many, names(2))
+def test_a_cell_carries_its_count() -> None:
+    """The same shares with another count: only the number in that cell can differ."""
+    left, top, right, bottom = full_box(one_cell(3, 0, 2))
+    pictures = (confusion_matrix(one_cell(3, 0, 2) * times, names(3)) for times in (1, 11))
+    before, after = map(np.asarray, pictures)
+    rows, columns = np.nonzero((before != after).any(axis=2))
+    assert len(rows) > 0
+    assert top <= rows.min() <= rows.max() < bottom
+    assert left <= columns.min() <= columns.max() < right
 
 
 @pytest.mark.parametrize("number", [2, 11, 100])

@@ -1,6 +1,7 @@
 """train.py as a user runs it: whole commands on small folders of photos."""
 
 import csv
+import io
 import json
 import re
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.models import resnet18
 
+from tests.boards import tensorboard, wait_for
 from tests.photo_folders import CLASSES, make_photos
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +117,35 @@ def test_the_best_checkpoint_loads_in_plain_torchvision_and_repeats_the_logits(f
         logits = model.eval()(images)
     spread = float(np.ptp(saved["logits"]))
     np.testing.assert_allclose(logits.numpy(), saved["logits"], atol=0.1 * spread)
+
+
+def test_tensorboard_shows_the_runs(finished):
+    output, _ = finished
+    name = "weather-32px-resnet18-seed0"
+    with (output / "results" / name / "history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    with tensorboard(output / "logs") as board:
+        curve = wait_for(lambda: board.scalars(name, "loss/val"))
+        wait_for(lambda: board.scalars(name, "test/accuracy"))
+        tags = board.ask("/plugin/scalars/tags")
+        assert sorted(tags) == [name, name.replace("seed0", "seed1")]
+        curves = {"loss/train", "loss/val", "accuracy/train", "accuracy/val", "lr"}
+        assert curves | {"images_per_second"} <= set(tags[name])
+        assert [(step, value) for _, step, value in curve] == [
+            (int(row["epoch"]), pytest.approx(float(row["loss/val"]), rel=1e-6)) for row in history
+        ]
+        layout = board.ask("/plugin/custom_scalars/layout")
+        charts = [chart for category in layout["category"] for chart in category["chart"]]
+        assert {"loss", "accuracy"} <= {chart["title"] for chart in charts}
+        row = wait_for(board.sessions)[name]
+        assert row["hparams"]["lr"] == 0.001
+        assert row["hparams"]["model"] == "resnet18"
+        assert "test/accuracy" in {value["name"]["tag"] for value in row["metricValues"]}
+        images = board.ask("/plugin/images/tags")[name]
+        assert set(images) == {"test/confusion_matrix", "test/surest_mistakes"}
+        sample = board.ask("/plugin/images/images", run=name, tag="test/confusion_matrix", sample=0)
+        picture = board.fetch(f"/plugin/images/individualImage?{sample[0]['query']}&")
+        assert Image.open(io.BytesIO(picture)).format == "PNG"
 
 
 def test_a_finished_run_is_never_overwritten_unasked(finished, photos):

@@ -69,7 +69,7 @@ def photo_grid(photos: Sequence[WrongPhoto], most: int = 24) -> Image.Image:
         x = GAP + index % columns * (tile + GAP)
         y = GAP + index // columns * (tile + caption)
         image = photo if isinstance(photo, Image.Image) else Image.fromarray(photo)
-        grid.paste(ImageOps.pad(image.convert("RGB"), (tile, tile), color="white"), (x, y))
+        grid.paste(ImageOps.pad(image, (tile, tile), color="white"), (x, y))
         sure = f" {probability:.0%}"
         room = tile - font.getlength(sure)
         draw.text((x, y + tile + 3), _cut(f"true {_drawable(true, '?')}", font, tile), INK, font)
