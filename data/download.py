@@ -200,10 +200,10 @@ def _from_url(url: str, work: Path) -> Path:
                 return part  # it was complete
             part.unlink()
             return _from_url(url, work)
-        raise UserError(f"cannot download {url} ({error})\n{BY_HAND}") from error
+        raise UserError(f"cannot download {url!r} ({error})\n{BY_HAND}") from error
     except (OSError, http.client.HTTPException, ValueError, OverflowError) as error:
         why = getattr(error, "reason", None) or str(error) or type(error).__name__
-        raise UserError(f"cannot download {url} ({why})\n{BY_HAND}") from error
+        raise UserError(f"cannot download {url!r} ({why})\n{BY_HAND}") from error
     return part
 
 

@@ -372,7 +372,7 @@ class Split:
 
     def _manifest(self) -> bytes:
         parts = (PARTS[part] for part in self.part)
-        return _to_csv(COLUMNS, zip(self.paths, self.class_names, parts, strict=True))
+        return _to_csv([COLUMNS, *zip(self.paths, self.class_names, parts, strict=True)])
 
 
 def split_photos(photos: Photos, signatures: np.ndarray, manifest: Path, seed: int) -> Split:
@@ -410,7 +410,7 @@ def _groups(photos: Photos, signatures: np.ndarray, folder: Path) -> np.ndarray:
         groups = group_duplicates(signatures)
         repeated = np.nonzero(groups != np.arange(len(groups)))[0]
         rows = ((photos.paths[one], photos.paths[groups[one]]) for one in repeated)
-        _replace(remembered, _to_csv(("path", "duplicate_of"), rows))
+        _replace(remembered, _to_csv([("path", "duplicate_of"), *rows]))
     return groups
 
 
@@ -487,13 +487,16 @@ def read_manifest(path: Path) -> Split:
     return Split(paths, tuple(rows[photo][0] for photo in paths), part_of)
 
 
-def _to_csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+def _to_csv(rows: Iterable[Sequence[str]]) -> bytes:
+    """The rows as csv. Not by csv.writer: which fields it quotes has changed between Pythons."""
+
+    def quoted(field: str) -> str:
+        special = not field or any(character in field for character in ',"\r\n')
+        return '"' + field.replace('"', '""') + '"' if special else field
+
+    text = "".join(",".join(map(quoted, row)) + "\n" for row in rows)
     # A file name need not be UTF-8; its other bytes pass through unchanged.
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _from_csv(data: bytes) -> Any:

@@ -21,23 +21,34 @@ WEATHER = [
 ]
 TINY = {"per_class": 2, "size": 32}
 
-# Draws a tiny sample into argv[1], and kills itself when it is about to do argv[3] for the time
-# argv[2]: to open a file of that ending for writing, or "rename".
-KILLED = """
-import os, signal, sys
+DRAW = """
+import sys
 from pathlib import Path
 from data.sample import draw_sample
-folder, left, moment = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-def kill_at_moment(event, args):
+folder = draw_sample(Path(sys.argv[1]), seed=0, per_class=2, size=32)
+print(folder.stat().st_ino)
+"""
+
+# Draws a tiny sample into argv[1], but something happens before it does argv[3] for the time
+# argv[2]: opens a file of that ending for writing, or renames. Either it is killed, or, with
+# another script as argv[4], that is run first.
+INTERRUPTED = (
+    """
+import os, signal, subprocess, sys
+left, moment, other = int(sys.argv[2]), sys.argv[3], sys.argv[4:]
+def interrupt(event, args):
     global left
     writes = event == "open" and str(args[0]).endswith(moment) and "w" in str(args[1])
     if writes or event == "os." + moment:
         left -= 1
-        if left == 0:
+        if left == 0 and other:
+            subprocess.run([sys.executable, "-c", other[0], sys.argv[1]], check=True)
+        elif left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(kill_at_moment)
-draw_sample(folder, seed=0, per_class=2, size=32)
+sys.addaudithook(interrupt)
 """
+    + DRAW
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -94,7 +105,9 @@ def test_a_complete_sample_is_reused(tmp_path: Path, tiny: dict[str, bytes]) -> 
     folder = sample.draw_sample(tmp_path / "sample", **TINY)
     (folder / "dew" / ".DS_Store").write_text("by a file manager")
     (folder / "rime" / "0001.jpg").write_bytes(b"still the same file")
+    untouched = tmp_path.stat().st_mtime_ns
     sample.draw_sample(folder, **TINY)
+    assert tmp_path.stat().st_mtime_ns == untouched  # nor was another one drawn and thrown away
     assert (folder / "rime" / "0001.jpg").read_bytes() == b"still the same file"
 
 
@@ -121,7 +134,7 @@ def test_a_sample_of_other_settings_is_replaced(tmp_path: Path, tiny: dict[str, 
 
 
 def killed_run(folder: Path, moment: str, nth: int) -> None:
-    command = [sys.executable, "-c", KILLED, str(folder), str(nth), moment]
+    command = [sys.executable, "-c", INTERRUPTED, str(folder), str(nth), moment]
     assert subprocess.run(command, cwd=ROOT).returncode == -9
 
 
@@ -158,19 +171,21 @@ def test_leftovers_of_killed_runs_are_removed_when_old(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["sample", "sample.partial-new", "unrelated"]
 
 
-def test_two_processes_at_once(tmp_path: Path, tiny: dict[str, bytes]) -> None:
-    sample.draw_sample(tmp_path / "sample", seed=1, **TINY)  # each will want to replace it
-    code = (
-        "import sys; from pathlib import Path; from data.sample import draw_sample;"
-        "sys.stdin.read(); draw_sample(Path(sys.argv[1]), per_class=2, size=32)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "sample")]
-    both = [subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE) for _ in range(2)]
-    for process in both:
-        assert process.stdin
-        process.stdin.close()  # go
-    assert [process.wait() for process in both] == [0, 0]
-    assert contents(tmp_path / "sample") == tiny
+@pytest.mark.parametrize(
+    ("before", "moment", "nth"),
+    [("nothing", "sample.json", 1), ("nothing", "rename", 1), ("another seed", "rename", 2)],
+)
+def test_another_process_draws_the_same_meanwhile(
+    tmp_path: Path, tiny: dict[str, bytes], before: str, moment: str, nth: int
+) -> None:
+    folder = tmp_path / "sample"
+    if before == "another seed":
+        sample.draw_sample(folder, seed=1, **TINY)
+    command = [sys.executable, "-c", INTERRUPTED, str(folder), str(nth), moment, DRAW]
+    run = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    theirs, ours = run.stdout.split()
+    assert theirs == ours  # the sample that was there first stays, for whoever reads it already
+    assert contents(folder) == tiny
     assert os.listdir(tmp_path) == ["sample"]
 
 

@@ -125,8 +125,8 @@ def test_groups_do_not_depend_on_the_order(order):
 def test_copies_are_found_among_many_photos():
     """More photos than are compared each with each; half of them share one smooth gradient."""
     draw = np.random.default_rng(0)
-    coarse = draw.integers(0, 200, (9000, 8, 8))
-    pictures = np.kron(coarse, np.ones((1, 4, 4), int)) // np.repeat([1, 12], 4500)[:, None, None]
+    coarse = draw.integers(0, 200, (9000, 16, 16))
+    pictures = np.kron(coarse, np.ones((1, 2, 2), int)) // np.repeat([1, 8], 4500)[:, None, None]
     pictures += np.arange(32)[:, None]
     copied = draw.choice(9000, 300, replace=False)
     copies = pictures[copied] + draw.integers(0, 2, (300, 32, 32))

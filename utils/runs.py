@@ -38,7 +38,7 @@ from utils.tracking import Tracker
 
 # Raised whenever a reader of older results would misread newer ones.
 RESULT_FORMAT = 1
-MISTAKES_SHOWN = 25
+MISTAKES_SHOWN = 24
 
 
 @dataclass(frozen=True)
