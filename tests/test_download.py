@@ -188,6 +188,7 @@ def test_a_complete_download_that_was_not_unpacked_is_used(into):
         (into.parent / ".weather-download" / "archive.part").write_bytes(ARCHIVE + b"more")
         site.stop_after = None
         assert fetch(into, site.url, "--overwrite") == 0
+        assert site.asked[-2:] == [f"bytes={len(ARCHIVE) + 4}-", None]
     assert_complete(into)
 
 
@@ -276,6 +277,8 @@ def test_what_is_there_is_kept(tmp_path, into, capsys):
     said = error_of(capsys, fetch(into, path))
     assert "--overwrite" in said
     assert [file.name for file in into.rglob("*.jpg")] == ["mine.jpg"]
+    # What an overwriting process leaves that is killed at its end.
+    (into.parent / ".weather-download" / "replaced" / "rain").mkdir(parents=True)
     assert fetch(into, path, "--overwrite") == 0
     assert_complete(into)
 
@@ -350,7 +353,7 @@ def test_two_downloads_at_once(into):
 def test_google_drive_without_gdown(into, capsys, monkeypatch):
     monkeypatch.setattr(download, "find_spec", lambda name: None)
     said = error_of(capsys, main(["--into", str(into)]))
-    assert "pip install gdown" in said
+    assert "needs the package gdown: pip install gdown" in said
     assert download.GOOGLE_DRIVE_ID in said
     assert not into.exists()
 

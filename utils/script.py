@@ -10,6 +10,8 @@ from utils.tracking import from_here, tensorboard_command
 
 def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
     """Run `main` and return the exit status: 2 for the user's mistakes, 130 when interrupted."""
+    # A log file is to be followed while the run goes on.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
         main(arguments)
     except UserError as problem:
