@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import fcntl
 import gzip
 import hashlib
 import io
@@ -12,11 +11,9 @@ import os
 import posixpath
 import shutil
 import stat
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +22,7 @@ from typing import IO, cast
 from tqdm import tqdm
 
 from config import UserError
+from data.locks import only_one
 
 # Photos are compressed already and pack to about their own size; drawn BMP or TIFF images pack to a
 # twentieth at best. A bomb unpacks to a thousand times its size (deflate) or far more (bzip2, xz).
@@ -74,28 +72,6 @@ def unpack(archive: Path, into: Path) -> Path:
         why = error.strerror or str(error)
         raise UserError(f"cannot unpack {str(archive)!r} into {str(into)!r}: {why}") from error
     return target
-
-
-@contextmanager
-def only_one(lock: Path) -> Iterator[None]:
-    """Hold the lock file: one process at a time. A killed process frees it."""
-    while True:
-        with lock.open("w") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another process in {str(lock.parent)!r} ...", file=sys.stderr)
-                fcntl.flock(held, fcntl.LOCK_EX)
-            try:  # the former holder has removed its file: this must be the one of that name
-                if not os.path.samestat(os.fstat(held.fileno()), lock.stat()):
-                    continue
-            except FileNotFoundError:
-                continue
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,12 @@ name complete or not at all, and its name carries a fingerprint of what it was m
 run that is killed, or photos that change, never leave a wrong cache behind.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import UserError
+from data.locks import only_one
 from data.photos import Photos, UnreadablePhoto, open_rgb
 from data.split import signature
 
@@ -68,7 +67,7 @@ def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int, stric
     ready = folder / f"{side}px-{fingerprint[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "lock"):
+        with only_one(folder / "lock"):
             try:
                 if not ready.exists():
                     _decode_into(ready, photos, side, workers)
@@ -191,15 +190,3 @@ def _fingerprint(photos: Photos, side: int) -> str:
         except OSError:
             lines.append(f"{path}\0gone")
     return _digest("\n".join(lines))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one process at a time is inside; the system lets go of the lock when it dies."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write("another run is decoding these photos; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

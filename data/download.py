@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import UserError
-from data.archives import only_one
+from data.locks import only_one
 from data.photos import Photos, find_photos
 
 WEATHER_CLASSES = (

@@ -45,11 +45,14 @@ LIKENESS = 0.5
 EXHAUSTIVE = 8192
 LEAF = 1024
 TREES = 6
-# Fitting one thumbnail onto another takes 0.3 ms, so its number is bounded, the most alike first.
-MOST_ALIGNED = 60_000
+# Fitting one thumbnail onto another takes 0.1 ms, so its number is bounded, the most alike first.
+MOST_ALIGNED = 50_000
 CHUNK = 512
 # Fits start from here: the whole frames, and a tenth cut off below (a strip with a watermark) in
 # one or the other.
+FIT_STEPS = 5
+LEAST_FIT = np.array([0.7, -0.3, 0.7, -0.3], dtype=np.float32)
+MOST_FIT = np.array([1.43, 0.3, 1.43, 0.3], dtype=np.float32)
 STARTS = np.array([[1, 0, 1, 0], [1, 0, 0.9, -0.1], [1, 0, 1.11, 0.11]], dtype=np.float32)
 
 
@@ -259,34 +262,20 @@ def _same_when_aligned(
     Fits details of half the resolution first, since these still overlap when the frames differ.
     """
     one, other = detail.astype(np.float32), other_detail.astype(np.float32)
-    fit, alike = _fit_coarsely(_halve(one), _halve(other))
-    close = np.nonzero(alike > ROUGHLY_ALIKE)[0]
+    starts = [np.tile(start, (len(one), 1)) for start in STARTS]
+    fit, alike = _fit(_halve(one), _halve(other), starts)
     same = np.zeros(len(one), dtype=bool)
-    if len(close):
-        one, other = one[close], other[close]
-        fit = _fit(one, other, fit[close], steps=5)
-        warped, inside = _warp(other, fit)
-        alike = _correlation(one, warped, inside)
-        levels, _ = _warp(other_picture[close].astype(np.float32), fit)
-        wanted = picture[close].astype(np.float32)
-        difference = (np.abs(levels - wanted) * inside).sum((1, 2)) / inside.sum((1, 2))
-        same[close] = ((alike > ALIKE) & (_correlation(wanted, levels, inside) > ROUGHLY_ALIKE)) | (
-            (alike > ROUGHLY_ALIKE) & (difference < SAME_LEVELS)
-        )
+    close = np.nonzero(alike > ROUGHLY_ALIKE)[0]
+    if len(close) == 0:
+        return same
+    fit, alike = _fit(one[close], other[close], [fit[close]])
+    levels = picture[close].astype(np.float32)
+    others, inside = _warp(other_picture[close].astype(np.float32), fit)
+    difference = (np.abs(levels - others) * inside).sum((1, 2)) / inside.sum((1, 2))
+    same[close] = ((alike > ALIKE) & (_correlation(levels, others, inside) > ROUGHLY_ALIKE)) | (
+        (alike > ROUGHLY_ALIKE) & (difference < SAME_LEVELS)
+    )
     return same
-
-
-def _fit_coarsely(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The best of the fits from each of STARTS, and its correlation, for (P, 16, 16) details."""
-    best = np.tile(STARTS[0], (len(one), 1))
-    most_alike = np.full(len(one), -1, dtype=np.float32)
-    for start in STARTS:
-        fit = _fit(one, other, np.tile(start, (len(one), 1)), steps=8)
-        warped, inside = _warp(other, fit)
-        alike = _correlation(one, warped, inside)
-        better = alike > most_alike
-        best[better], most_alike[better] = fit[better], alike[better]
-    return best, most_alike
 
 
 def _halve(pictures: np.ndarray) -> np.ndarray:
@@ -317,10 +306,14 @@ def _warp(pictures: np.ndarray, fit: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return down @ pictures @ across.transpose(0, 2, 1), inside.astype(np.float32)
 
 
-def _fit(one: np.ndarray, other: np.ndarray, fit: np.ndarray, steps: int) -> np.ndarray:
-    """Improve fit so that other, warped, matches one: Gauss-Newton, inverse compositional.
+def _fit(
+    one: np.ndarray, other: np.ndarray, starts: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """How other (P, n, n) must be warped to match one best; up to 30 % may be cut from a side.
 
-    (Baker and Matthews 2004, Lucas-Kanade 20 Years On.) Up to 30 % may be cut from a side.
+    Gauss-Newton, inverse compositional (Baker and Matthews 2004, Lucas-Kanade 20 Years On), so
+    that the equations are solved once for all steps and starts, each of them a (P, 4) fit.
+    Returns the best fit (P, 4) and its correlation (P,).
     """
     axis = _axis(one.shape[1])
     by_y, by_x = np.gradient(one, 2 / one.shape[1], axis=(1, 2))
@@ -329,15 +322,21 @@ def _fit(one: np.ndarray, other: np.ndarray, fit: np.ndarray, steps: int) -> np.
     normal = slopes @ slopes.transpose(0, 2, 1)
     damping = 0.003 * np.trace(normal, axis1=1, axis2=2) + 1
     solve = np.linalg.solve(normal + damping[:, None, None] * np.eye(4, dtype=np.float32), slopes)
-    for _ in range(steps):
-        warped, inside = _warp(other, fit)
-        error = ((warped - one) * inside).reshape(len(one), -1, 1)
-        step = np.clip((solve @ error)[:, :, 0], -0.15, 0.15)
-        scale = fit[:, ::2] / (1 + step[:, ::2])
-        shift = fit[:, 1::2] - scale * step[:, 1::2]
-        fit = np.stack([scale[:, 0], shift[:, 0], scale[:, 1], shift[:, 1]], axis=1)
-        fit = np.clip(fit, [0.7, -0.3, 0.7, -0.3], [1.43, 0.3, 1.43, 0.3]).astype(np.float32)
-    return fit
+
+    best, most_alike = starts[0], np.full(len(one), -1, dtype=np.float32)
+    for fit in starts:
+        for _ in range(FIT_STEPS):
+            warped, inside = _warp(other, fit)
+            error = ((warped - one) * inside).reshape(len(one), -1, 1)
+            step = np.clip((solve @ error)[:, :, 0], -0.15, 0.15)
+            scale = fit[:, ::2] / (1 + step[:, ::2])
+            shift = fit[:, 1::2] - scale * step[:, 1::2]
+            fit = np.stack([scale[:, 0], shift[:, 0], scale[:, 1], shift[:, 1]], axis=1)
+            fit = np.clip(fit, LEAST_FIT, MOST_FIT)
+        alike = _correlation(one, *_warp(other, fit))
+        best = np.where((alike > most_alike)[:, None], fit, best)
+        most_alike = np.maximum(alike, most_alike)
+    return best, most_alike
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from config import UserError
 from data import archives
-from data.archives import only_one, unpack
+from data.archives import unpack
+from data.locks import only_one
 
 REPO = Path(__file__).parents[1]
 FILES = {"rain/1.jpg": b"one", "rain/deep/2.jpg": b"", "snow/é 3.jpg": b"three" * 9999}
@@ -364,7 +365,7 @@ def test_a_killed_process_leaves_nothing_that_lasts(tmp_path):
 def test_only_one_holds_a_lock(tmp_path):
     lock = tmp_path / "lock"
     code = (
-        "import sys; from pathlib import Path; from data.archives import only_one\n"
+        "import sys; from pathlib import Path; from data.locks import only_one\n"
         "for _ in range(150):\n"
         "    with only_one(Path(sys.argv[1])):\n"
         "        path = Path(sys.argv[2]); path.write_text(str(int(path.read_text()) + 1))\n"

@@ -217,8 +217,17 @@ def test_an_epoch_is_the_same_whenever_it_is_drawn_and_unlike_any_other(mixup):
     assert not torch.equal(once, others[1])
 
 
-def test_training_crops_are_those_of_random_boxes():
-    """Cut with the largest crops only, the mean of many crops is the mean of the photo."""
+def test_each_photo_of_an_epoch_is_cropped_in_its_own_way():
+    same = torch.from_numpy(noise(1, 12)).expand(PHOTOS, 12, 12, 3)
+    batches = TrainBatches(
+        same, np.arange(PHOTOS), LABELS, classes=CLASSES, size=6, batch_size=5, seed=0,
+        crop_scale=0.35, mixup=0.0, normalise=Normalise(*AS_THEY_ARE, CPU), device=CPU,
+    )  # fmt: skip
+    crops = torch.cat([images for images, _ in batches.epoch(1)]).flatten(1)
+    assert len(crops.unique(dim=0)) == len(crops) == 20
+
+
+def test_half_of_the_training_crops_are_mirrored_and_none_is_turned():
     photo = np.zeros((PHOTOS, 12, 12, 3), np.uint8)
     photo[:, :, 6:] = 255  # dark on the left
     batches = TrainBatches(
