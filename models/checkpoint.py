@@ -1,5 +1,6 @@
 """Checkpoints: plain dicts of tensors and simple values, whole or not there at all."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
+    # Through memory, because torch hides a full disk's OSError behind an error of its own.
+    packed = io.BytesIO()
+    torch.save({"format": FORMAT} | content, packed)
     try:
         with unfinished.open("wb") as file:
-            torch.save({"format": FORMAT} | content, file)
+            file.write(packed.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)

@@ -209,6 +209,23 @@ def test_what_cannot_work_is_refused_in_one_line_before_any_work(words, says, ph
     assert not (tmp_path / "o").exists()
 
 
+def test_a_disk_that_is_full_is_told_in_one_line(photos, tmp_path):
+    full = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from train import main; from utils.script import run_script;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000,) * 2);"
+        "sys.exit(run_script(main, sys.argv[1:]))"
+    )
+    run = command(
+        full, "--data", photos, *QUICK, "--epochs", 1, "--output", tmp_path / "o", "--cache",
+        tmp_path / "c", script="-c", fails=True,
+    )  # fmt: skip
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.startswith("error: ")
+    assert len(run.stderr.splitlines()) == 1
+    assert not list((tmp_path / "o").rglob("*.pt*"))
+
+
 def test_without_photos_it_says_loudly_that_it_draws_a_sample(tmp_path):
     if (ROOT / "data" / "weather").exists():
         pytest.skip("there are photos")

@@ -1,11 +1,15 @@
 """What every script does around its work: report problems in a line, say where things are."""
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from config import UserError
 from utils.tracking import from_here, tensorboard_command
+
+# A full disk, a quota, a file too large for its disk, a folder that may not be written.
+OUT_OF_OUR_HANDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
@@ -16,6 +20,12 @@ def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
         main(arguments)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except OSError as problem:
+        if problem.errno not in OUT_OF_OUR_HANDS:
+            raise
+        what = f"{problem.filename}: " if problem.filename else ""
+        print(f"error: {what}{problem.strerror}; once mended, --resume goes on", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command with --resume goes on", file=sys.stderr)
