@@ -12,12 +12,10 @@ import argparse
 import colorsys
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -50,7 +48,7 @@ SKIES = np.array(
 )
 
 
-def draw_sample(folder: Path, seed: int = 0, per_class: int = 40, size: int = 96) -> Path:
+def draw_sample(folder: Path, seed: int = 0, per_class: int = 48, size: int = 96) -> Path:
     """Draws `per_class` photos of every class as <folder>/<class>/<number>.jpg; returns `folder`.
 
     The photos are RGB JPEGs of size × size pixels, the same bytes for the same arguments. A
@@ -124,16 +122,11 @@ def _photo_name(number: int) -> str:
 
 
 def _draw_all(folder: Path, settings: dict[str, int]) -> None:
-    def draw(job: tuple[str, int]) -> None:
-        name, number = job
-        photo = draw_photo(name, number, settings["seed"], settings["size"])
-        photo.save(folder / name / _photo_name(number), quality=92)
-
     for name in CLASSES:
         (folder / name).mkdir(parents=True)
-    jobs = [(name, number) for name in CLASSES for number in range(settings["per_class"])]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        list(pool.map(draw, jobs))
+        for number in range(settings["per_class"]):
+            photo = draw_photo(name, number, settings["seed"], settings["size"])
+            photo.save(folder / name / _photo_name(number), quality=92)
     (folder / MARKER).write_text(json.dumps(settings))
 
 

@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -68,33 +68,50 @@ def group_duplicates(signatures: np.ndarray) -> np.ndarray:
     signatures: (N, 1024) uint8, from `signature`
     Returns (N,) int64: the smallest index among the photos that show the same picture.
 
-    Time grows with N log N; memory is about 2 kB per photo.
+    Time grows with N log N; memory is about 3 kB per photo.
     """
-    if len(signatures) == 0:
-        return np.zeros(0, dtype=np.int64)
-    rows = np.ascontiguousarray(signatures).view(f"V{signatures.shape[1]}")[:, 0]
-    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    order = np.sort(first)  # distinct pictures in the order of their first photo
-    pictures = signatures[order].reshape(-1, SIDE, SIDE)
-    found = _connected(len(pictures), *_flat_pairs(pictures))
+    first: dict[bytes, int] = {}
+    same_as = np.array(
+        [
+            first.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), number)
+            for number, row in enumerate(signatures)
+        ],
+        dtype=np.int64,
+    )
+    distinct = np.unique(same_as)
+    pictures = signatures[distinct].reshape(-1, SIDE, SIDE)
     details, edges = _describe(pictures)
-    first_photo, second_photo = _candidates(edges)
-    found = _confirm(pictures, details, first_photo, second_photo, found)
-    return order[found][np.searchsorted(order, first[inverse])]
+    joined = _connected(np.arange(len(pictures)), *_flat_pairs(pictures))
+    doubtful = np.zeros((3, 0), dtype=np.int64)
+    for one, other, likeness in _candidates(edges):
+        apart = joined[one] != joined[other]
+        one, other, likeness = one[apart], other[apart], likeness[apart]
+        same = _by_chunks(_same_details, one, other, details)
+        joined = _connected(joined, one[same], other[same])
+        doubtful = np.hstack([doubtful, np.stack([one, other, likeness])[:, ~same]])
+        doubtful = _most_alike(doubtful, joined)
+    one, other, _ = doubtful
+    same = _by_chunks(_same_when_aligned, one, other, details, pictures)
+    joined = _connected(joined, one[same], other[same])
+    return distinct[joined][np.searchsorted(distinct, same_as)]
 
 
-def _connected(
-    count: int, first: np.ndarray, second: np.ndarray, start: np.ndarray | None = None
-) -> np.ndarray:
-    """(count,) the smallest index that each index is joined to by the pairs (and by start)."""
-    root = np.arange(count) if start is None else start.copy()
-    while True:
-        one, other = root[first], root[second]
-        if np.array_equal(one, other):
-            return root
+def _most_alike(pairs: np.ndarray, joined: np.ndarray) -> np.ndarray:
+    """The MOST_ALIGNED most alike of (3, P) pairs: first, second, likeness; each pair once."""
+    pairs = pairs[:, joined[pairs[0]] != joined[pairs[1]]]
+    pairs = pairs[:, np.argsort(-pairs[2], kind="stable")[: 2 * MOST_ALIGNED]]
+    _, once = np.unique(pairs[0] * len(joined) + pairs[1], return_index=True)
+    return pairs[:, np.sort(once)[:MOST_ALIGNED]]
+
+
+def _connected(joined: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(M,) the smallest index that each index is joined to, after joining the pairs too."""
+    root = joined.copy()
+    while not np.array_equal(one := root[first], other := root[second]):
         np.minimum.at(root, np.maximum(one, other), np.minimum(one, other))
         while not np.array_equal(root, root[root]):
             root = root[root]
+    return root
 
 
 def _flat_pairs(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -161,21 +178,18 @@ def _edges(levels: np.ndarray) -> np.ndarray:
     return np.rint(flat * (2000 / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-3)))
 
 
-def _candidates(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (first < second) of neighbours by edges, most alike first."""
-    count = len(edges)
-    few = count <= EXHAUSTIVE
+def _candidates(edges: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """First < second and likeness of neighbours by edges, in a few batches that may repeat some."""
+    few = len(edges) <= EXHAUSTIVE
     draw = np.random.Generator(np.random.PCG64(0))
-    pairs, likeness = [], []
     for _ in range(1 if few else TREES):
-        for leaf in _leaves(edges, count if few else LEAF, draw):
-            one, other, score = _nearest(edges[leaf].astype(np.float32))
-            one, other = leaf[one], leaf[other]
-            pairs.append(np.minimum(one, other) * count + np.maximum(one, other))
-            likeness.append(score)
-    pair, where = np.unique(np.concatenate(pairs), return_index=True)
-    order = np.argsort(-np.concatenate(likeness)[where], kind="stable")
-    return pair[order] // count, pair[order] % count
+        found = []
+        for leaf in _leaves(edges, EXHAUSTIVE if few else LEAF, draw):
+            row, column, likeness = _nearest(edges[leaf].astype(np.float32))
+            one, other = leaf[row], leaf[column]
+            found.append(np.stack([np.minimum(one, other), np.maximum(one, other), likeness]))
+        one, other, likeness = np.concatenate(found, axis=1).astype(np.int64)
+        yield one, other, likeness
 
 
 def _leaves(edges: np.ndarray, size: int, draw: np.random.Generator) -> Iterator[np.ndarray]:
@@ -213,49 +227,42 @@ def _nearest(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return one, other, score
 
 
-def _confirm(
-    pictures: np.ndarray,
-    details: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    groups: np.ndarray,
+def _by_chunks(
+    compare: Callable[..., np.ndarray], first: np.ndarray, second: np.ndarray, *of: np.ndarray
 ) -> np.ndarray:
-    """Join the groups of the candidate pairs that show the same picture."""
+    """(P,) bool: compare(array[first], array[second], ...) of the arrays, a chunk at a time."""
     same = np.zeros(len(first), dtype=bool)
     for start in range(0, len(first), CHUNK):
         chunk = slice(start, start + CHUNK)
-        one, other = details[first[chunk]], details[second[chunk]]
-        same[chunk] = _correlation(one.astype(np.float32), other.astype(np.float32)) > ALIKE
-    groups = _connected(len(pictures), first[same], second[same], groups)
+        pairs = [array[which[chunk]] for array in of for which in (first, second)]
+        same[chunk] = compare(*pairs)
+    return same
 
-    apart = np.nonzero(groups[first] != groups[second])[0][:MOST_ALIGNED]
-    same = np.zeros(len(first), dtype=bool)
-    for start in range(0, len(apart), CHUNK):
-        pair = apart[start : start + CHUNK]
-        one, other = first[pair], second[pair]
-        same[pair] = _same_when_aligned(
-            pictures[one], pictures[other], details[one], details[other]
-        )
-    return _connected(len(pictures), first[same], second[same], groups)
+
+def _same_details(detail: np.ndarray, other_detail: np.ndarray) -> np.ndarray:
+    return _correlation(detail.astype(np.float32), other_detail.astype(np.float32)) > ALIKE
 
 
 def _correlation(
-    one: np.ndarray, other: np.ndarray, inside: np.ndarray | float = 1.0
+    one: np.ndarray, other: np.ndarray, inside: np.ndarray | None = None
 ) -> np.ndarray:
-    """(P,) correlation in -1..1 of the pictures (P, n, n) over the pixels that are inside."""
-    inside = np.broadcast_to(np.float32(inside), one.shape)
-    share = inside.mean((1, 2))
+    """(P,) correlation in -1..1 of (P, n, n) pictures, over the pixels where inside is 1, not 0."""
 
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.einsum("pij,pij->p", values, inside) / (values[0].size * share)
+    def centred(values: np.ndarray) -> np.ndarray:
+        if inside is None:
+            return values - values.mean((1, 2), keepdims=True)
+        mean = (values * inside).sum((1, 2)) / inside.sum((1, 2))
+        return (values - mean[:, None, None]) * inside
 
-    mean_one, mean_other = mean(one), mean(other)
-    spread = (mean(one * one) - mean_one**2) * (mean(other * other) - mean_other**2)
-    return (mean(one * other) - mean_one * mean_other) / np.sqrt(np.maximum(spread, 1e-3))
+    def products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.einsum("pij,pij->p", a, b)
+
+    one, other = centred(one), centred(other)
+    return products(one, other) / np.sqrt(products(one, one) * products(other, other) + 1)
 
 
 def _same_when_aligned(
-    picture: np.ndarray, other_picture: np.ndarray, detail: np.ndarray, other_detail: np.ndarray
+    detail: np.ndarray, other_detail: np.ndarray, picture: np.ndarray, other_picture: np.ndarray
 ) -> np.ndarray:
     """(P,) bool: whether the pictures agree once the other is shifted and scaled to fit.
 

@@ -1,6 +1,7 @@
 """Duplicates are found and stay together, the split is stratified, the manifest is exact."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -236,30 +237,17 @@ def test_the_manifest_is_these_bytes(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["split.csv"]
     assert split.hash == "9648cdd576b8ba8d"
     assert split.indices("test").tolist() == [1]
-    with pytest.raises(ValueError, match="valid"):
+    with pytest.raises(ValueError, match="tuple"):
         split.indices("valid")
 
 
-file_names = st.text(st.characters(exclude_characters="\0"), min_size=1)
+file_names = st.binary(min_size=1).filter(lambda name: b"\0" not in name)
+file_names = st.one_of(file_names, st.text("a,\"'\r\n\t;é\u2028\x85 ", min_size=1).map(str.encode))
 
 
-@given(
-    st.dictionaries(
-        st.one_of(
-            file_names, st.binary(min_size=1).map(lambda b: b.decode("utf8", "surrogateescape"))
-        ),
-        st.tuples(file_names, st.integers(0, 2)),
-        min_size=1,
-    )
-)
-def test_any_file_names_come_back_from_the_manifest(tmp_path_factory, photos):
-    for text in [*photos, *(name for name, _ in photos.values())]:
-        try:
-            name = text.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            assume(False)
-        assume("\0" not in text)
-        assume(name.decode("utf-8", "surrogateescape") == text)
+@given(st.dictionaries(file_names, st.tuples(file_names, st.integers(0, 2)), min_size=1))
+def test_any_file_names_come_back_from_the_manifest(tmp_path_factory, drawn):
+    photos = {os.fsdecode(path): (os.fsdecode(name), part) for path, (name, part) in drawn.items()}
     paths = tuple(sorted(photos))
     part = np.array([photos[path][1] for path in paths], np.int8)
     split = Split(paths, tuple(photos[path][0] for path in paths), part)

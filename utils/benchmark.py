@@ -22,7 +22,7 @@ from utils.script import run_script
 from utils.setup import Setup, describe, prepare
 
 ROUNDS = 7
-STEPS = 20
+STEPS = 8
 
 
 def main(arguments: Sequence[str]) -> None:
