@@ -23,9 +23,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import UserError
+from data.duplicates import signature
 from data.locks import only_one
 from data.photos import Photos, UnreadablePhoto, open_rgb
-from data.split import signature
 
 # Raised whenever the same photos would decode to other pixels or signatures than before.
 VERSION = 1

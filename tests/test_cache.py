@@ -14,8 +14,8 @@ from PIL import Image
 
 from config import UserError
 from data.cache import Decoded, decode_photos
+from data.duplicates import signature
 from data.photos import find_photos, open_rgb
-from data.split import signature
 
 ROOT = Path(__file__).parents[1]
 SIDE = 16

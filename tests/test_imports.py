@@ -18,7 +18,14 @@ SOURCES = sorted(
     for pattern in ("*.py", *(f"{folder}/**/*.py" for folder in sorted(FOLDERS)))
     for path in ROOT.glob(pattern)
 )
-TORCH_FREE = ["config", "data.archives", "data.photos", "data.sample", "data.split"]
+TORCH_FREE = [
+    "config",
+    "data.archives",
+    "data.duplicates",
+    "data.photos",
+    "data.sample",
+    "data.split",
+]
 each_source = pytest.mark.parametrize(
     "source", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix()
 )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from config import UserError
 from data import sample
-from data.split import group_duplicates, signature
+from data.duplicates import group_duplicates, signature
 
 ROOT = Path(__file__).parents[1]
 WEATHER = [
