@@ -27,6 +27,8 @@ FLAT_LEVELS = 2  # a thumbnail whose levels span no more is a frame without a pi
 # all photos while these are few, else out of the LEAF photos around it in each of TREES trees.
 NEIGHBOURS = 8
 LIKENESS = 0.5
+COPY_LIKENESS = 0.8  # from here on the details are compared as they are, before any fitting
+NORM = 2000  # of the vectors of edges
 EXHAUSTIVE = 8192
 LEAF = 1024
 TREES = 8
@@ -73,7 +75,8 @@ def group_duplicates(signatures: np.ndarray) -> np.ndarray:
     for one, other, likeness in _candidates(edges):
         apart = joined[one] != joined[other]
         one, other, likeness = one[apart], other[apart], likeness[apart]
-        same = _by_chunks(_same_details, one, other, details)
+        same = likeness > COPY_LIKENESS * NORM**2
+        same[same] = _by_chunks(_same_details, one[same], other[same], details)
         joined = _connected(joined, one[same], other[same])
         doubtful = np.hstack([doubtful, np.stack([one, other, likeness])[:, ~same]])
         doubtful = _most_alike(doubtful, joined)
@@ -144,7 +147,7 @@ def _box(radius: np.ndarray) -> np.ndarray:
 
 
 def _edges(levels: np.ndarray) -> np.ndarray:
-    """(M, 256): strength of the edges in 4 directions in 8 × 8 overlapping cells, of norm 2000.
+    """(M, 256): strength of the edges in 4 directions in 8 × 8 overlapping cells, of norm NORM.
 
     Coarse enough to survive a cropped border, and a vector whose products find neighbours.
     Whole numbers below 2^24 in all sums, so that every machine's matrix product is exact.
@@ -162,7 +165,7 @@ def _edges(levels: np.ndarray) -> np.ndarray:
     strength = cells @ directions @ cells.T
     strength /= np.sqrt((strength * strength).sum(1, keepdims=True)) + 2
     flat = strength.reshape(len(levels), -1) - np.float32(0.4)  # about the mean: most photos differ
-    return np.rint(flat * (2000 / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-3)))
+    return np.rint(flat * (NORM / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-3)))
 
 
 def _candidates(edges: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -197,7 +200,7 @@ def _leaves(edges: np.ndarray, size: int, draw: np.random.Generator) -> Iterator
 
 
 def _nearest(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, other row and likeness × 2000² of the NEIGHBOURS nearest others of each row."""
+    """Row, other row and likeness × NORM² of the NEIGHBOURS nearest others of each row."""
     found = []
     for start in range(0, len(edges), CHUNK):
         likeness = edges[start : start + CHUNK] @ edges.T
@@ -208,7 +211,7 @@ def _nearest(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         else:
             near = np.broadcast_to(np.arange(likeness.shape[1]), likeness.shape)
         score = np.take_along_axis(likeness, near, axis=1)
-        row, column = np.nonzero(score > LIKENESS * 2000**2)
+        row, column = np.nonzero(score > LIKENESS * NORM**2)
         found.append((start + row, near[row, column], score[row, column]))
     one, other, score = (np.concatenate(column) for column in zip(*found, strict=True))
     return one, other, score
