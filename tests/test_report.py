@@ -98,6 +98,8 @@ def test_percent_stands_once_and_one_value_has_no_spread():
     assert mean_and_spread([0.75], ".2%") == "75.00%"
     assert mean_and_spread([0.7, 0.8], ".1%") == "75.0 ± 7.1%"
     assert mean_and_spread([1000, 3000], ",.0f") == "2,000 ± 1,414"
+    assert mean_and_spread([1000, 1000], ",.0f") == "1,000"
+    assert mean_and_spread([0.5, 0.5], ".1%") == "50.0 ± 0.0%"
 
 
 def test_the_other_tables_hold_the_rest():

@@ -131,9 +131,12 @@ def table(corner: str, columns: Columns, rows: Rows) -> str:
 
 
 def mean_and_spread(values: Sequence[float], spec: str) -> str:
-    """`mean ± std` over several seeds (sample standard deviation), or the value of a single one."""
+    """`mean ± std` over several seeds (sample standard deviation), or the value of a single one.
+
+    A count that cannot differ between seeds, such as that of the parameters, stands alone too.
+    """
     mean = format(statistics.fmean(values), spec)
-    if len(values) == 1:
+    if len(values) == 1 or (len(set(values)) == 1 and isinstance(values[0], int)):
         return mean
     return f"{mean.removesuffix('%')} ± {format(statistics.stdev(values), spec)}"
 
