@@ -191,7 +191,8 @@ class Config:
         group=RECIPE,
     )
     weight_decay: float = setting(
-        0.05, number(0), "on weight matrices and kernels only, never on biases and norms",
+        0.05, number(0), "on weight matrices and kernels only, never on biases and norms; up to "
+        "0.3 changes nothing in 15 epochs",
         group=RECIPE,
     )
     schedule: str = setting(
@@ -204,7 +205,8 @@ class Config:
         group=RECIPE,
     )
     label_smoothing: float = setting(
-        0.0, number(0, 0.99), "share of the target spread over all classes",
+        0.0, number(0, 0.99), "share of the target spread over all classes; off: with it and "
+        "jitter the validation loss was higher",
         group=RECIPE,
     )
     mixup: float = setting(
@@ -213,7 +215,7 @@ class Config:
     )
     crop_scale: float = setting(
         0.35, number(0, 1, above=True), "smallest share of a photo's area that a training crop "
-        "shows",
+        "shows; from 0.5, the network learnt the training photos by heart",
         group=RECIPE,
     )
     clip_norm: float = setting(

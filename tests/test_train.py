@@ -209,6 +209,21 @@ def test_what_cannot_work_is_refused_in_one_line_before_any_work(words, says, ph
     assert not (tmp_path / "o").exists()
 
 
+def test_weights_that_cannot_be_had_are_missed_before_any_work(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
+    run = command(
+        "--data", photos, *QUICK, "--pretrained", "--output", tmp_path / "o", "--cache",
+        tmp_path / "c", fails=True,
+    )  # fmt: skip
+    assert run.returncode == 2
+    errors = [line for line in run.stderr.splitlines() if not line.startswith("Downloading")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: --pretrained: ")
+    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_disk_that_is_full_is_told_in_one_line(photos, tmp_path):
     full = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"

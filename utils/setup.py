@@ -15,7 +15,7 @@ from data.cache import Decoded, decode_photos
 from data.photos import find_photos
 from data.sample import draw_sample
 from data.split import Split, split_photos
-from models.factory import MEAN, STD, smallest_image
+from models.factory import MEAN, STD, create_model, smallest_image
 from utils.engine import Hardware
 
 EVAL_BATCH = 128
@@ -87,6 +87,9 @@ def prepare(config: Config) -> Setup:
     path, is_sample = find_data(config)
     image_size = config.image_size or (64 if is_sample else 224)
     check_image_size(model_names(config), image_size)
+    if config.pretrained:
+        for model in model_names(config):  # downloads now or fails now, not after the first run
+            create_model(model, classes=2, pretrained=True, seed=0)
     photos = find_photos(path, config.cache / "unpacked")
     decoded = decode_photos(
         photos,
