@@ -25,6 +25,18 @@ EXPERIMENTS = {
 }
 # Adding another torchvision classifier takes one name here.
 MODELS = ("densenet169", "resnet50", "resnet18")
+# How a teacher may teach (utils/distillation.py), and the default weight of the method's own term
+# where it has one. Feature and relation terms as in RepDistiller (Tian et al. 2020,
+# https://arxiv.org/abs/1910.10699), which takes them from the papers where these have one.
+METHODS: dict[str, float | None] = {
+    "kd": None,
+    "dkd": 8.0,  # beta of the authors' code and of ResNet32x4 to ResNet8x4 in Zhao et al. 2022
+    "dist": 2.0,  # beta and gamma of Huang et al. 2022
+    "fitnet": 100.0,
+    "attention": 1000.0,
+    "rkd": 1.0,  # of 25 distance + 50 angle
+    "sp": 3000.0,
+}
 
 
 class UserError(Exception):
@@ -122,8 +134,8 @@ def setting(
     return field(default=default, metadata=metadata | {"names_run": names_run})
 
 
-WHAT, PHOTOS, RECIPE = "what to run", "photos", "training recipe"
-MACHINE, FILES = "machine", "files"
+WHAT, DISTILLATION, PHOTOS = "what to run", "distillation", "photos"
+RECIPE, MACHINE, FILES = "training recipe", "machine", "files"
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,57 @@ class Config:
     tag: str = setting(
         "", tag_name, "added to the run's name, so that a variant stands beside the others",
         group=WHAT, shown="none", names_run=True,
+    )
+
+    # Distillation
+    reverse: bool = setting(
+        False, bool, "the experiment's student teaches the architecture of its teacher",
+        group=DISTILLATION, names_run=True,
+    )
+    teacher: str | None = setting(
+        None, one_of(*MODELS), "another teacher than the experiment's: " + ", ".join(MODELS),
+        group=DISTILLATION, shown="the experiment's", names_run=True,
+    )
+    student: str | None = setting(
+        None, one_of(*MODELS), "another student than the experiment's; the teacher's own "
+        "architecture makes it self-distillation",
+        group=DISTILLATION, shown="the experiment's", names_run=True,
+    )
+    teacher_checkpoint: Path | None = setting(
+        None, folder, "best.pt of a finished run that teaches all seeds, instead of one teacher "
+        "trained for each seed",
+        group=DISTILLATION, shown="the teacher's best of each seed", names_run=True,
+    )
+    teacher_epochs: int | None = setting(
+        None, whole(1), "a schedule of its own for the teacher: from scratch, a large network "
+        "needs longer than its student before it has something to teach",
+        group=DISTILLATION, shown="--epochs", names_run=True,
+    )
+    allow_other_split: bool = setting(
+        False, bool, "take a --teacher-checkpoint although it was trained on another split and may "
+        "have seen the student's test photos; the tables then say so",
+        group=DISTILLATION, names_run=True,
+    )
+    method: tuple[str, ...] = setting(
+        ("kd",), one_of(*METHODS), "how the teacher teaches: kd, dkd, dist (its answers); fitnet, "
+        "attention (its features); rkd, sp (relations between photos); several make a run each",
+        group=DISTILLATION, many=True, names_run=True,
+    )
+    alpha: tuple[float, ...] = setting(
+        (0.7,), number(0, 1), "share of the teacher in (1-alpha)*CE + alpha*T^2*KL; 0 is the "
+        "baseline, 1 needs no labels; several make a run each",
+        group=DISTILLATION, many=True, names_run=True,
+    )
+    temperature: tuple[float, ...] = setting(
+        (4.0,), number(0.01, 1000), "T, which softens the teacher's and the student's answers, so "
+        "that the unlikely classes count; several make a run each",
+        group=DISTILLATION, many=True, names_run=True,
+    )
+    weight: tuple[float, ...] | None = setting(
+        None, number(0), "weight of a method's own term: beta of dkd and dist, and what fitnet, "
+        "attention, rkd and sp add to the loss; several make a run each", group=DISTILLATION,
+        many=True, shown=", ".join(f"{value:g} for {name}" for name, value in METHODS.items()
+        if value), names_run=True,
     )
 
     # Photos
@@ -284,7 +347,7 @@ class _Parser(argparse.ArgumentParser):
         return values
 
 
-def _parser(description: str) -> _Parser:
+def _parser(description: str, distils: bool) -> _Parser:
     parser = _Parser(
         description=description,
         allow_abbrev=False,
@@ -292,12 +355,13 @@ def _parser(description: str) -> _Parser:
             prog, max_help_position=24, width=100
         ),
     )
-    titles = dict.fromkeys(item.metadata["group"] for item in dataclasses.fields(Config))
+    wanted = [item for item in dataclasses.fields(Config) if _belongs(item, distils)]
+    titles = dict.fromkeys(item.metadata["group"] for item in wanted)
     groups = {title: parser.add_argument_group(title) for title in titles}
-    for item in dataclasses.fields(Config):
+    for item in wanted:
         meta = item.metadata
         group = groups[meta["group"]]
-        flag = "--" + item.name.replace("_", "-")
+        flag = _flag(item.name)
         if meta["parse"] is bool:
             group.add_argument(flag, action="store_true", help=f"{meta['why']} (default: off)")
             continue
@@ -313,8 +377,21 @@ def _parser(description: str) -> _Parser:
     return parser
 
 
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _belongs(item: dataclasses.Field[Any], distils: bool) -> bool:
+    """Whether a script has this flag: one names the models to train, the other who teaches whom."""
+    return item.name != "models" if distils else item.metadata["group"] != DISTILLATION
+
+
 def _as_words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(map(_as_words, value)) if isinstance(value, tuple) else _short(value)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -327,38 +404,75 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return checked
 
 
-def parse(arguments: Sequence[str], description: str) -> Config:
-    """The command line as a Config.
+def parse(arguments: Sequence[str], description: str, *, distils: bool = False) -> Config:
+    """The command line of train.py, or of knowledge_distillation.py (`distils`), as a Config.
 
     Raises UserError, in one line that names the flag and the allowed values, for anything that is
     wrong by itself or in combination; what depends on the photos is checked once they are known.
     """
-    values: dict[str, Any] = vars(_parser(description).parse_args(arguments))
+    values: dict[str, Any] = vars(_parser(description, distils).parse_args(arguments))
     for name, value in values.items():
         values[name] = tuple(value) if isinstance(value, list) else value
     config = Config(**values)
     check(config)
+    check_distillation(config)
     return config
 
 
 def check(config: Config) -> None:
     """Raise UserError for settings that do not go together."""
-    for name, values in (("--seeds", config.seeds), ("--models", config.models or ())):
-        if len(set(values)) < len(values):
-            raise UserError(f"{name} {_as_words(values)}: each one once, please")
+    for item in dataclasses.fields(config):
+        values = getattr(config, item.name)
+        if item.metadata["many"] and len(set(values or ())) < len(values or ()):
+            raise UserError(f"{_flag(item.name)} {_as_words(values)}: each one once, please")
     if config.resume and config.overwrite:
         raise UserError(
             "--resume keeps earlier runs, --overwrite deletes them: give one of the two"
         )
-    if config.warmup_epochs > config.epochs:
+    for flag, epochs in (
+        ("--epochs", config.epochs),
+        ("--teacher-epochs", config.teacher_epochs or config.epochs),
+    ):
+        if config.warmup_epochs > epochs:
+            raise UserError(
+                f"--warmup-epochs {config.warmup_epochs:g}: at most {flag}, which is {epochs}"
+            )
+
+
+def check_distillation(config: Config) -> None:
+    """Raise UserError for a teacher or a method that does not go with the other settings."""
+    if config.reverse and (config.teacher or config.student or config.teacher_checkpoint):
         raise UserError(
-            f"--warmup-epochs {config.warmup_epochs:g}: at most --epochs, which is {config.epochs}"
+            "--reverse swaps the experiment's two models: leave it away and name the teacher and "
+            "the student"
+        )
+    if config.teacher_checkpoint and config.teacher_epochs:
+        raise UserError(
+            "--teacher-epochs trains a teacher, --teacher-checkpoint brings one that is trained: "
+            "give one of the two"
+        )
+    if config.allow_other_split and not config.teacher_checkpoint:
+        raise UserError("--allow-other-split is about a --teacher-checkpoint, and none is given")
+    if config.weight is not None and "kd" in config.method:
+        raise UserError("--weight: kd has no term of its own to weigh; --alpha is its weight")
+    if config.mixup and "dkd" in config.method:
+        raise UserError(
+            "--method dkd parts the photo's class from all others, and with --mixup a photo has "
+            "two: leave one of them away"
         )
 
 
+def pair(config: Config) -> tuple[str, str]:
+    """The architectures of the teacher and the student."""
+    teacher, student = EXPERIMENTS[config.experiment]
+    if config.reverse:
+        return student, teacher
+    return config.teacher or teacher, config.student or student
+
+
 def model_names(config: Config) -> tuple[str, ...]:
-    """The models to train, in order: `--models`, or the experiment's teacher and student."""
-    return config.models or EXPERIMENTS[config.experiment]
+    """The models to train, in order: `--models`, or the teacher and the student."""
+    return config.models or tuple(dict.fromkeys(pair(config)))
 
 
 def recipe(config: Config) -> dict[str, Any]:

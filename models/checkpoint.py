@@ -1,13 +1,16 @@
 """Checkpoints: plain dicts of tensors and simple values, whole or not there at all."""
 
+import hashlib
 import io
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from config import UserError
+from config import MODELS, UserError
+from models.factory import create_model
 
 # Raised whenever a reader of older files would misread newer ones.
 FORMAT = 1
@@ -54,3 +57,42 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content["format"], int) or content["format"] > FORMAT:
         raise UserError(f"{path}: written by a newer version of this repo; update to read it")
     return content
+
+
+def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A trained network as its checkpoint describes it, and that description.
+
+    The description holds `arch`, `classes` in the order of the logits, `image_size` in pixels,
+    `mean` and `std` of the normalisation, `split` (the hash of its split.csv), `seed` and `recipe`.
+    Raises UserError where the file is none of ours, as in load_checkpoint, or is not complete.
+    """
+    content = load_checkpoint(path)
+    weights = content.pop("model")
+    kinds = {"arch": str, "classes": list, "image_size": int, "mean": list, "std": list}
+    kinds |= {"split": str, "recipe": dict}
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name), kind):
+            raise UserError(f"{path}: the checkpoint does not say its {name}; it cannot be used")
+    if content["arch"] not in MODELS:
+        raise UserError(
+            f"{path}: {content['arch']!r} is none of the models here: {', '.join(MODELS)}"
+        )
+    # Never with the student's number of classes: a head that does not fit would start anew.
+    model = create_model(content["arch"], len(content["classes"]), pretrained=False, seed=0)
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as problem:
+        raise UserError(
+            f"{path}: its weights are not those of a {content['arch']} with "
+            f"{len(content['classes'])} classes"
+        ) from problem
+    return model.eval(), content
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Sixteen hexadecimal digits that stand for exactly these weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

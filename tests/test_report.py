@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from config import Config, UserError, recipe
-from utils.report import mean_and_spread, read_results, render, section, write_report
+from utils.report import read_results, render, section, write_report
+from utils.tables import mean_and_spread
 
 ROOT = Path(__file__).parents[1]
 SEVEN = {

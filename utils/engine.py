@@ -49,9 +49,14 @@ class CrossEntropy:
         self, model: nn.Module, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         logits = model(images).float()
-        loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        plain = cross_entropy(logits.detach(), labels) if self.label_smoothing else loss.detach()
+        loss, plain = hard_loss(logits, labels, self.label_smoothing)
         return loss, logits, {"ce": plain}
+
+
+def hard_loss(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy with label smoothing, to be minimised, and without, to be looked at."""
+    loss = cross_entropy(logits, labels, label_smoothing=smoothing)
+    return loss, cross_entropy(logits.detach(), labels) if smoothing else loss.detach()
 
 
 class TrainingBatches(Protocol):
@@ -169,7 +174,8 @@ def fit(
         started = time.perf_counter()
         row: Row = {"epoch": epoch}
         row |= train_epoch(training, train, config, hardware, seed=seed, epoch=epoch)
-        logits, labels = predict(training.model, val, hardware)
+        logits, labels, parts = evaluate(training.model, training.objective, val, hardware)
+        row |= {f"{name}/val": value for name, value in parts.items()}
         row |= {
             "loss/val": cross_entropy(logits, labels).item(),
             "accuracy/val": accuracy(logits, labels),
@@ -231,21 +237,38 @@ def train_epoch(
     return {**means, "lr": rate, "images_per_second": photos / seconds}
 
 
-def predict(
-    model: nn.Module, batches: EvaluationBatches, hardware: Hardware
-) -> tuple[Tensor, Tensor]:
-    """All logits (N, C) float32 and labels (N,) int64 of a split, on the CPU, in its order.
+def evaluate(
+    model: nn.Module, objective: Objective, batches: EvaluationBatches, hardware: Hardware
+) -> tuple[Tensor, Tensor, Row]:
+    """All logits (N, C) float32 and labels (N,) int64 of a split, on the CPU, in its order, and
+    the mean over the photos of each of the objective's parts.
 
     The model computes in eval mode and is left in the mode in which it came.
     """
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), hardware.autocast():
-        pairs = [(model(images).float(), labels) for images, labels in batches]
+    all_logits, all_labels = [], []
+    sums: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        for images, labels in batches:
+            with hardware.autocast():
+                _, logits, parts = objective(model, images, labels)
+            all_logits.append(logits)
+            all_labels.append(labels)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0) + value * len(images)
     model.train(was_training)
-    logits, labels = (torch.cat(column).cpu() for column in zip(*pairs, strict=True))
+    logits, labels = torch.cat(all_logits).cpu(), torch.cat(all_labels).cpu()
     if len(logits) != batches.photos:
         raise RuntimeError(f"{len(logits)} photos were evaluated instead of {batches.photos}")
+    return logits, labels, {name: total.item() / len(logits) for name, total in sums.items()}
+
+
+def predict(
+    model: nn.Module, batches: EvaluationBatches, hardware: Hardware
+) -> tuple[Tensor, Tensor]:
+    """Logits and labels of a split, as `evaluate` gives them."""
+    logits, labels, _ = evaluate(model, CrossEntropy(), batches, hardware)
     return logits, labels
 
 

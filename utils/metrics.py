@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -59,3 +60,40 @@ def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[st
         "recall": dict(zip(classes, recalls(confusion).tolist(), strict=True)),
         "confusion": confusion.tolist(),
     }
+
+
+def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
+    """How far two models answer alike, from their (N, C) logits for the same photos.
+
+    `top1` is the share, 0..1, of photos that both give the same class, and `kl` the mean over the
+    photos of KL(teacher ‖ student) in nats.
+    """
+    log_s, log_t = student.double().log_softmax(1), teacher.double().log_softmax(1)
+    return {
+        "top1": (student.argmax(1) == teacher.argmax(1)).double().mean().item(),
+        "kl": kl_div(log_s, log_t, reduction="batchmean", log_target=True).item(),
+    }
+
+
+def paired_interval(
+    first: np.ndarray, second: np.ndarray, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % interval of mean(first − second), bootstrapped over seeds and photos alike.
+
+    `first` and `second` are (seeds, photos) bools, which photos were recognised, of runs that
+    share each row's seed and each column's photo. A draw takes as many seeds and as many photos,
+    with replacement, so the interval holds what other seeds and what other photos would change;
+    with a single seed it says nothing about seeds.
+    """
+    difference = first.astype(float) - second.astype(float)
+    seeds, photos = difference.shape
+    draw = np.random.default_rng(seed)
+    by_seed = draw.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+    means = np.empty(draws)
+    for start in range(0, draws, 500):  # a few rows at a time: there may be many photos
+        rows = slice(start, start + 500)
+        count = len(means[rows])
+        by_photo = draw.multinomial(photos, np.full(photos, 1 / photos), count) / photos
+        means[rows] = (by_seed[rows] * (by_photo @ difference.T)).sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

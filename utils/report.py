@@ -8,41 +8,16 @@ deviation over the seeds.
 """
 
 import argparse
+import csv
+import io
 import itertools
-import json
-import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from config import MODELS, ROOT, UserError
-
-Result = dict[str, Any]
-Columns = Mapping[str, Sequence[Result]]  # the runs of each column of a table, one a seed
-Rows = Mapping[str, tuple[Callable[[Result], float], str]]  # what to read, how to print it
-
-# Without these, a file is not a result of the scripts.
-NEEDED = {"model", "seed", "tag", "photos", "recipe", "table", "test"}
-
-SEVEN_ROWS: Rows = {
-    "Best validation loss": (lambda r: r["table"]["best_val_loss"], ".4f"),
-    "Best validation accuracy": (lambda r: r["table"]["best_val_accuracy"], ".2%"),
-    "Final training loss": (lambda r: r["table"]["final_train_loss"], ".4f"),
-    "Final validation loss": (lambda r: r["table"]["final_val_loss"], ".4f"),
-    "Final validation accuracy": (lambda r: r["table"]["final_val_accuracy"], ".2%"),
-    "Test loss": (lambda r: r["table"]["test_loss"], ".4f"),
-    "Test accuracy": (lambda r: r["table"]["test_accuracy"], ".2%"),
-}
-MORE_ROWS: Rows = {
-    "Test macro-F1": (lambda r: r["test"]["macro_f1"], ".4f"),
-    "Test calibration error": (lambda r: r["test"]["calibration_error"], ".4f"),
-    "Best epoch": (itemgetter("best_epoch"), ".0f"),
-    "Parameters": (itemgetter("parameters"), ",.0f"),
-    "Training images per second": (itemgetter("images_per_second"), ",.0f"),
-    "Training seconds": (itemgetter("seconds"), ",.0f"),
-}
+from utils.comparison import comparison, difference_rows, pairs_of
+from utils.tables import MORE_ROWS, SEVEN_ROWS, Columns, Result, Rows, read_result_file, table
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -50,17 +25,7 @@ def read_results(folder: Path) -> list[Result]:
 
     Raises UserError when there is none, or when one cannot be read.
     """
-    results = []
-    for path in sorted(folder.glob("*/result.json")):
-        try:
-            result = json.loads(path.read_text("utf-8"))
-            if not isinstance(result, dict) or not result.keys() >= NEEDED:
-                raise ValueError("something else than a result")
-            results.append(result)
-        except ValueError as problem:
-            raise UserError(
-                f"{path}: not a readable result; delete it or run it again"
-            ) from problem
+    results = [read_result_file(path) for path in sorted(folder.glob("*/result.json"))]
     if not results:
         raise UserError(f"{folder}: no finished run is there; train.py makes them")
     return results
@@ -78,24 +43,30 @@ def render(results: Iterable[Result]) -> str:
 
 def section(results: Sequence[Result]) -> str:
     """The tables of runs that share photos, split and resolution."""
-    photos, columns = results[0]["photos"], columns_of(results)
+    photos = results[0]["photos"]
+    baselines = [result for result in results if not result.get("lesson")]
     counts = ", ".join(f"{part} {count}" for part, count in photos["counts"].items())
     drawn = " Drawn by this repo, not photographed." if photos["sample"] else ""
-    recall: Rows = {
-        name: (lambda r, name=name: r["test"]["recall"][name], ".1%")  # type: ignore[misc]
-        for name in photos["classes"]
-    }
-    return "\n".join(
-        [
-            f"## {photos['name']} at {photos['image_size']} px\n",
-            f"{len(photos['classes'])} classes: {counts}; split {photos['split']}.{drawn}",
-            "The test photos were used once, with the weights of the best validation accuracy.\n",
+    text = [
+        f"## {photos['name']} at {photos['image_size']} px\n",
+        f"{len(photos['classes'])} classes: {counts}; split {photos['split']}.{drawn}",
+        "The test photos were used once, with the weights of the best validation accuracy.\n",
+    ]
+    if baselines:
+        columns = columns_of(baselines)
+        recall: Rows = {
+            name: (lambda r, name=name: r["test"]["recall"][name], ".1%")  # type: ignore[misc]
+            for name in photos["classes"]
+        }
+        text += [
             table("", columns, SEVEN_ROWS),
             table("", columns, MORE_ROWS),
             table("Test recall of", columns, recall),
             settings(columns),
         ]
-    )
+    if len(baselines) < len(results):
+        text.append(comparison(results))
+    return "\n".join(text)
 
 
 def columns_of(results: Iterable[Result]) -> Columns:
@@ -118,42 +89,6 @@ def _place(result: Result) -> tuple[int, str, bool, str, int]:
     return place, model, result["recipe"]["pretrained"], result["tag"], result["seed"]
 
 
-def table(corner: str, columns: Columns, rows: Rows) -> str:
-    """A Markdown table with one column for each of `columns` and one row for each of `rows`."""
-    head = [
-        f"{name}, {len(runs)} seeds" if len(runs) > 1 else name for name, runs in columns.items()
-    ]
-    lines = [
-        [title, *(mean_and_spread([read(run) for run in runs], spec) for runs in columns.values())]
-        for title, (read, spec) in rows.items()
-    ]
-    return aligned([corner, *head], lines)
-
-
-def mean_and_spread(values: Sequence[float], spec: str) -> str:
-    """`mean ± std` over several seeds (sample standard deviation), or the value of a single one.
-
-    A count that cannot differ between seeds, such as that of the parameters, stands alone too.
-    """
-    mean = format(statistics.fmean(values), spec)
-    if len(values) == 1 or (len(set(values)) == 1 and isinstance(values[0], int)):
-        return mean
-    return f"{mean.removesuffix('%')} ± {format(statistics.stdev(values), spec)}"
-
-
-def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it also reads well in a terminal; numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-
-    def row(cells: Sequence[str]) -> str:
-        first, *others = cells
-        padded = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        return "| " + " | ".join([first.ljust(widths[0]), *padded]) + " |\n"
-
-    return row(head) + row(ruler) + "".join(map(row, lines))
-
-
 def settings(columns: Columns) -> str:
     """The recipe in one line, and the settings in which columns differ in one line each."""
     recipes = {name: runs[0]["recipe"] for name, runs in columns.items()}
@@ -172,12 +107,51 @@ def _one(by_column: Mapping[str, object]) -> str:
 
 
 def write_report(folder: Path) -> str:
-    """Render all results under `folder`, write report.md there and return its text."""
-    text = "# Results\n\n" + render(read_results(folder))
-    unfinished = folder / "report.md.unfinished"
-    unfinished.write_text(text, "utf-8")
-    unfinished.replace(folder / "report.md")
+    """Render all results under `folder`, write report.md and its tables there as CSV, and return
+    the text."""
+    results = read_results(folder)
+    text = "# Results\n\n" + render(results)
+    write(folder / "report.md", text)
+    write(folder / "runs.csv", to_csv([run_record(result) for result in results]))
+    by_name = {result["run"]: result for result in results}
+    lessons = [
+        {"teacher": pair[0]["lesson"]["teacher"], "student": pair[0]["model"]}
+        | {"tag": pair[0]["tag"], "photos": pair[0]["photos"]["name"]}
+        | {"image_size": pair[0]["photos"]["image_size"]}
+        | row.record()
+        for pair in pairs_of(results)
+        for row in difference_rows(pair, by_name)
+    ]
+    if lessons:
+        write(folder / "comparison.csv", to_csv(lessons))
     return text
+
+
+def run_record(result: Result) -> dict[str, object]:
+    """One run as a line of runs.csv."""
+    lesson = {
+        key: value for key, value in (result.get("lesson") or {}).items() if key != "baseline"
+    }
+    names = ("run", "model", "seed", "tag", "epochs", "best_epoch", "parameters", "seconds")
+    metrics = {f"test_{key}": result["test"][key] for key in ("macro_f1", "calibration_error")}
+    empty = dict.fromkeys(("method", "alpha", "temperature", "weight", "teacher"), "")
+    return {name: result[name] for name in names} | result["table"] | metrics | empty | lesson
+
+
+def to_csv(records: Sequence[Mapping[str, object]]) -> str:
+    """Lines of values under a line of names, which all records share."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, records[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def write(path: Path, text: str) -> None:
+    """A file that is there as a whole."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text, "utf-8")
+    unfinished.replace(path)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -32,8 +32,10 @@ from utils.engine import (
     predict,
     validation_rank,
 )
-from utils.metrics import measure
+from utils.metrics import agreement, measure
 from utils.setup import Setup, device_kind
+from utils.tables import read_result_file
+from utils.teacher import Teacher, measure_validation
 from utils.tracking import Tracker
 
 # Raised whenever a reader of older results would misread newer ones.
@@ -43,24 +45,33 @@ MISTAKES_SHOWN = 24
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: a model, a seed, and the folders that carry its name."""
+    """One training run: a model, a seed, its settings, and the folders that carry its name.
+
+    `lesson` is what a student learns from a teacher, as plain values; a baseline has none.
+    """
 
     name: str
     model: str
     seed: int
-    output: Path
+    config: Config
+    lesson: dict[str, Any] | None = None
 
     @property
     def logs(self) -> Path:
-        return self.output / "logs" / self.name
+        return self.config.output / "logs" / self.name
 
     @property
     def checkpoints(self) -> Path:
-        return self.output / "checkpoints" / self.name
+        return self.config.output / "checkpoints" / self.name
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the highest validation accuracy."""
+        return self.checkpoints / "best.pt"
 
     @property
     def results(self) -> Path:
-        return self.output / "results" / self.name
+        return self.config.output / "results" / self.name
 
     @property
     def finished(self) -> bool:
@@ -69,29 +80,35 @@ class Run:
 
 
 def plan(setup: Setup, seeds: Sequence[int], models: Sequence[str]) -> list[Run]:
-    """One run for each seed and model, seed by seed."""
-    config = setup.config
-    start = "-pretrained" if config.pretrained else ""
-    tag = f"-{config.tag}" if config.tag else ""
+    """One baseline for each seed and model, seed by seed."""
     return [
-        Run(
-            f"{setup.photos_name}-{setup.image_size}px-{model}{start}{tag}-seed{seed}",
-            model,
-            seed,
-            config.output,
-        )
+        Run(run_name(setup, model, seed), model, seed, setup.config)
         for seed in seeds
         for model in models
     ]
 
 
-def claim(setup: Setup, runs: Sequence[Run]) -> None:
+def run_name(setup: Setup, what: str, seed: int) -> str:
+    """A run's name: what is in it tells runs apart that may stand side by side."""
+    config = setup.config
+    start = "-pretrained" if config.pretrained else ""
+    tag = f"-{config.tag}" if config.tag else ""
+    return f"{setup.photos_name}-{setup.image_size}px-{what}{start}{tag}-seed{seed}"
+
+
+def claim(setup: Setup, runs: Sequence[Run], needed: Sequence[Run] = ()) -> None:
     """Make the runs' folders, or raise UserError where earlier runs stand in the way.
 
-    All names are checked before the first run starts, so that none is refused after hours of work.
+    `needed` are runs that the others build on: finished ones are used as they are, whatever
+    --resume and --overwrite say. All names are checked before the first run starts, so that none
+    is refused after hours of work.
     """
     config = setup.config
-    for run in [] if config.overwrite else runs:
+    used = [run for run in needed if run.finished]
+    claimed = [run for run in [*needed, *runs] if run not in used]
+    for run in used:
+        check_same(run, settings_of(setup, run))
+    for run in [] if config.overwrite else claimed:
         started = run.checkpoints / "last.pt"
         if not config.resume and (run.finished or started.exists()):
             state = "is finished" if run.finished else "was started before"
@@ -101,7 +118,7 @@ def claim(setup: Setup, runs: Sequence[Run]) -> None:
             )
         if config.resume and (run.results / "settings.json").exists():
             check_same(run, settings_of(setup, run))
-    for run in runs:
+    for run in claimed:
         if config.overwrite:
             for folder in (run.results, run.checkpoints, run.logs):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -117,7 +134,8 @@ def settings_of(setup: Setup, run: Run) -> dict[str, Any]:
         "image_size": setup.image_size,
         "classes": list(setup.classes),
         "split": setup.split.hash,
-        **recipe(setup.config),
+        **recipe(run.config),
+        **(run.lesson or {}),
     }
 
 
@@ -134,7 +152,7 @@ def check_same(run: Run, wanted: dict[str, Any]) -> None:
 
 
 def train_and_test(
-    setup: Setup, run: Run, make_objective: Callable[[], Objective]
+    setup: Setup, run: Run, make_objective: Callable[[], Objective], teacher: Teacher | None = None
 ) -> dict[str, Any]:
     """Train a run to its end, from its last checkpoint if it has one, and test it once.
 
@@ -142,19 +160,13 @@ def train_and_test(
     """
     if run.finished:
         print(f"{run.name}: finished before, kept\n")
-        return dict(json.loads((run.results / "result.json").read_text("utf-8")))
-    config, hardware = setup.config, setup.hardware
+        return read_result(run)
+    config, hardware = run.config, setup.hardware
     model = create_model(run.model, len(setup.classes), pretrained=config.pretrained, seed=run.seed)
     model = to_device(model, hardware.device)
     objective = make_objective()
     training = Training(model, objective, make_optimizer(model, objective.own, config))
-    last, best = run.checkpoints / "last.pt", run.checkpoints / "best.pt"
-    if last.exists():
-        training.load_state(load_checkpoint(last))
-        print(f"{run.name}: resumed after epoch {len(training.history)}")
-    else:
-        print(run.name)
-    header = {
+    header: dict[str, Any] = {
         "arch": run.model,
         "classes": list(setup.classes),
         "image_size": setup.image_size,
@@ -163,13 +175,21 @@ def train_and_test(
         "split": setup.split.hash,
         "seed": run.seed,
         "recipe": recipe(config),
+        "lesson": run.lesson,
+        "teacher": teacher.digest if teacher else None,
     }
+    last = run.checkpoints / "last.pt"
+    if last.exists():
+        go_on(run, training, load_checkpoint(last), header["teacher"])
+    else:
+        print(run.name)
     with Tracker(run.logs, training.history, settings_of(setup, run)) as tracker:
 
         def after_epoch(training: Training) -> None:
             state = training.state()
             if is_best(training.history):
-                save_checkpoint(best, header | {k: v for k, v in state.items() if k != "optimizer"})
+                plain = {"model": state["model"], "history": training.history}
+                save_checkpoint(run.best, header | plain)
             save_checkpoint(last, header | state)
             tracker.epoch(training.history[-1])
 
@@ -182,28 +202,44 @@ def train_and_test(
             seed=run.seed,
             after_epoch=after_epoch,
         )
-        model.load_state_dict(load_checkpoint(best)["model"])
-        result = write_results(setup, run, training, tracker)
+        model.load_state_dict(load_checkpoint(run.best)["model"])
+        result = write_results(setup, run, training, tracker, teacher)
     print()
     return result
 
 
-def write_results(setup: Setup, run: Run, training: Training, tracker: Tracker) -> dict[str, Any]:
+def go_on(run: Run, training: Training, state: dict[str, Any], teacher: str | None) -> None:
+    """Load the state of an unfinished run; raises UserError when its teacher was another one."""
+    if state.get("teacher") != teacher:
+        raise UserError(
+            f"{run.name} was started with a teacher of other weights: --overwrite starts it anew"
+        )
+    training.load_state(state)
+    print(f"{run.name}: resumed after epoch {len(training.history)}")
+
+
+def read_result(run: Run) -> dict[str, Any]:
+    """The result.json of a finished run, and where it lies."""
+    return read_result_file(run.results / "result.json")
+
+
+def write_results(
+    setup: Setup, run: Run, training: Training, tracker: Tracker, teacher: Teacher | None
+) -> dict[str, Any]:
     """Measure the best weights on validation and, this once, on test; write it all down.
 
     result.json comes last: where it stands, the run is finished and everything else is there.
     """
     logits, labels = predict(training.model, setup.eval_batches("test"), setup.hardware)
     test = measure(logits, labels, setup.classes)
-    val = measure(
-        *predict(training.model, setup.eval_batches("val"), setup.hardware), setup.classes
-    )
+    val, speed = measure_validation(setup, training.model)
+    saved: dict[str, Any] = {"logits": logits.numpy(), "labels": labels.numpy()}
     result = {
         "format": RESULT_FORMAT,
         "run": run.name,
         "model": run.model,
         "seed": run.seed,
-        "tag": setup.config.tag,
+        "tag": run.config.tag,
         "photos": {
             "name": setup.photos_name,
             "sample": setup.is_sample,
@@ -213,23 +249,31 @@ def write_results(setup: Setup, run: Run, training: Training, tracker: Tracker) 
             "split": setup.split.hash,
             "unreadable": len(setup.decoded.unreadable),
         },
-        "recipe": recipe(setup.config),
+        "recipe": recipe(run.config),
         "environment": environment(setup),
         "parameters": sum(p.numel() for p in training.model.parameters()),
+        "inference_images_per_second": speed,
         **summarise(training.history, test),
         "val": val,
         "test": test,
     }
-    np.savez(run.results / "test_logits.npz", logits=logits.numpy(), labels=labels.numpy())
-    write_history(run.results / "history.csv", training.history)
-    setup.split.write_manifest(run.results / "split.csv")
     metrics = {f"test/{name}": test[name] for name in ("accuracy", "loss", "macro_f1")}
     metrics["best/accuracy/val"] = val["accuracy"]
+    if teacher:
+        theirs, _ = predict(teacher.model, setup.eval_batches("test"), setup.hardware)
+        saved["teacher_logits"] = theirs.numpy()
+        result["lesson"] = run.lesson
+        result["teacher"] = teacher.about | {"test": measure(theirs, labels, setup.classes)}
+        result["agreement"] = agreement(logits, theirs)
+        metrics["test/agreement"] = result["agreement"]["top1"]
+    np.savez(run.results / "test_logits.npz", **saved)
+    write_history(run.results / "history.csv", training.history)
+    setup.split.write_manifest(run.results / "split.csv")
     mistakes = surest_mistakes(setup, logits, labels)
     tracker.finish(metrics, np.array(test["confusion"]), setup.classes, mistakes)
     write_json(run.results / "result.json", result)
     print(f"best epoch {result['best_epoch']}, test accuracy {test['accuracy']:.2%}")
-    return result
+    return read_result(run)
 
 
 def summarise(history: Sequence[Row], test: dict[str, Any]) -> dict[str, Any]:

@@ -138,14 +138,17 @@ def find_hardware(config: Config) -> Hardware:
 
 
 def gains_from_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster here than float32.
+    """Whether bfloat16 is faster here than float32 (docs/recipe.md has the figures).
 
-    GPUs since Ampere have it in their matrix units, and so have CPUs with AMX; on a CPU with
-    AVX-512 bf16 alone, training measured slower than in float32.
+    GPUs since Ampere have it in their matrix units, and so have CPUs with AMX. With AVX-512 bf16
+    alone, AMD's CPUs gain from it; on another maker's, training measured slower than in float32.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported()
+    # torch has told what a CPU can do since 2.12.
+    cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    amd = str(cpu.get("cpu_name", "")).startswith("AMD")
+    return bool(cpu.get("amx_bf16") or (amd and cpu.get("avx512_bf16")))
 
 
 def find_data(config: Config) -> tuple[Path, bool]:

@@ -1,0 +1,170 @@
+"""Distil a teacher into a student, and tell whether it helped.
+
+    python knowledge_distillation.py                       DenseNet169 teaches ResNet18
+    python knowledge_distillation.py --experiment experiment_2 --method kd dist rkd
+    python knowledge_distillation.py --reverse             ResNet18 teaches DenseNet169
+    python knowledge_distillation.py --data FOLDER --image-size 64 --seeds 0 1 2 --teacher-epochs 60
+
+Teacher and student baselines that train.py left for the same photos, split, resolution and seed are
+used; those that are missing are trained first. Ends with the results of teacher, student and KD
+student, and the difference that the teacher made.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from typing import Any
+
+from config import METHODS, Config, UserError, pair, parse
+from models.checkpoint import load_classifier, weights_digest
+from utils.comparison import comparison
+from utils.distillation import Distillation, Lesson
+from utils.engine import CrossEntropy
+from utils.runs import Run, claim, plan, read_result, run_name, train_and_test
+from utils.script import run_script, say_where
+from utils.setup import Setup, describe, prepare
+from utils.teacher import Teacher, check_teacher, load_teacher
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """The runs of one seed; a teacher that was brought as a checkpoint has none."""
+
+    teacher: Run | None
+    baseline: Run
+    students: list[Run]
+
+    @property
+    def baselines(self) -> list[Run]:
+        """Teacher and baseline, one run where a network is to teach itself."""
+        if self.teacher is None or self.teacher == self.baseline:
+            return [self.baseline]
+        return [self.teacher, self.baseline]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, prepare, see to the baselines, distil every lesson for every seed, and compare."""
+    config = parse(arguments, __doc__, distils=True)
+    brought = bring_teacher(config)
+    if brought:
+        config = replace(config, teacher=brought["arch"])
+    setup = prepare(config)
+    check_lessons(setup, brought)
+    lineups = [line_up(setup, seed, brought) for seed in config.seeds]
+    claim(
+        setup,
+        [run for lineup in lineups for run in lineup.students],
+        needed=[run for lineup in lineups for run in lineup.baselines],
+    )
+    describe(setup)
+    results = []
+    for lineup in lineups:
+        results += [train_baseline(setup, run) for run in lineup.baselines]
+        teacher = None
+        if not all(run.finished for run in lineup.students):
+            teacher = meet_teacher(setup, lineup.teacher, read_result(lineup.baseline))
+        results += [distil(setup, run, teacher) for run in lineup.students]
+    print(comparison(results))
+    say_where(config.output)
+
+
+def bring_teacher(config: Config) -> dict[str, Any] | None:
+    """What a --teacher-checkpoint says of itself, and its digest; read before any work.
+
+    Raises UserError when it is no checkpoint, or not of the --teacher that was asked for.
+    """
+    path = config.teacher_checkpoint
+    if path is None:
+        return None
+    model, description = load_classifier(path)
+    if config.teacher not in (None, description["arch"]):
+        raise UserError(
+            f"--teacher {config.teacher}: {path} is a {description['arch']}; leave --teacher away"
+        )
+    return description | {"digest": weights_digest(model)}
+
+
+def check_lessons(setup: Setup, brought: dict[str, Any] | None) -> None:
+    """Raise UserError, before anything is trained, for what cannot be taught on these photos."""
+    config = setup.config
+    if "dkd" in config.method and len(setup.classes) < 3:
+        raise UserError("--method dkd: it needs three classes or more; kd does with two")
+    if brought and config.teacher_checkpoint:
+        check_teacher(config.teacher_checkpoint, brought, setup)
+
+
+def line_up(setup: Setup, seed: int, brought: dict[str, Any] | None) -> Lineup:
+    """The baselines, and a student for each combination of method, alpha, temperature, weight."""
+    config = setup.config
+    teacher, student = pair(config)
+    (baseline,) = plan(setup, [seed], [student])
+    teacher_run = None
+    if brought:
+        teacher += f".{brought['digest'][:8]}"
+    else:
+        longer = replace(config, epochs=config.teacher_epochs or config.epochs)
+        own_schedule = longer.epochs != config.epochs
+        name = f"{teacher}-{longer.epochs}epochs" if own_schedule else teacher
+        teacher_run = Run(run_name(setup, name, seed), teacher, seed, longer)
+        teacher = name.replace("-", ".")
+    students = []
+    for method, alpha, temperature in product(config.method, config.alpha, config.temperature):
+        for weight in config.weight or (METHODS[method],):
+            lesson = Lesson(method, alpha, temperature, weight)
+            name = run_name(setup, f"{student}-from-{teacher}-{lesson}", seed)
+            about = asdict(lesson) | {"teacher": teacher, "baseline": baseline.name}
+            students.append(Run(name, student, seed, config, about))
+    return Lineup(teacher_run, baseline, students)
+
+
+def train_baseline(setup: Setup, run: Run) -> dict[str, Any]:
+    """A baseline as train.py trains it, or the one that it has left."""
+    if not run.finished:
+        print(f"{run.name}: there is no such baseline yet, so it is trained first")
+    return train_and_test(setup, run, lambda: CrossEntropy(run.config.label_smoothing))
+
+
+def meet_teacher(setup: Setup, run: Run | None, baseline: dict[str, Any]) -> Teacher:
+    """Load the teacher, say how good it is, and warn when its student is better without it."""
+    path = run.best if run else setup.config.teacher_checkpoint
+    assert path
+    teacher = load_teacher(path, setup)
+    theirs, own = teacher.about["val"]["accuracy"], baseline["val"]["accuracy"]
+    print(
+        f"teacher {teacher.about['run']}: validation accuracy {theirs:.2%}; "
+        f"the student without it: {own:.2%}"
+    )
+    if theirs < own:
+        print(
+            "WARNING  this teacher is weaker than its student and will hold it back; a longer "
+            "schedule\n         may help: --teacher-epochs"
+        )
+    if teacher.about["other_split"]:
+        print("WARNING  this teacher learnt from another split and may know the test photos")
+    print()
+    return teacher
+
+
+def distil(setup: Setup, run: Run, teacher: Teacher | None) -> dict[str, Any]:
+    """Train a student on what the teacher says about the student's own crops, or read what an
+    earlier command has left, for which no teacher is needed."""
+
+    def objective() -> Distillation:
+        assert teacher
+        assert run.lesson
+        return Distillation(
+            Lesson(*(run.lesson[field.name] for field in fields(Lesson))),
+            run.model,
+            teacher.arch,
+            teacher.model,
+            label_smoothing=run.config.label_smoothing,
+            seed=run.seed,
+            device=setup.hardware.device,
+        )
+
+    return train_and_test(setup, run, objective, teacher)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -1,0 +1,155 @@
+"""Did the teacher help? Students with a teacher beside the same students without one."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from utils.metrics import paired_interval
+from utils.tables import SEVEN_ROWS, SIZE_ROWS, Result, aligned, mean_and_spread, table
+
+NO_TEACHER = "no teacher"
+DIFFERENCE_HEAD = (
+    "Student", "Seeds", "Validation accuracy", "Test accuracy", "KD − baseline [95 %]",
+    "Agreement with teacher", "KL to teacher", "Calibration error",
+)  # fmt: skip
+DIFFERENCE_NOTE = """\
+KD − baseline is in points of test accuracy: each seed against the same seed without a teacher, on
+the same photos. Its 95 % interval is a bootstrap over seeds and photos; with one seed, over photos
+alone. Agreement is the share of test photos that student and teacher give one class, KL the mean
+of KL(teacher ‖ student) in nats.
+"""
+
+
+def comparison(results: Sequence[Result]) -> str:
+    """What teachers did for students: for each pair of them two tables, the user's seven rows and
+    one row for each lesson with the difference to the student that had no teacher."""
+    by_name = {result["run"]: result for result in results}
+    return "\n".join(one_pair(students, by_name) for students in pairs_of(by_name.values()))
+
+
+def pairs_of(results: Iterable[Result]) -> list[list[Result]]:
+    """Distilled students, those together that share photos, teacher, architecture, tag, recipe."""
+    pairs: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        if lesson := result.get("lesson"):
+            photos = [str(result["photos"][key]) for key in ("name", "image_size", "split")]
+            key = (*photos, lesson["teacher"], result["model"], result["tag"])
+            pairs.setdefault((*key, str(result["recipe"])), []).append(result)
+    return list(pairs.values())
+
+
+def one_pair(students: Sequence[Result], by_name: Mapping[str, Result]) -> str:
+    """The tables of one teacher and one student, of all lessons and seeds."""
+    rows = difference_rows(students, by_name)
+    lessons = [row for row in rows if row.name != NO_TEACHER]
+    best = max(lessons, key=lambda row: statistics.fmean(row.values["validation accuracy"]))
+    teachers = {student["teacher"]["run"]: student["teacher"] for student in students}
+    columns = {"Teacher": [by_name.get(name) or foreign(t) for name, t in teachers.items()]}
+    if rows[0].name == NO_TEACHER:
+        columns["Student"] = rows[0].runs
+    columns["KD Student"] = best.runs
+    tag = f" ({students[0]['tag']})" if students[0]["tag"] else ""
+    text = [
+        f"### {students[0]['lesson']['teacher']} teaches {students[0]['model']}{tag}\n",
+        table("", columns, SEVEN_ROWS | SIZE_ROWS),
+    ]
+    if len(lessons) > 1:
+        text.append(f"The KD student is {best.name}: of {len(lessons)}, the best on validation.\n")
+    text += [aligned(DIFFERENCE_HEAD, [row.cells() for row in rows]), DIFFERENCE_NOTE]
+    if any(teacher["other_split"] for teacher in teachers.values()):
+        text.append(
+            "WARNING: the teacher learnt from another split and may have seen the test photos.\n"
+        )
+    return "\n".join(text)
+
+
+def foreign(teacher: Result) -> Result:
+    """A teacher that was brought as a checkpoint: what was measured here, nothing of its past."""
+    table = {
+        "best_val_accuracy": teacher["val"]["accuracy"],
+        "test_loss": teacher["test"]["loss"],
+        "test_accuracy": teacher["test"]["accuracy"],
+    }
+    return teacher | {"table": table}
+
+
+def lesson_name(lesson: Mapping[str, Any]) -> str:
+    """A method and its settings, as a row of a table calls them."""
+    weight = "" if lesson["weight"] is None else f", weight {lesson['weight']:g}"
+    return f"{lesson['method']}, α {lesson['alpha']:g}, T {lesson['temperature']:g}{weight}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One row of the comparison: a lesson, or none, over its seeds.
+
+    `values` holds one number a seed; `gain` is KD minus baseline in test accuracy with the ends
+    of its 95 % interval, None where there is nothing to compare.
+    """
+
+    name: str
+    runs: list[Result]
+    values: dict[str, list[float]]
+    gain: tuple[float, float, float] | None
+
+    def cells(self) -> list[str]:
+        """The row as Markdown shows it."""
+        specs = {"validation accuracy": ".2%", "test accuracy": ".2%", "agreement": ".1%"}
+        texts = {
+            key: mean_and_spread(values, specs.get(key, ".3f")) if values else ""
+            for key, values in self.values.items()
+        }
+        gain = ""
+        if self.gain:
+            mean, low, high = (100 * value for value in self.gain)
+            gain = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+        first, second, *others = texts.values()
+        return [self.name, str(len(self.runs)), first, second, gain, *others]
+
+    def record(self) -> dict[str, Any]:
+        """The row as CSV has it: means, and sample standard deviations where there are seeds."""
+        record: dict[str, Any] = {"lesson": self.name, "seeds": len(self.runs)}
+        for key, values in self.values.items():
+            record[key] = statistics.fmean(values) if values else ""
+            record[f"{key} std"] = statistics.stdev(values) if len(values) > 1 else ""
+        names = ("gain", "gain low", "gain high")
+        return record | dict(zip(names, self.gain or ("", "", ""), strict=True))
+
+
+def difference_rows(students: Sequence[Result], by_name: Mapping[str, Result]) -> list[Difference]:
+    """The student without a teacher, if its runs are there, then one row for each lesson."""
+    by_lesson: dict[str, list[Result]] = {}
+    for student in students:
+        by_lesson.setdefault(lesson_name(student["lesson"]), []).append(student)
+    names = dict.fromkeys(student["lesson"]["baseline"] for student in students)
+    baselines = [by_name[name] for name in names if name in by_name]
+    rows = {NO_TEACHER: baselines} if baselines else {}
+    return [difference(name, runs, by_name) for name, runs in (rows | by_lesson).items()]
+
+
+def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> Difference:
+    """A lesson's row; seeds without a baseline are left out of the gain."""
+    paired = [run for run in runs if run.get("lesson") and run["lesson"]["baseline"] in by_name]
+    gain = None
+    if paired:
+        taught = np.stack([recognised(run) for run in paired])
+        alone = np.stack([recognised(by_name[run["lesson"]["baseline"]]) for run in paired])
+        gain = float(taught.mean() - alone.mean()), *paired_interval(taught, alone)
+    values = {
+        "validation accuracy": [run["val"]["accuracy"] for run in runs],
+        "test accuracy": [run["test"]["accuracy"] for run in runs],
+        "agreement": [run["agreement"]["top1"] for run in runs if "agreement" in run],
+        "kl": [run["agreement"]["kl"] for run in runs if "agreement" in run],
+        "calibration error": [run["test"]["calibration_error"] for run in runs],
+    }
+    return Difference(name, runs, values, gain)
+
+
+def recognised(result: Result) -> np.ndarray:
+    """(photos,) bool: which test photos a run named rightly."""
+    with np.load(result["folder"] / "test_logits.npz") as saved:
+        right: np.ndarray = saved["logits"].argmax(1) == saved["labels"]
+    return right

@@ -1,0 +1,346 @@
+"""Knowledge distillation: how far a student is from its teacher, as functions of tensors.
+
+    L = (1 - alpha) * CE(y, s) + alpha * T^2 * KL(p(t, T) || p(s, T))  [+ weight * term]
+
+Three families: what the teacher answers (kd, dkd, dist), what it computes on the way (fitnet,
+attention), and how it relates the photos of a batch to each other (rkd, sp). All losses are zero
+where student and teacher agree, average over the batch, and compute in float32 (in float64 where
+they are given it), also under autocast. `Distillation` makes them an objective of the engine.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import (
+    adaptive_avg_pool2d,
+    kl_div,
+    log_softmax,
+    mse_loss,
+    normalize,
+    smooth_l1_loss,
+)
+
+from models.stages import forward_with_stages, stage_channels
+from utils.engine import hard_loss
+
+Maps = Sequence[Tensor]
+# FitNets teach the middle of the network; relations are those of its last maps.
+MIDDLE, LAST, ALL = (16,), (32,), (4, 8, 16, 32)
+
+
+def _full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let a loss of tensors compute in float32 at least, whatever autocast is around it."""
+
+    @functools.wraps(loss)
+    def widened(student: Tensor, teacher: Tensor, *others: object, **settings: object) -> Tensor:
+        student, teacher = (
+            x if x.dtype == torch.float64 else x.float() for x in (student, teacher)
+        )
+        with torch.autocast(student.device.type, enabled=False):
+            return loss(student, teacher, *others, **settings)
+
+    return widened
+
+
+@_full_precision
+def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · KL(p(t, T) ‖ p(s, T)), p(z, T) = softmax(z / T) (Hinton et al. 2015,
+    https://arxiv.org/abs/1503.02531).
+
+    T² keeps the gradient's scale, which falls by 1/T², beside that of the cross-entropy.
+
+    Args:
+        student, teacher: (N, C) logits.
+        temperature: T > 0.
+    Returns:
+        a scalar ≥ 0: sum over the classes, mean over the batch.
+    """
+    log_s, log_t = log_softmax(student / temperature, 1), log_softmax(teacher / temperature, 1)
+    return temperature**2 * kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+@_full_precision
+def dkd_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, beta: float
+) -> Tensor:
+    """T² · (TCKD + β · NCKD), decoupled distillation (Zhao et al. 2022,
+    https://arxiv.org/abs/2203.08679) with the paper's α = 1.
+
+    TCKD is the KL between the two answers to "the label's class, or another one?", NCKD the KL
+    between the distributions over the other classes. kd_loss is TCKD + (1 − p_t) · NCKD, where
+    p_t, the teacher's probability of the label, silences NCKD exactly where the teacher is sure.
+
+    Args:
+        student, teacher: (N, C) logits, C ≥ 3.
+        labels: (N,) class numbers.
+        temperature: T > 0.
+        beta: weight of NCKD.
+    Raises:
+        ValueError: for labels that are shares of several classes, and for two classes, of which
+            only one is not the label's, so that there is nothing to compare.
+    """
+    classes = student.shape[1]
+    if labels.ndim != 1:
+        raise ValueError("dkd needs one class for each photo, not shares of several")
+    if classes < 3:
+        raise ValueError("dkd needs three classes or more")
+    log_s, log_t = log_softmax(student / temperature, 1), log_softmax(teacher / temperature, 1)
+    others = torch.arange(classes, device=labels.device) != labels[:, None]
+
+    def label_or_not(log_p: Tensor) -> Tensor:
+        rest = log_p[others].view(-1, classes - 1).logsumexp(1)
+        return torch.stack([log_p.gather(1, labels[:, None])[:, 0], rest], 1)
+
+    def among_others(log_p: Tensor) -> Tensor:
+        return log_softmax(log_p[others].view(-1, classes - 1), 1)
+
+    target, non_target = (
+        kl_div(of(log_s), of(log_t), reduction="batchmean", log_target=True)
+        for of in (label_or_not, among_others)
+    )
+    return temperature**2 * (target + beta * non_target)
+
+
+@_full_precision
+def dist_loss(student: Tensor, teacher: Tensor, temperature: float, beta: float) -> Tensor:
+    """T² · β · (inter + intra), distillation from a stronger teacher (Huang et al. 2022,
+    https://arxiv.org/abs/2205.10536) with one weight for both, as in the paper.
+
+    inter is 1 − Pearson's correlation of the two answers to a photo, intra the same for a class
+    over the photos of the batch: the student has to rank as the teacher does, not to be as sure.
+
+    Args:
+        student, teacher: (N, C) logits.
+        temperature: T > 0.
+        beta: weight.
+    """
+    p_s, p_t = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
+    inter, intra = 1 - _correlation(p_s, p_t).mean(), 1 - _correlation(p_s.T, p_t.T).mean()
+    return temperature**2 * beta * (inter + intra)
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of each row of `a` with that of `b`; 0 for a row that is constant."""
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return (normalize(a, dim=1) * normalize(b, dim=1)).sum(1)
+
+
+@_full_precision
+def fitnet_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of two feature maps (FitNets: Romero et al. 2015,
+    https://arxiv.org/abs/1412.6550), trained along with the rest and not in a stage before it.
+
+    Args:
+        student: (N, C, H, W), the student's map behind the adapter.
+        teacher: (N, C, H, W).
+    """
+    return mse_loss(*_same_size(student, teacher))
+
+
+@_full_precision
+def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of two attention maps (Zagoruyko and Komodakis 2017,
+    https://arxiv.org/abs/1612.03928).
+
+    A map's attention is its mean square over the channels, as a vector of length 1 over the pixels.
+
+    Args:
+        student: (N, C, H, W).
+        teacher: (N, D, H, W).
+    """
+
+    def attention(maps: Tensor) -> Tensor:
+        return normalize(maps.square().mean(1).flatten(1))
+
+    student, teacher = _same_size(student, teacher)
+    return mse_loss(attention(student), attention(teacher))
+
+
+def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps of one stride: where the networks round odd sides differently, the larger is
+    averaged down to the smaller."""
+    height, width = (min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True))
+    if student.shape[2:] == teacher.shape[2:]:
+        return student, teacher
+    return (
+        adaptive_avg_pool2d(student, (height, width)),
+        adaptive_avg_pool2d(teacher, (height, width)),
+    )
+
+
+@_full_precision
+def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Huber difference of the distances between all photos of the batch, in units of their mean
+    (RKD-D: Park et al. 2019, https://arxiv.org/abs/1904.05068).
+
+    Args:
+        student: (N, D) embeddings.
+        teacher: (N, E) embeddings.
+    """
+    return smooth_l1_loss(_distances(student), _distances(teacher))
+
+
+def _distances(points: Tensor) -> Tensor:
+    """(N, N) Euclidean distances over their mean; 0, and without a gradient, for equal points.
+
+    The square root has no finite gradient at zero, where every point is from itself.
+    """
+    squares = (points[:, None] - points).square().sum(2)
+    apart = squares > _tiny(squares)
+    distances = torch.where(apart, squares, 1).sqrt() * apart
+    return distances * (apart.sum() / distances.sum().clamp(min=1e-12))
+
+
+@_full_precision
+def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Huber difference of the cosines of the angles that all triples of photos form
+    (RKD-A: Park et al. 2019, https://arxiv.org/abs/1904.05068).
+
+    Args:
+        student: (N, D) embeddings.
+        teacher: (N, E) embeddings.
+    """
+    return smooth_l1_loss(_cosines(student), _cosines(teacher))
+
+
+def _cosines(points: Tensor) -> Tensor:
+    """(N, N, N) cosines of the angle at point i between j and k; 0 where two of them coincide."""
+    differences = points[:, None] - points
+    squares = differences.square().sum(2, keepdim=True)
+    apart = squares > _tiny(squares)
+    directions = differences * apart * torch.where(apart, squares, 1).rsqrt()
+    return directions @ directions.transpose(1, 2)
+
+
+def _tiny(squares: Tensor) -> Tensor:
+    """The squared distance below which two points differ by rounding errors only."""
+    return squares.detach().max() * torch.finfo(squares.dtype).eps ** 2
+
+
+def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """25 · distance + 50 · angle, the paper's weights for classification."""
+    return 25 * rkd_distance_loss(student, teacher) + 50 * rkd_angle_loss(student, teacher)
+
+
+@_full_precision
+def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the similarities between the photos of the batch (Tung and Mori
+    2019, https://arxiv.org/abs/1907.09682).
+
+    The similarities of a photo to all photos of the batch are the products of their flattened
+    maps, as a vector of length 1.
+
+    Args:
+        student: (N, C, H, W) or any (N, ...).
+        teacher: (N, D, H, W) or any (N, ...).
+    """
+
+    def similarities(maps: Tensor) -> Tensor:
+        flat = maps.flatten(1)
+        # A photo whose map is all zero has no direction, and must not get an endless gradient.
+        return normalize(flat @ flat.T, eps=1e-3)
+
+    return mse_loss(similarities(student), similarities(teacher))
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    """(N, C) the embedding that the classifier reads: each channel's mean over the pixels."""
+    return maps.float().mean((2, 3))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How a teacher teaches: the method and its settings (config.py has their reasons)."""
+
+    method: str
+    alpha: float
+    temperature: float
+    weight: float | None
+
+    def __str__(self) -> str:
+        weight = "" if self.weight is None else f"-w{self.weight:g}"
+        return f"{self.method}-a{self.alpha:g}-T{self.temperature:g}{weight}"
+
+
+class Distillation:
+    """The objective of a student with a teacher.
+
+    A plain object and no nn.Module, so that the student's train(), parameters() and state_dict()
+    cannot reach the teacher: it stays in eval mode, without gradients, and out of checkpoints. It
+    sees exactly the pixels that the student sees, crops and mixup included.
+    """
+
+    def __init__(
+        self,
+        lesson: Lesson,
+        student: str,
+        teacher: str,
+        teacher_model: nn.Module,
+        *,
+        label_smoothing: float,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """`student` and `teacher` are architectures; `seed` draws the first weights of a FitNet's
+        adapter and touches no other random number."""
+        self.lesson, self.label_smoothing = lesson, label_smoothing
+        self.student, self.teacher = student, teacher
+        self.teacher_model = teacher_model.eval().requires_grad_(False)
+        self.strides = STRIDES.get(lesson.method, ())
+        self.own = nn.ModuleDict()
+        if lesson.method == "fitnet":
+            narrow, wide = (stage_channels(arch, MIDDLE[0]) for arch in (student, teacher))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.own["adapter"] = nn.Conv2d(narrow, wide, kernel_size=1).to(device)
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            teacher_logits, teacher_maps = forward_with_stages(
+                self.teacher_model, self.teacher, self.strides, images
+            )
+        logits, maps = forward_with_stages(model, self.student, self.strides, images)
+        logits, teacher_logits = logits.float(), teacher_logits.float()
+
+        hard, plain = hard_loss(logits, labels, self.label_smoothing)
+        name, soft = self.response(logits, teacher_logits, labels)
+        alpha = self.lesson.alpha
+        loss = alpha * soft if alpha == 1 else (1 - alpha) * hard + alpha * soft
+        parts = {"ce": plain, name: soft.detach()}
+        if self.strides:
+            term = self.term(maps, teacher_maps)
+            loss = loss + float(self.lesson.weight or 0) * term
+            parts[self.lesson.method] = term.detach()
+        same = logits.argmax(1) == teacher_logits.argmax(1)
+        return loss, logits, parts | {"agreement": same.float().mean()}
+
+    def response(self, logits: Tensor, teacher: Tensor, labels: Tensor) -> tuple[str, Tensor]:
+        """The name and value of what alpha weighs: how far the answers are from the teacher's."""
+        temperature, weight = self.lesson.temperature, float(self.lesson.weight or 0)
+        match self.lesson.method:
+            case "dkd":
+                return "dkd", dkd_loss(logits, teacher, labels, temperature, weight)
+            case "dist":
+                return "dist", dist_loss(logits, teacher, temperature, weight)
+        return "kd", kd_loss(logits, teacher, temperature)
+
+    def term(self, maps: Maps, teacher_maps: Maps) -> Tensor:
+        """What `weight` weighs: how far features or relations are from the teacher's."""
+        pairs = list(zip(maps, teacher_maps, strict=True))
+        match self.lesson.method:
+            case "fitnet":
+                return fitnet_loss(self.own["adapter"](maps[0]), teacher_maps[0])
+            case "attention":
+                return torch.stack([attention_loss(*pair) for pair in pairs]).sum()
+            case "rkd":
+                return rkd_loss(_pooled(maps[0]), _pooled(teacher_maps[0]))
+        return sp_loss(maps[0], teacher_maps[0])
+
+
+# The strides of the maps that a method compares; the others compare answers alone.
+STRIDES = {"fitnet": MIDDLE, "attention": ALL, "rkd": LAST, "sp": LAST}
