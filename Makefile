@@ -1,5 +1,6 @@
 # On a machine with Python 3.11, 3.12 or 3.13, each of these is all that is needed:
 #   make train   install the locked packages into .venv and train on the drawn sample
+#   make distill install as well, and let DenseNet169 teach ResNet18 on it
 #   make test    install the packages for testing as well, and check style, types and behaviour
 # Options of train.py or pytest go in ARGS, another Python in PYTHON:
 #   make train ARGS="--epochs 3" PYTHON=python3.12
@@ -10,10 +11,13 @@ ARGS ?=
 VENV_PYTHON = .venv/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --disable-pip-version-check --require-hashes
 
-.PHONY: train test lock clean
+.PHONY: train distill test lock clean
 
 train: .venv/.runtime-installed
 	$(VENV_PYTHON) train.py --data sample --resume $(ARGS)
+
+distill: .venv/.runtime-installed
+	$(VENV_PYTHON) knowledge_distillation.py --data sample --resume $(ARGS)
 
 test: .venv/.test-installed
 	$(VENV_PYTHON) -m ruff check .

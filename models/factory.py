@@ -28,10 +28,7 @@ def create_model(name: str, classes: int, *, pretrained: bool, seed: int) -> nn.
     """
     torch.manual_seed(seed)
     if not pretrained:
-        # A residual block that starts as the identity learns faster (Goyal et al. 2017,
-        # https://arxiv.org/abs/1706.02677); torchvision has it as an option of its ResNets.
-        identity = {"zero_init_residual": True} if name.startswith("resnet") else {}
-        return get_model(name, weights=None, num_classes=classes, **identity)
+        return get_model(name, weights=None, num_classes=classes)
     model = _imagenet_model(name)
     head = [key for key, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1]
     # Building the model drew random numbers; the head is to depend on the seed alone.

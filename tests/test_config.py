@@ -15,10 +15,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import EXPERIMENTS, MODELS, Config, UserError, model_names, parse, recipe
+from config import (
+    DISTILLATION,
+    EXPERIMENTS,
+    METHODS,
+    MODELS,
+    Config,
+    UserError,
+    model_names,
+    pair,
+    parse,
+    recipe,
+)
 
 ROOT = Path(__file__).parents[1]
 FIELDS = {item.name: item for item in dataclasses.fields(Config)}
+LESSONS = {name for name, item in FIELDS.items() if item.metadata["group"] == DISTILLATION}
+# The flags of the two scripts, by whether it distils.
+FLAGS = {False: FIELDS.keys() - LESSONS, True: FIELDS.keys() - {"models"}}
 
 # A value for each setting that is not its default: the words of the command line, what they mean.
 OTHERS: dict[str, tuple[list[str], Any]] = {
@@ -26,6 +40,16 @@ OTHERS: dict[str, tuple[list[str], Any]] = {
     "models": (["resnet50", "densenet169"], ("resnet50", "densenet169")),
     "seeds": (["3", "0", "2147483647"], (3, 0, 2147483647)),
     "tag": (["lr_0.1"], "lr_0.1"),
+    "reverse": ([], True),
+    "teacher": (["resnet50"], "resnet50"),
+    "student": (["resnet50"], "resnet50"),
+    "teacher_checkpoint": (["some/best.pt"], Path("some/best.pt")),
+    "teacher_epochs": (["60"], 60),
+    "allow_other_split": ([], True),
+    "method": (["dist", "rkd"], ("dist", "rkd")),
+    "alpha": (["0", "0.5", "1"], (0.0, 0.5, 1.0)),
+    "temperature": (["1", "2.5"], (1.0, 2.5)),
+    "weight": (["0", "30"], (0.0, 30.0)),
     "data": (["some folder"], "some folder"),
     "image_size": (["96"], 96),
     "split_seed": (["7"], 7),
@@ -57,10 +81,19 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def refused(*words: str) -> str:
-    """The one line with which these words are refused."""
+def needed(name: str) -> list[str]:
+    """What some flags cannot do without."""
+    others = {"allow_other_split": ["--teacher-checkpoint", "x.pt"], "weight": ["--method", "sp"]}
+    return others.get(name, [])
+
+
+def refused(*words: str, distils: bool | None = None) -> str:
+    """The one line with which these words are refused, by the script that has the first flag."""
+    if distils is None:
+        name = words[0].partition("=")[0].removeprefix("--").replace("-", "_")
+        distils = name in LESSONS
     with pytest.raises(UserError) as problem:
-        parse(words, "")
+        parse(words, "", distils=distils)
     message = str(problem.value)
     assert "\n" not in message
     return message
@@ -70,18 +103,31 @@ def test_every_setting_is_tried_below():
     assert OTHERS.keys() == FIELDS.keys()
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_a_flag_sets_its_setting_and_no_other(name):
+@pytest.mark.parametrize(
+    ("name", "distils"), [(n, distils) for distils in FLAGS for n in FIELDS if n in FLAGS[distils]]
+)
+def test_a_flag_sets_its_setting_and_no_other(name, distils):
     words, value = OTHERS[name]
-    config = parse([flag_of(name), *words], "")
-    assert config == dataclasses.replace(Config(), **{name: value})
-    assert config != Config()
+    plain = parse(needed(name), "", distils=distils)
+    config = parse([flag_of(name), *words, *needed(name)], "", distils=distils)
+    assert config == dataclasses.replace(plain, **{name: value})
+    assert config != plain
+
+
+@pytest.mark.parametrize("distils", FLAGS)
+def test_each_script_has_its_own_flags_and_refuses_the_others(distils):
+    assert {"epochs", "seeds", "experiment"} <= FLAGS[distils]
+    for name in FIELDS.keys() - FLAGS[distils]:
+        words, _ = OTHERS[name]
+        message = refused(flag_of(name), *words, distils=distils)
+        assert message.startswith(f"unknown argument '{flag_of(name)}'")
 
 
 @pytest.mark.parametrize("name", [n for n, item in FIELDS.items() if item.metadata["many"]])
 def test_settings_of_several_words_are_tuples_of_them(name):
     words, value = OTHERS[name]
-    assert getattr(parse([flag_of(name), words[0]], ""), name) == value[:1]
+    config = parse([flag_of(name), words[0], *needed(name)], "", distils=name in LESSONS)
+    assert getattr(config, name) == value[:1]
 
 
 def test_no_words_give_the_defaults():
@@ -95,7 +141,7 @@ def test_a_default_given_as_a_word_is_the_default(name):
         assert FIELDS[name].metadata["shown"] or default is False
         return
     words = [str(v) for v in default] if isinstance(default, tuple) else [str(default)]
-    config = parse([flag_of(name), *words], "")
+    config = parse([flag_of(name), *words], "", distils=name in LESSONS)
     assert config == Config()
     assert type(getattr(config, name)) is type(default)
 
@@ -130,6 +176,14 @@ BAD = [
     ("models", ["vgg11", "", "resnet18,resnet50", "ResNet18"], "one of " + ", ".join(MODELS)),
     ("seeds", NOT_WHOLE, "a whole number from 0"),
     ("tag", ["a/b", "a b", "..\\", "ä", "x" * 61, "-"], "letters, digits, '.' and '_', 60 at most"),
+    ("teacher", ["vgg11", ""], "one of " + ", ".join(MODELS)),
+    ("student", ["vgg11", ""], "one of " + ", ".join(MODELS)),
+    ("teacher_checkpoint", [""], "a path"),
+    ("teacher_epochs", [*NOT_WHOLE, "0"], "a whole number from 1"),
+    ("method", ["", "KD", "crd", "kd,dkd"], "one of " + ", ".join(METHODS)),
+    ("alpha", [*NOT_NUMBERS, "1.01", "2"], "a number from 0 to 1"),
+    ("temperature", [*NOT_NUMBERS, "0", "0.001", "1001"], "a number from 0.01 to 1000"),
+    ("weight", NOT_NUMBERS, "a number from 0"),
     ("data", [""], "a path"),
     ("image_size", [*NOT_WHOLE, "0", "7", "4097"], "a whole number from 8 to 4096"),
     ("split_seed", NOT_WHOLE, "a whole number from 0"),
@@ -186,10 +240,34 @@ def test_a_missing_or_needless_value_is_refused_by_the_flags_name(name):
         (["--resume", "--overwrite"], r"--resume .*--overwrite .*one of the two"),
         (["--warmup-epochs", "15.5"], r"--warmup-epochs 15.5: at most --epochs, which is 15"),
         (["--epochs", "2", "--warmup-epochs", "3"], r"--warmup-epochs 3: .* --epochs, which is 2"),
+        (["--teacher-epochs", "2", "--warmup-epochs", "3"], r".* --teacher-epochs, which is 2"),
+        (["--method", "kd", "dist", "kd"], r"--method kd dist kd: .*once.*"),
+        (["--alpha", "0.5", ".50"], r"--alpha 0.5 0.5: .*once.*"),
+        (["--reverse", "--teacher", "resnet50"], r"--reverse .*name the teacher.*"),
+        (["--reverse", "--student", "resnet50"], r"--reverse .*name the teacher.*"),
+        (["--reverse", "--teacher-checkpoint", "x.pt"], r"--reverse .*name the teacher.*"),
+        (["--teacher-checkpoint", "x", "--teacher-epochs", "9"], r"--teacher-epochs .*one of.*"),
+        (["--allow-other-split"], r"--allow-other-split .*none is given"),
+        (["--weight", "3"], r"--weight: kd has no term .*--alpha.*"),
+        (["--weight", "3", "--method", "sp", "kd"], r"--weight: kd has no term .*"),
+        (["--method", "dkd", "--mixup", "0.2"], r"--method dkd .*--mixup.*"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(words, message):
     assert re.fullmatch(message, refused(*words))
+
+
+def test_who_teaches_whom():
+    def named(*words: str) -> tuple[str, str]:
+        return pair(parse(words, "", distils=True))
+
+    assert named() == EXPERIMENTS["experiment_1"] == ("densenet169", "resnet18")
+    assert named("--experiment", "experiment_2") == ("resnet50", "resnet18")
+    assert named("--experiment", "experiment_2", "--reverse") == ("resnet18", "resnet50")
+    assert named("--teacher", "resnet50") == ("resnet50", "resnet18")
+    assert named("--student", "densenet169") == ("densenet169", "densenet169")
+    itself = parse(["--student", "densenet169"], "", distils=True)
+    assert model_names(itself) == ("densenet169",)
 
 
 def test_warm_up_may_take_all_epochs():
@@ -205,12 +283,12 @@ WORDS = st.one_of(
 )
 
 
-@given(st.lists(WORDS, max_size=8))
-def test_any_words_give_a_config_or_one_line(words):
+@given(st.lists(WORDS, max_size=8), st.booleans())
+def test_any_words_give_a_config_or_one_line(words, distils):
     printed, outcome = io.StringIO(), None
     try:
         with contextlib.redirect_stdout(printed):
-            config = parse(words, "what it does")
+            config = parse(words, "what it does", distils=distils)
     except (UserError, SystemExit) as end:
         outcome = end
     if isinstance(outcome, SystemExit):
@@ -227,45 +305,55 @@ def test_any_words_give_a_config_or_one_line(words):
         json.dumps(recipe(config), allow_nan=False)
 
 
+SCRIPTS = {"train.py": False, "knowledge_distillation.py": True}
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def script(request) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def printed_help() -> str:
+def printed_help(script) -> str:
     run = subprocess.run(
-        [sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert (run.returncode, run.stderr) == (0, "")
     return run.stdout
 
 
-def test_help_opens_with_what_the_script_does_line_by_line(printed_help):
-    doc = ast.get_docstring(ast.parse((ROOT / "train.py").read_text("utf-8")))
+def test_help_opens_with_what_the_script_does_line_by_line(script, printed_help):
+    doc = ast.get_docstring(ast.parse((ROOT / script).read_text("utf-8")))
     assert doc is not None
     assert doc in printed_help
 
 
-def test_help_shows_each_flag_in_its_group_with_its_default_and_reason(printed_help):
-    groups = list(dict.fromkeys(item.metadata["group"] for item in FIELDS.values()))
+def test_help_shows_each_flag_in_its_group_with_its_default_and_reason(script, printed_help):
+    fields = {name: item for name, item in FIELDS.items() if name in FLAGS[SCRIPTS[script]]}
+    groups = list(dict.fromkeys(item.metadata["group"] for item in fields.values()))
     assert len(groups) > 3
     parts = re.split(rf"^({'|'.join(groups)}):$", printed_help, flags=re.M)
     assert parts[1::2] == groups
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-    for name, item in FIELDS.items():
+    for name, item in fields.items():
         text = sections[item.metadata["group"]]
         entry = re.search(rf"^  {flag_of(name)}\b(.*?)(?=^  --|\Z)", text, re.M | re.S)
         assert entry, name
         words = " ".join(entry[1].split())
         if item.metadata["parse"] is bool:
             shown = "off"
-        elif isinstance(item.default, tuple):
-            shown = " ".join(map(str, item.default))
         else:
-            shown = item.metadata["shown"] or str(item.default)
+            values = item.default if isinstance(item.default, tuple) else (item.default,)
+            shown = " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+            shown = item.metadata["shown"] or shown
         assert words.endswith(f"{item.metadata['why']} (default: {shown})"), name
         assert len(item.metadata["why"]) > 20, name
 
 
-def test_help_names_the_choices_where_there_are_few(printed_help):
+def test_help_names_the_choices_where_there_are_few(script, printed_help):
     words = " ".join(printed_help.split())
-    for name in ("experiment", "models", "optimizer", "schedule", "precision", "photos_on"):
+    few = {"experiment", "models", "optimizer", "schedule", "precision", "photos_on", "teacher"}
+    for name in few & FLAGS[SCRIPTS[script]]:
         with pytest.raises(ValueError, match="one of ") as problem:
             FIELDS[name].metadata["parse"]("?")
         entry = words.split(f" {flag_of(name)} ")[-1].split("(default")[0]

@@ -162,7 +162,10 @@ def test_the_model_trains_in_train_mode_and_is_measured_in_eval_mode(toys):
     training = start(config)
     training.objective = Watching()
     run(training, config, *toys)
-    assert modes == [True] * 10  # also after the first validation
+    # Five steps and three batches of validation, twice: train mode comes back.
+    assert modes == ([True] * 5 + [False] * 3) * 2
+    for row in training.history:
+        assert row["ce/val"] == pytest.approx(row["loss/val"], rel=1e-5)
 
     model = small_model()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -214,7 +214,9 @@ def test_the_command_prints_and_writes_the_report_of_finished_runs(tmp_path):
     assert run.stdout == written + "\n"
     assert written == "# Results\n\n" + render(read_results(results))
     assert "resnet18, 2 seeds" in written
-    assert sorted(path.name for path in results.iterdir() if path.is_file()) == ["report.md"]
+    assert sorted(path.name for path in results.iterdir() if path.is_file()) == [
+        "report.md", "runs.csv",
+    ]  # fmt: skip
 
 
 def test_a_second_report_replaces_the_first(tmp_path):

@@ -110,9 +110,15 @@ def test_open_board_follows_a_run_that_is_resumed(board: Board) -> None:
     assert board.scalars(run, "lr") == points(rows, "lr")
 
 
+def custom_charts(board: Board, title: str) -> dict[str, list[str]]:
+    """The tag patterns of a category's charts; of all runs, TensorBoard makes one layout."""
+    categories = board.ask("/plugin/custom_scalars/layout")["category"]
+    (category,) = [category for category in categories if category["title"] == title]
+    return {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
+
+
 def test_custom_charts_overlay_train_and_val(board: Board) -> None:
-    (category,) = board.ask("/plugin/custom_scalars/layout")["category"]
-    charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
+    charts = custom_charts(board, "train and val")
     assert list(charts) == ["loss", "accuracy", "kd", "dkd.1"]
     for part, patterns in charts.items():
         shown: set[str] = set()
@@ -120,6 +126,15 @@ def test_custom_charts_overlay_train_and_val(board: Board) -> None:
             answer = board.ask("/plugin/custom_scalars/scalars", run=DISTILLED, tag=pattern)
             shown |= set(answer["tag_to_events"])
         assert shown == {f"{part}/train", f"{part}/val"}
+
+
+def test_custom_charts_put_baseline_and_student_side_by_side(board: Board) -> None:
+    charts = custom_charts(board, "runs side by side")
+    assert list(charts) == ["accuracy/val", "loss/val"]
+    for tag, (pattern,) in charts.items():
+        for run in (BASELINE, DISTILLED):  # one chart shows this for all runs that are ticked
+            answer = board.ask("/plugin/custom_scalars/scalars", run=run, tag=pattern)
+            assert set(answer["tag_to_events"]) == {tag}
 
 
 def test_hyperparameters_table_has_the_columns_of_all_runs(board: Board) -> None:

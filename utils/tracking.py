@@ -164,15 +164,17 @@ def _event_file_name() -> str:
 
 
 def _layout(curves: Iterable[str]) -> dict[str, dict[str, list[object]]]:
-    """One chart for every part that has a train and a val curve, both in it."""
+    """Custom charts: train and val of a part in one, and the runs that are to be compared in one,
+    a teacher, its student and the same student without a teacher."""
     curves = list(curves)
     parts = [tag.removesuffix("/train") for tag in curves if tag.endswith("/train")]
+    both = [part for part in parts if f"{part}/val" in curves]
+    compared = [tag for tag in ("accuracy/val", "loss/val") if tag in curves]
     return {
         "train and val": {
-            part: ["Multiline", [f"^{re.escape(part)}/(train|val)$"]]
-            for part in parts
-            if f"{part}/val" in curves
-        }
+            part: ["Multiline", [f"^{re.escape(part)}/(train|val)$"]] for part in both
+        },
+        "runs side by side": {tag: ["Multiline", [f"^{re.escape(tag)}$"]] for tag in compared},
     }
 
 
