@@ -169,9 +169,21 @@ def _decode_task(
         except UnreadablePhoto as problem:
             reasons[row] = str(problem)
             continue
-        square = image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        pixels[row] = np.asarray(square)
+        pixels[row] = _squash(image, side)
     return pixels, signatures, reasons
+
+
+def read_square(path: Path, side: int) -> np.ndarray:
+    """One photo as the cache would hold it: (side, side, 3) uint8, squashed to a square.
+
+    Raises UnreadablePhoto as open_rgb does.
+    """
+    # _decode_task takes the signature from the same decoding unless more pixels are needed.
+    return _squash(open_rgb(path, max(side, SIGNATURE_SIDE)), side)
+
+
+def _squash(image: Image.Image, side: int) -> np.ndarray:
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
 SIGNATURE_LENGTH = len(signature(Image.new("RGB", (SIGNATURE_SIDE, SIGNATURE_SIDE))))

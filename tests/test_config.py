@@ -377,7 +377,7 @@ def test_the_recipe_holds_the_values_as_json_keeps_them():
 
 
 def test_models_are_the_experiments_unless_named():
-    for name, pair in EXPERIMENTS.items():
-        assert model_names(parse(["--experiment", name], "")) == pair
+    for name, models in EXPERIMENTS.items():
+        assert model_names(parse(["--experiment", name], "")) == models
     assert set().union(*EXPERIMENTS.values()) <= set(MODELS)
     assert model_names(parse(["--models", "resnet50"], "")) == ("resnet50",)
