@@ -103,19 +103,28 @@ def line_up(setup: Setup, seed: int, brought: dict[str, Any] | None) -> Lineup:
     if brought:
         teacher += f".{brought['digest'][:8]}"
     else:
-        longer = replace(config, epochs=config.teacher_epochs or config.epochs)
-        own_schedule = longer.epochs != config.epochs
-        name = f"{teacher}-{longer.epochs}epochs" if own_schedule else teacher
-        teacher_run = Run(run_name(setup, name, seed), teacher, seed, longer)
-        teacher = name.replace("-", ".")
+        own = with_teachers_schedule(config)
+        teacher_run = Run(run_name(setup, own, teacher, seed), teacher, seed, own)
+        if own != config:
+            teacher += f".{own.epochs}epochs"
     students = []
     for method, alpha, temperature in product(config.method, config.alpha, config.temperature):
         for weight in config.weight or (METHODS[method],):
             lesson = Lesson(method, alpha, temperature, weight)
-            name = run_name(setup, f"{student}-from-{teacher}-{lesson}", seed)
+            name = run_name(setup, config, f"{student}-from-{teacher}-{lesson}", seed)
             about = asdict(lesson) | {"teacher": teacher, "baseline": baseline.name}
             students.append(Run(name, student, seed, config, about))
     return Lineup(teacher_run, baseline, students)
+
+
+def with_teachers_schedule(config: Config) -> Config:
+    """The settings by which the teacher is trained: of a longer schedule, its tag tells, so that
+    `train.py --epochs 60 --tag 60epochs` makes the very teacher of --teacher-epochs 60."""
+    epochs = config.teacher_epochs or config.epochs
+    if epochs == config.epochs:
+        return config
+    tag = f"{epochs}epochs.{config.tag}".rstrip(".")
+    return replace(config, epochs=epochs, tag=tag)
 
 
 def train_baseline(setup: Setup, run: Run) -> dict[str, Any]:

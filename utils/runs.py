@@ -81,16 +81,16 @@ class Run:
 
 def plan(setup: Setup, seeds: Sequence[int], models: Sequence[str]) -> list[Run]:
     """One baseline for each seed and model, seed by seed."""
+    config = setup.config
     return [
-        Run(run_name(setup, model, seed), model, seed, setup.config)
+        Run(run_name(setup, config, model, seed), model, seed, config)
         for seed in seeds
         for model in models
     ]
 
 
-def run_name(setup: Setup, what: str, seed: int) -> str:
+def run_name(setup: Setup, config: Config, what: str, seed: int) -> str:
     """A run's name: what is in it tells runs apart that may stand side by side."""
-    config = setup.config
     start = "-pretrained" if config.pretrained else ""
     tag = f"-{config.tag}" if config.tag else ""
     return f"{setup.photos_name}-{setup.image_size}px-{what}{start}{tag}-seed{seed}"
