@@ -61,6 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     results = []
     for lineup in lineups:
         results += [train_baseline(setup, run) for run in lineup.baselines]
+        check_taught(lineup)
         teacher = None
         if not all(run.finished for run in lineup.students):
             teacher = meet_teacher(setup, lineup.teacher, read_result(lineup.baseline))
@@ -105,6 +106,8 @@ def line_up(setup: Setup, seed: int, brought: dict[str, Any] | None) -> Lineup:
     else:
         own = with_teachers_schedule(config)
         teacher_run = Run(run_name(setup, own, teacher, seed), teacher, seed, own)
+        if teacher_run.finished and not teacher_run.best.exists():
+            raise UserError(f"{teacher_run.best} is gone: train the teacher again with train.py")
         if own != config:
             teacher += f".{own.epochs}epochs"
     students = []
@@ -132,6 +135,19 @@ def train_baseline(setup: Setup, run: Run) -> dict[str, Any]:
     if not run.finished:
         print(f"{run.name}: there is no such baseline yet, so it is trained first")
     return train_and_test(setup, run, lambda: CrossEntropy(run.config.label_smoothing))
+
+
+def check_taught(lineup: Lineup) -> None:
+    """Raise UserError for a finished student whose teacher has been trained again since."""
+    if lineup.teacher is None:
+        return
+    digest = read_result(lineup.teacher)["digest"]
+    for run in lineup.students:
+        if run.finished and read_result(run)["teacher"]["digest"] != digest:
+            raise UserError(
+                f"{run.name} was taught by {lineup.teacher.name} before that was trained again: "
+                "--overwrite distils it anew"
+            )
 
 
 def meet_teacher(setup: Setup, run: Run | None, baseline: dict[str, Any]) -> Teacher:

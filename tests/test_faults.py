@@ -12,28 +12,37 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.photo_folders import make_photos
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("KILLS", "3"))
-RUN = "weather-32px-resnet18-seed3"
+BASELINE = "weather-32px-resnet18-mixed-seed3"
+STUDENT = "weather-32px-resnet18-from-resnet18.2epochs-fitnet-a0.7-T4-w100-mixed-seed3"
+# A short baseline; and a teacher, a baseline and a student with an adapter one after the other.
+SCRIPTS = {
+    BASELINE: ["train.py", "--models", "resnet18"],
+    STUDENT: ["knowledge_distillation.py", "--teacher", "resnet18", "--student", "resnet18",
+              "--teacher-epochs", "2", "--method", "fitnet"],
+}  # fmt: skip
 
 
-def words(photos: Path, folder: Path) -> list[str]:
+def words(run: str, photos: Path, folder: Path) -> list[str]:
     return [
-        sys.executable, "train.py", "--data", str(photos), "--models", "resnet18", "--image-size",
-        "32", "--batch-size", "8", "--epochs", "4", "--mixup", "0.2", "--seeds", "3",
+        sys.executable, *SCRIPTS[run], "--data", str(photos), "--image-size", "32",
+        "--batch-size", "8", "--epochs", "4", "--mixup", "0.2", "--seeds", "3", "--tag", "mixed",
         "--output", str(folder / "output"), "--cache", str(folder / "cache"), "--resume",
     ]  # fmt: skip
 
 
-def test_killed_and_resumed_a_run_ends_with_the_same_bits(tmp_path):
+@pytest.mark.parametrize("run", SCRIPTS)
+def test_killed_and_resumed_a_run_ends_with_the_same_bits(run, tmp_path):
     photos = make_photos(tmp_path / "weather", per_class=40)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     started = time.perf_counter()
-    subprocess.run(words(photos, whole), cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(words(run, photos, whole), cwd=ROOT, check=True, capture_output=True)
     length = time.perf_counter() - started
 
     draw = random.Random(20)
@@ -42,7 +51,7 @@ def test_killed_and_resumed_a_run_ends_with_the_same_bits(tmp_path):
         # From the decoding on: before that a run only imports its libraries.
         moment = draw.uniform(0.3, 1.0) * length
         process = subprocess.Popen(
-            words(photos, killed), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            words(run, photos, killed), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         try:
             process.communicate(timeout=moment)
@@ -53,29 +62,32 @@ def test_killed_and_resumed_a_run_ends_with_the_same_bits(tmp_path):
             continue
         assert process.returncode == 0
         # It ended before its kill: all that is left of it goes, so that the next start is cold.
-        compare(whole, killed)
+        compare(run, whole, killed)
         subprocess.run(["rm", "-r", str(killed)], check=True)
-    subprocess.run(words(photos, killed), cwd=ROOT, check=True, capture_output=True)
-    compare(whole, killed)
+    subprocess.run(words(run, photos, killed), cwd=ROOT, check=True, capture_output=True)
+    compare(run, whole, killed)
 
 
-def compare(whole: Path, killed: Path) -> None:
+def compare(run: str, whole: Path, killed: Path) -> None:
     for name in ("last.pt", "best.pt"):
         first, second = (
-            torch.load(f / "output" / "checkpoints" / RUN / name, weights_only=True)
+            torch.load(f / "output" / "checkpoints" / run / name, weights_only=True)
             for f in (whole, killed)
         )
-        for key, value in first["model"].items():
-            assert torch.equal(value, second["model"][key]), (name, key)
+        for part in ("model", "objective"):
+            for key, value in first.get(part, {}).items():
+                assert torch.equal(value, second[part][key]), (name, key)
     first, second = (
-        json.loads((f / "output" / "results" / RUN / "result.json").read_text())
+        json.loads((f / "output" / "results" / run / "result.json").read_text())
         for f in (whole, killed)
     )
     for key in ("table", "best_epoch", "test", "val", "photos", "recipe"):
         assert first[key] == second[key], key
     logits = [
-        (f / "output" / "results" / RUN / "test_logits.npz").read_bytes() for f in (whole, killed)
+        (f / "output" / "results" / run / "test_logits.npz").read_bytes() for f in (whole, killed)
     ]
     assert logits[0] == logits[1]
+    if run == STUDENT:
+        assert first["agreement"] == second["agreement"]
     assert not list(killed.rglob("*unfinished*"))
-    assert len(list((killed / "output" / "logs" / RUN).iterdir())) == 1
+    assert len(list((killed / "output" / "logs" / run).iterdir())) == 1

@@ -351,6 +351,23 @@ def test_dkd_with_two_classes_is_refused_before_any_work(photos, words, tmp_path
     assert not (tmp_path / "o").exists()
 
 
+def test_a_teacher_that_was_trained_again_is_not_taken_for_the_one_that_taught(
+    printed, words, output, capsys
+):
+    path = output / "results" / name_of("resnet50") / "result.json"
+    whole = path.read_text("utf-8")
+    other = json.loads(whole) | {"digest": "0" * 16}
+    path.write_text(json.dumps(other), "utf-8")
+    with pytest.raises(UserError, match=r"before that was trained again: --overwrite"):
+        main([*words, *PAIR, "--resume"])
+    path.write_text(whole, "utf-8")
+    best = output / "checkpoints" / name_of("resnet50") / "best.pt"
+    best.rename(best.with_suffix(".hidden"))
+    with pytest.raises(UserError, match=r"best\.pt is gone: train the teacher again"):
+        main([*words, *PAIR, "--alpha", "0.3"])
+    best.with_suffix(".hidden").rename(best)
+
+
 def test_another_teacher_does_not_go_on_with_an_unfinished_student(printed, words, output):
     """The teacher was trained again in between: its student would have two teachers."""
     what = KD.replace("a0.7", "a0.25")

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,10 +11,12 @@ from hypothesis import strategies as st
 
 from utils.metrics import (
     accuracy,
+    agreement,
     calibration_error,
     confusion_matrix,
     macro_f1,
     measure,
+    paired_interval,
     recalls,
 )
 
@@ -171,3 +174,64 @@ def test_measure_names_the_recalls_and_survives_json():
 def test_class_names_that_do_not_fit_the_logits_are_noticed():
     with pytest.raises(ValueError, match="zip"):
         measure(torch.zeros(2, 3), torch.tensor([0, 1]), ("fog", "hail"))
+
+
+def test_agreement_is_the_share_of_equal_answers_and_the_mean_divergence():
+    student = logits_of([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.5, 0.3]])
+    teacher = logits_of([[0.8, 0.1, 0.1], [0.5, 0.3, 0.2], [0.1, 0.7, 0.2]])
+    found = agreement(student.float() + 3, teacher.float())  # a constant changes nothing
+    assert found["top1"] == pytest.approx(2 / 3)
+    pairs = zip(teacher.exp().tolist(), student.exp().tolist(), strict=True)
+    divergence = [sum(p * math.log(p / q) for p, q in zip(t, s, strict=True)) for t, s in pairs]
+    assert found["kl"] == pytest.approx(sum(divergence) / 3, rel=1e-5)
+    assert agreement(teacher, teacher) == {"top1": 1.0, "kl": 0.0}
+
+
+def recognised(seeds: int, photos: int, share: float, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random((seeds, photos)) < share
+
+
+def test_the_interval_of_one_seed_is_that_of_a_mean_over_photos():
+    first, second = recognised(1, 400, 0.8, 1), recognised(1, 400, 0.7, 2)
+    difference = first[0].astype(float) - second[0]
+    half = 1.96 * difference.std() / math.sqrt(400)
+    low, high = paired_interval(first, second)
+    assert low == pytest.approx(difference.mean() - half, abs=0.005)
+    assert high == pytest.approx(difference.mean() + half, abs=0.005)
+
+
+def test_the_interval_is_paired_photo_by_photo_and_seed_by_seed():
+    first = recognised(3, 200, 0.5, 1)
+    assert paired_interval(first, first) == (0, 0)  # no spread where all is the same
+    low, high = paired_interval(first, recognised(3, 200, 0.5, 2))
+    assert low < -0.02
+    assert high > 0.02
+    second = recognised(3, 200, 0.6, 3)
+    there, back = paired_interval(first, second), paired_interval(second, first)
+    assert there == pytest.approx((-back[1], -back[0]), abs=0.004)
+
+
+def test_the_interval_holds_what_other_seeds_would_change():
+    """Each seed gains on all photos or loses on all: photos alone would show no doubt at all."""
+    first = np.array([[True] * 50, [True] * 50, [False] * 50])
+    second = np.array([[False] * 50, [False] * 50, [True] * 50])
+    assert paired_interval(first, second) == pytest.approx((-1, 1))
+    # Three seeds drawn out of three: the mean is that of a multinomial draw.
+    sure = np.array([[True] * 50, [False] * 50, [False] * 50])
+    low, high = paired_interval(sure, np.zeros((3, 50), bool))
+    assert low == 0
+    assert high == pytest.approx(1)
+
+
+def test_the_interval_agrees_with_a_bootstrap_written_out():
+    first, second = recognised(3, 40, 0.8, 5), recognised(3, 40, 0.65, 6)
+    difference = first.astype(float) - second
+    draw = np.random.default_rng(9)
+    means = sorted(
+        difference[np.ix_(draw.integers(0, 3, 3), draw.integers(0, 40, 40))].mean()
+        for _ in range(4000)
+    )
+    low, high = paired_interval(first, second)
+    assert low == pytest.approx(means[100], abs=0.012)
+    assert high == pytest.approx(means[3899], abs=0.012)
+    assert paired_interval(first, second) == (low, high)  # the same draws each time

@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
+from models.checkpoint import save_checkpoint
+from models.factory import create_model
 from tests.photo_folders import make_photos
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +25,7 @@ COMMANDS = [
 # What installs, what needs the network, and what make, .ci/run and the other tests run.
 ELSEWHERE = {
     ("make", "train"),
+    ("make", "distill"),
     ("make", "test"),
     ("poetry", "install"),
     ("poetry", "run", "python", "train.py"),
@@ -29,8 +34,18 @@ ELSEWHERE = {
     ("pip", "install", "gdown"),
     ("python", "-m", "data.download"),
     ("tensorboard", "--logdir=output/logs"),
+    (
+        "python",
+        "-m",
+        "utils.predict",
+        "output/checkpoints/RUN/best.pt",
+        "photos/rain/1.jpg",
+        "photos/snow",
+    ),
 }
-SMALL = ("--image-size", "32", "--batch-size", "8", "--epochs", "1", "--models", "resnet18")
+DISTIL = ("knowledge_distillation.py",)
+SMALL = ("--image-size", "32", "--batch-size", "8", "--epochs", "1", "--seeds", "0",
+         "--warmup-epochs", "0")  # fmt: skip
 
 
 def test_the_readme_shows_commands_and_each_is_known():
@@ -45,22 +60,44 @@ def photos(tmp_path_factory) -> Path:
     return make_photos(tmp_path_factory.mktemp("readme") / "photos")
 
 
-@pytest.mark.parametrize(
-    "words", [w for w in dict.fromkeys(COMMANDS) if w[:2] == ("python", "train.py")], ids=" ".join
-)
-def test_a_training_command_of_the_readme_runs(words, photos, tmp_path, monkeypatch):
-    if "--help" in words:
-        small: tuple[str, ...] = ()
-    elif "--pretrained" in words:
+@pytest.fixture(scope="module")
+def trained(photos) -> Path:
+    """Where the commands of the README leave their runs, for those that come after them."""
+    return photos.parent / "output"
+
+
+TRAINING = [w for w in dict.fromkeys(COMMANDS) if w[1:2] in (("train.py",), DISTIL)]
+
+
+@pytest.mark.parametrize("words", TRAINING, ids=" ".join)
+def test_a_training_command_of_the_readme_runs(words, photos, trained, tmp_path):
+    small: tuple[str, ...] = ()
+    if "--pretrained" in words:
         pytest.skip("downloads weights; tests/test_models.py gives it a file instead")
-    else:
-        small = ("--data", str(photos), *SMALL, "--warmup-epochs", "0", "--seeds", "0",
-                 "--output", str(tmp_path), "--cache", str(photos.parent / "cache"))  # fmt: skip
+    if "--help" not in words:
+        small = ("--data", str(photos), "--cache", str(photos.parent / "cache"), *SMALL)
+        distils = words[1:2] == DISTIL
+        small += ("--output", str(trained), "--resume") if distils else ("--output", str(tmp_path))
+        small += () if distils else ("--models", "resnet18")
+        small += ("--teacher-epochs", "2") if "--teacher-epochs" in words else ()
     run = subprocess.run(
         [sys.executable, *words[1:], *small], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
     assert run.returncode == 0, run.stderr
     assert "--epochs" in run.stdout or "| Test accuracy" in run.stdout
+
+
+def test_the_student_loads_as_the_readme_shows(tmp_path, monkeypatch):
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    assert len(code.splitlines()) == 2
+    path = Path(re.findall(r'"(output/.*?)"', code)[0])
+    model = create_model("resnet18", 11, pretrained=False, seed=3)
+    save_checkpoint(tmp_path / path, {"model": model.state_dict(), "lesson": None})
+    monkeypatch.chdir(tmp_path)
+    names = {"torch": torch, "torchvision": torchvision}
+    exec(code, names)
+    student = names["student"].state_dict()
+    assert all(torch.equal(value, student[key]) for key, value in model.state_dict().items())
 
 
 def test_the_file_named_for_each_purpose_exists():

@@ -47,7 +47,7 @@ def one_pair(students: Sequence[Result], by_name: Mapping[str, Result]) -> str:
     lessons = [row for row in rows if row.name != NO_TEACHER]
     best = max(lessons, key=lambda row: statistics.fmean(row.values["validation accuracy"]))
     teachers = {student["teacher"]["run"]: student["teacher"] for student in students}
-    columns = {"Teacher": [by_name.get(name) or foreign(t) for name, t in teachers.items()]}
+    columns = {"Teacher": [as_it_taught(teacher, by_name) for teacher in teachers.values()]}
     if rows[0].name == NO_TEACHER:
         columns["Student"] = rows[0].runs
     columns["KD Student"] = best.runs
@@ -66,8 +66,12 @@ def one_pair(students: Sequence[Result], by_name: Mapping[str, Result]) -> str:
     return "\n".join(text)
 
 
-def foreign(teacher: Result) -> Result:
-    """A teacher that was brought as a checkpoint: what was measured here, nothing of its past."""
+def as_it_taught(teacher: Result, by_name: Mapping[str, Result]) -> Result:
+    """The teacher's own result. Of one that was brought as a checkpoint, or trained again since,
+    only what was measured when it taught: nothing of its past."""
+    own = by_name.get(teacher["run"])
+    if own and own["digest"] == teacher["digest"]:
+        return own
     table = {
         "best_val_accuracy": teacher["val"]["accuracy"],
         "test_loss": teacher["test"]["loss"],

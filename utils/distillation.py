@@ -123,9 +123,17 @@ def dist_loss(student: Tensor, teacher: Tensor, temperature: float, beta: float)
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of each row of `a` with that of `b`; 0 for a row that is constant."""
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    return (normalize(a, dim=1) * normalize(b, dim=1)).sum(1)
+    """Pearson's correlation of each row of `a` with that of `b`; 0, and without a gradient, for a
+    row that is constant."""
+    return (_deviations(a) * _deviations(b)).sum(1)
+
+
+def _deviations(rows: Tensor) -> Tensor:
+    """How each row differs from its mean, as a vector of length 1; 0 for rounding errors alone."""
+    deviations = rows - rows.mean(1, keepdim=True)
+    rounding = rows.detach().abs().amax(1, keepdim=True) * rows.shape[1]
+    varies = deviations.abs().amax(1, keepdim=True) > rounding * torch.finfo(rows.dtype).eps
+    return normalize(deviations * varies, dim=1)
 
 
 @_full_precision
@@ -294,7 +302,7 @@ class Distillation:
         if lesson.method == "fitnet":
             narrow, wide = (stage_channels(arch, MIDDLE[0]) for arch in (student, teacher))
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed reaches GPUs, too
                 self.own["adapter"] = nn.Conv2d(narrow, wide, kernel_size=1).to(device)
 
     def __call__(

@@ -87,13 +87,11 @@ def paired_interval(
     """
     difference = first.astype(float) - second.astype(float)
     seeds, photos = difference.shape
+    # Photos that fared alike are drawn together, which changes nothing but the time it takes.
+    kinds, counts = np.unique(difference, axis=1, return_counts=True)
     draw = np.random.default_rng(seed)
     by_seed = draw.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
-    means = np.empty(draws)
-    for start in range(0, draws, 500):  # a few rows at a time: there may be many photos
-        rows = slice(start, start + 500)
-        count = len(means[rows])
-        by_photo = draw.multinomial(photos, np.full(photos, 1 / photos), count) / photos
-        means[rows] = (by_seed[rows] * (by_photo @ difference.T)).sum(1)
+    by_kind = draw.multinomial(photos, counts / photos, draws) / photos
+    means = (by_seed * (by_kind @ kinds.T)).sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

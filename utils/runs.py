@@ -20,7 +20,7 @@ import torch
 import torchvision
 
 from config import Config, UserError, recipe
-from models.checkpoint import load_checkpoint, save_checkpoint
+from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from models.factory import MEAN, STD, create_model, to_device
 from utils.engine import (
     Objective,
@@ -252,6 +252,7 @@ def write_results(
         "recipe": recipe(run.config),
         "environment": environment(setup),
         "parameters": sum(p.numel() for p in training.model.parameters()),
+        "digest": weights_digest(training.model),
         "inference_images_per_second": speed,
         **summarise(training.history, test),
         "val": val,
