@@ -114,7 +114,7 @@ def test_photos_are_normalised_by_the_checkpoints_own_mean_and_std(best, tested)
 def test_photos_are_decoded_as_the_cache_decodes_them(side, tmp_path):
     draw = np.random.default_rng(0)
     for name in ("rain/1.jpg", "snow/1.png"):  # so large that a JPEG may be decoded at a fraction
-        noise = draw.integers(0, 256, (1300, 700, 3)).astype(np.uint8)
+        noise = draw.integers(0, 256, (1040, 560, 3)).astype(np.uint8)
         (tmp_path / "photos" / name).parent.mkdir(parents=True)
         Image.fromarray(noise).save(tmp_path / "photos" / name)
     found = find_photos(tmp_path / "photos", tmp_path)
@@ -127,7 +127,7 @@ def test_photos_are_decoded_as_the_cache_decodes_them(side, tmp_path):
 def odd(photos) -> Path:
     """A folder of odd files: readable and not, named well and not."""
     folder = photos.parent / "odd"
-    (folder / "inner").mkdir(parents=True)
+    (folder / "inner.jpg").mkdir(parents=True)
     upright = Image.open(photos / "rain" / "0.jpg")
     upright.save(folder / "a upright.png")
     exif = Image.Exif()
@@ -142,7 +142,7 @@ def odd(photos) -> Path:
     upright.save(folder / "g\udcff\x1b[31m.png")
     (folder / "notes.txt").write_text("no photo, and not named like one")
     (folder / ".hidden.png").write_bytes(b"not shown")
-    (folder / "inner" / "1.jpg").write_bytes((photos / "rain" / "2.jpg").read_bytes())
+    (folder / "inner.jpg" / "1.jpg").write_bytes((photos / "rain" / "2.jpg").read_bytes())
     return folder
 
 
@@ -166,11 +166,11 @@ def test_odd_files_stop_neither_each_other_nor_the_command(best, odd, photos):
 
 def test_lines_and_errors_keep_the_order_also_where_letters_are_missing(best, odd, tmp_path):
     good, broken = tmp_path / "é.jpg", odd / "d broken.jpg"
-    good.write_bytes((odd / "inner" / "1.jpg").read_bytes())
+    good.write_bytes((odd / "inner.jpg" / "1.jpg").read_bytes())
     run = subprocess.run(
         [sys.executable, "-m", "utils.predict", best, *[good, broken] * BATCH],
-        cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}, text=True, timeout=120,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": ""},
+        cwd=ROOT, text=True, timeout=120, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     lines = run.stdout.splitlines()
     assert len(lines) == 2 * BATCH
