@@ -199,7 +199,7 @@ class Config:
     )
     alpha: tuple[float, ...] = setting(
         (0.7,), number(0, 1), "share of the teacher in (1-alpha)*CE + alpha*T^2*KL; 0 is the "
-        "baseline, 1 needs no labels; several make a run each",
+        "baseline, 1 leaves the labels out (of kd and dist); several make a run each",
         group=DISTILLATION, many=True, names_run=True,
     )
     temperature: tuple[float, ...] = setting(

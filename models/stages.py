@@ -36,11 +36,12 @@ def forward_with_stages(
     def keep(stride: int, output: Tensor) -> None:
         maps[stride] = output
 
+    stages = {stride: model.get_submodule(STAGES[arch][stride]) for stride in strides}
     hooks = [
-        model.get_submodule(STAGES[arch][stride]).register_forward_hook(
+        stage.register_forward_hook(
             lambda _module, _inputs, output, stride=stride: keep(stride, output)
         )
-        for stride in strides
+        for stride, stage in stages.items()
     ]
     try:
         logits = model(images)

@@ -211,6 +211,16 @@ def test_dist_does_not_magnify_the_rounding_errors_of_answers_that_are_all_alike
     assert gradient(lambda s, t: dist_loss(s, t, 4.0, 2.0), logits, teacher).abs().max() < 100
 
 
+def test_dist_learns_nothing_where_the_teacher_ranks_nothing():
+    photo = draw(1, 5)
+    assert dist_loss(photo, photo, 4.0, 2.0).item() == pytest.approx(0, abs=1e-12)
+    other = dist_loss(photo, draw(1, 5, seed=1), 1.0, 1.0).item()
+    p, q = (np.exp(log_shares(x.numpy(), 1.0))[0] for x in (photo, draw(1, 5, seed=1)))
+    assert other == pytest.approx(1 - np.corrcoef(p, q)[0, 1])
+    assert dist_loss(draw(6, 5), torch.zeros(6, 5).double(), 4.0, 2.0).item() == 0
+    assert dist_loss(torch.zeros(6, 5).double(), draw(6, 5), 4.0, 1.0).item() == pytest.approx(32)
+
+
 @settings(max_examples=30)
 @given(answers(classes=3), st.integers(0, 999))
 def test_a_constant_added_to_a_photos_logits_changes_nothing(drawn, seed):
@@ -379,10 +389,12 @@ def test_relations_do_not_depend_on_where_the_embeddings_lie_and_how_large_they_
         lambda points: points[[0] * 6],
         lambda points: points[[0] * 6] + 1e-7 * points,
         lambda points: points * 1e-10,
+        lambda points: points * 1e-14,
+        lambda points: points * 1e-20,
         lambda points: points * 0,
         lambda points: points[:1],
     ],
-    ids=["two", "threes", "all", "almost all", "tiny", "zero", "one photo"],
+    ids=["two", "threes", "all", "almost all", "tiny", "tinier", "tiniest", "zero", "one photo"],
 )
 def test_photos_that_the_student_cannot_tell_apart_leave_rkds_gradient_finite(loss, alike):
     student, teacher = alike(draw(6, 4).float()), draw(6, 7, seed=1).float()

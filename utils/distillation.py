@@ -111,6 +111,7 @@ def dist_loss(student: Tensor, teacher: Tensor, temperature: float, beta: float)
 
     inter is 1 − Pearson's correlation of the two answers to a photo, intra the same for a class
     over the photos of the batch: the student has to rank as the teacher does, not to be as sure.
+    Where the teacher ranks nothing, as in a batch of one photo, there is nothing to learn: 0.
 
     Args:
         student, teacher: (N, C) logits.
@@ -118,14 +119,14 @@ def dist_loss(student: Tensor, teacher: Tensor, temperature: float, beta: float)
         beta: weight.
     """
     p_s, p_t = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
-    inter, intra = 1 - _correlation(p_s, p_t).mean(), 1 - _correlation(p_s.T, p_t.T).mean()
-    return temperature**2 * beta * (inter + intra)
+    return temperature**2 * beta * (_disagreement(p_s, p_t) + _disagreement(p_s.T, p_t.T))
 
 
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of each row of `a` with that of `b`; 0, and without a gradient, for a
-    row that is constant."""
-    return (_deviations(a) * _deviations(b)).sum(1)
+def _disagreement(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over the rows of 1 − Pearson's correlation; a row counts 0 where the teacher's is
+    constant, and 1, without a gradient, where only the student's is."""
+    student, teacher = _deviations(student), _deviations(teacher)
+    return (teacher.square() - student * teacher).sum(1).mean()
 
 
 def _deviations(rows: Tensor) -> Tensor:
@@ -224,8 +225,10 @@ def _cosines(points: Tensor) -> Tensor:
 
 
 def _tiny(squares: Tensor) -> Tensor:
-    """The squared distance below which two points differ by rounding errors only."""
-    return squares.detach().max() * torch.finfo(squares.dtype).eps ** 2
+    """The squared distance below which two points differ by rounding errors only, and not below
+    what float32 can still divide by."""
+    rounding = squares.detach().max() * torch.finfo(squares.dtype).eps ** 2
+    return rounding.clamp(min=1e-24)
 
 
 def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
