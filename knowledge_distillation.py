@@ -18,6 +18,7 @@ from typing import Any
 
 from config import METHODS, Config, UserError, pair, parse
 from models.checkpoint import load_classifier, weights_digest
+from utils.agenda import Agenda
 from utils.comparison import comparison
 from utils.distillation import Distillation, Lesson
 from utils.engine import CrossEntropy
@@ -52,20 +53,19 @@ def main(arguments: Sequence[str]) -> None:
     setup = prepare(config)
     check_lessons(setup, brought)
     lineups = [line_up(setup, seed, brought) for seed in config.seeds]
-    claim(
-        setup,
-        [run for lineup in lineups for run in lineup.students],
-        needed=[run for lineup in lineups for run in lineup.baselines],
-    )
+    baselines = [run for lineup in lineups for run in lineup.baselines]
+    students = [run for lineup in lineups for run in lineup.students]
+    claim(setup, students, needed=baselines)
     describe(setup)
+    agenda = Agenda(baselines + students)
     results = []
     for lineup in lineups:
-        results += [train_baseline(setup, run) for run in lineup.baselines]
+        results += [agenda.done(run, train_baseline(setup, run)) for run in lineup.baselines]
         check_taught(lineup)
         teacher = None
         if not all(run.finished for run in lineup.students):
             teacher = meet_teacher(setup, lineup.teacher, read_result(lineup.baseline))
-        results += [distil(setup, run, teacher) for run in lineup.students]
+        results += [agenda.done(run, distil(setup, run, teacher)) for run in lineup.students]
     print(comparison(results))
     say_where(config.output)
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from config import model_names, parse
+from utils.agenda import Agenda
 from utils.engine import CrossEntropy
 from utils.report import section
 from utils.runs import claim, plan, train_and_test
@@ -26,8 +27,10 @@ def main(arguments: Sequence[str]) -> None:
     runs = plan(setup, config.seeds, model_names(config))
     claim(setup, runs)
     describe(setup)
+    agenda = Agenda(runs)
     results = [
-        train_and_test(setup, run, lambda: CrossEntropy(config.label_smoothing)) for run in runs
+        agenda.done(run, train_and_test(setup, run, lambda: CrossEntropy(config.label_smoothing)))
+        for run in runs
     ]
     print(section(results))
     say_where(config.output)

@@ -85,6 +85,8 @@ def test_missing_baselines_are_trained_first_and_those_of_train_py_are_used(prin
     trained = re.findall(r"^(\S+): there is no such baseline yet", printed, re.M)
     assert trained == [name_of("resnet50"), name_of("resnet18"), name_of("resnet50", 1)]
     assert f"{name_of('resnet18', 1)}: finished before, kept" in printed
+    # Three baselines, and two lessons for each of two seeds.
+    assert re.findall(r"^(\d) of 7 runs done", printed, re.M) == list("123456")
 
 
 def test_it_ends_with_the_users_table(printed, output):

@@ -63,6 +63,7 @@ def test_it_ends_with_the_seven_rows_and_says_where_things_are(finished):
     assert float(rows[6][2]) == pytest.approx(np.std(accuracies, ddof=1), abs=0.01)
     assert "tensorboard --logdir=" in run.stdout
     assert len(re.findall(r"^epoch +\d/2 ", run.stdout, re.M)) == 4
+    assert len(re.findall(r"^1 of 2 runs done; the others take about 0:", run.stdout, re.M)) == 1
     assert run.stderr == ""  # no bars where nobody watches, no warnings
 
 
