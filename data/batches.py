@@ -124,7 +124,8 @@ class TrainBatches:
     Every epoch draws its order, crops, flips and mixing weights at once, on the host, from one
     generator seeded by (seed, epoch), so that a resumed run repeats them on any device. Photos
     beyond the last full batch wait for another epoch: batches of a few photos would only disturb
-    the BatchNorm statistics.
+    the BatchNorm statistics. `share` is the stretch of each batch that this process makes, where
+    several make one batch; by default all of it.
     """
 
     def __init__(
@@ -141,9 +142,11 @@ class TrainBatches:
         mixup: float,
         normalise: Normalise,
         device: torch.device,
+        share: slice | None = None,
     ) -> None:
         self.gather = _Gather(pixels, rows, device)
         self.labels = torch.from_numpy(labels).to(device)
+        self.share = range(*(share or slice(None)).indices(batch_size))
         self.side, self.size, self.classes = pixels.shape[1], size, classes
         self.batch_size, self.seed = batch_size, seed
         self.crop_scale, self.mixup = crop_scale, mixup
@@ -154,22 +157,25 @@ class TrainBatches:
         return len(self.labels) // self.batch_size
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images (B, 3, size, size) float32 and labels: (B,) int64, or mixed
-        (B, classes) float32."""
+        """Batches, or shares of them, of images (B, 3, size, size) float32 and labels: (B,) int64,
+        or mixed (B, classes) float32."""
         count = len(self) * self.batch_size
         draw = np.random.Generator(np.random.PCG64([self.seed, number]))
         order = torch.from_numpy(draw.permutation(len(self.labels))[:count]).to(self.device)
         boxes = torch.from_numpy(random_boxes(draw, count, self.crop_scale) * self.side)
         boxes = boxes.float().to(self.device)
-        shares = draw.beta(self.mixup, self.mixup, len(self)) if self.mixup else None
+        weights = draw.beta(self.mixup, self.mixup, len(self)) if self.mixup else None
+        first, last = self.share.start, self.share.stop
+        # To be mixed, a photo needs the one before it in the batch, and the first needs the last.
+        places = torch.arange(first - bool(self.mixup), last, device=self.device) % self.batch_size
         for step in range(len(self)):
-            here = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            here = step * self.batch_size + places
             images = crop_and_resize(self.gather(order[here]), boxes[here], self.size)
             images, labels = self.normalise(images), self.labels[order[here]]
-            if shares is None:
+            if weights is None:
                 yield images, labels
             else:
-                yield mix(images, one_hot(labels, self.classes).float(), float(shares[step]))
+                yield mix(images, one_hot(labels, self.classes).float(), float(weights[step]))
 
 
 class EvalBatches:
@@ -220,9 +226,9 @@ def random_boxes(draw: np.random.Generator, count: int, smallest: float) -> np.n
 
 
 def mix(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Blend each photo and its target with its neighbour's (mixup, Zhang et al. 2017,
-    https://arxiv.org/abs/1710.09412); the batch is in random order, so the neighbour is random."""
+    """Blend each photo but the first, and its target, with the one before it, which is a random
+    one in a batch of random order (mixup, Zhang et al. 2017, https://arxiv.org/abs/1710.09412)."""
     return (
-        images * share + images.roll(1, 0) * (1 - share),
-        targets * share + targets.roll(1, 0) * (1 - share),
+        images[1:] * share + images[:-1] * (1 - share),
+        targets[1:] * share + targets[:-1] * (1 - share),
     )

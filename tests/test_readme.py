@@ -34,6 +34,7 @@ ELSEWHERE = {
     ("pip", "install", "gdown"),
     ("python", "-m", "data.download"),
     ("tensorboard", "--logdir=output/logs"),
+    ("torchrun", "--nproc-per-node=2", "train.py", "--models", "resnet18"),
     (
         "python",
         "-m",

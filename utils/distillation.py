@@ -25,6 +25,7 @@ from torch.nn.functional import (
 
 from models.stages import forward_with_stages, stage_channels
 from utils.engine import hard_loss
+from utils.ranks import whole_batch
 
 Maps = Sequence[Tensor]
 # FitNets teach the middle of the network; relations are those of its last maps.
@@ -337,7 +338,8 @@ class Distillation:
             case "dkd":
                 return "dkd", dkd_loss(logits, teacher, labels, temperature, weight)
             case "dist":
-                return "dist", dist_loss(logits, teacher, temperature, weight)
+                both = whole_batch(logits), whole_batch(teacher)
+                return "dist", dist_loss(*both, temperature, weight)
         return "kd", kd_loss(logits, teacher, temperature)
 
     def term(self, maps: Maps, teacher_maps: Maps) -> Tensor:
@@ -349,8 +351,8 @@ class Distillation:
             case "attention":
                 return torch.stack([attention_loss(*pair) for pair in pairs]).sum()
             case "rkd":
-                return rkd_loss(_pooled(maps[0]), _pooled(teacher_maps[0]))
-        return sp_loss(maps[0], teacher_maps[0])
+                return rkd_loss(*(whole_batch(_pooled(pair)) for pair in pairs[0]))
+        return sp_loss(*(whole_batch(pair) for pair in pairs[0]))
 
 
 # The strides of the maps that a method compares; the others compare answers alone.

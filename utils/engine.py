@@ -8,7 +8,7 @@ scalars to log. `labels` are (N,) class numbers, or (N, C) probabilities where p
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from config import Config, UserError
+from utils import ranks
 from utils.metrics import accuracy
 
 Row = dict[str, float]
@@ -59,8 +60,21 @@ def hard_loss(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor,
     return loss, cross_entropy(logits.detach(), labels) if smoothing else loss.detach()
 
 
+class Learner(nn.Module):
+    """A model and its objective as one module: all that is trained is in it, and one call of it
+    is a step's forward. What the objective only looks at, such as a teacher, stays outside."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.own, self.objective = model, objective.own, objective
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        return self.objective(self.model, images, labels)
+
+
 class TrainingBatches(Protocol):
-    """Batches of the training photos; the same epoch number always gives the same batches."""
+    """Batches of the training photos, or this rank's share of them; the same epoch number always
+    gives the same batches."""
 
     def __len__(self) -> int: ...
 
@@ -68,7 +82,7 @@ class TrainingBatches(Protocol):
 
 
 class EvaluationBatches(Protocol):
-    """Batches of a whole split, every photo once, in the split's order."""
+    """Batches of a whole split, or this rank's stretch of it, every photo once, in its order."""
 
     photos: int
 
@@ -96,6 +110,9 @@ class Training:
     objective: Objective
     optimizer: torch.optim.Optimizer
     history: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.learner = ranks.parallel(Learner(self.model, self.objective))
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values; the teacher is no part of it."""
@@ -165,12 +182,12 @@ def fit(
     """Train from the epoch that `training` has reached up to `config.epochs`.
 
     After every epoch one row of named numbers joins `training.history` and `after_epoch` is
-    called, which may save a checkpoint and draw curves. Epochs depend on (seed, epoch) and the
-    state alone, so a run that was interrupted goes on as if nothing had happened.
+    called, on rank 0, which may save a checkpoint and draw curves. Epochs depend on (seed, epoch)
+    and the state alone, so a run that was interrupted goes on as if nothing had happened.
     """
     done = len(training.history)
     epochs = range(done + 1, config.epochs + 1)
-    for epoch in tqdm(epochs, "epochs", config.epochs, initial=done, leave=False, disable=None):
+    for epoch in progress(epochs, "epochs", config.epochs, initial=done):
         started = time.perf_counter()
         row: Row = {"epoch": epoch}
         row |= train_epoch(training, train, config, hardware, seed=seed, epoch=epoch)
@@ -183,8 +200,16 @@ def fit(
             "wall_time": time.time(),
         }
         training.history.append(row)
-        after_epoch(training)
+        if ranks.is_first():
+            after_epoch(training)
+        ranks.wait()
         tqdm.write(summary_line(row, config.epochs))
+
+
+def progress(items: Iterable[Any], what: str, total: int, initial: int = 0) -> Any:
+    """A bar on rank 0's terminal; none where stderr is no terminal."""
+    quiet = None if ranks.is_first() else True
+    return tqdm(items, what, total, initial=initial, leave=False, disable=quiet)
 
 
 def train_epoch(
@@ -201,18 +226,18 @@ def train_epoch(
     Raises UserError when the loss is no longer finite. Sums stay on the device: reading a number
     back makes the host wait, so it happens once in fifty steps only.
     """
-    model = training.model.train()
+    training.model.train()
     trained = [p for group in training.optimizer.param_groups for p in group["params"]]
     torch.manual_seed(seed * 1_000_003 + epoch)  # for models with dropout
     steps, photos, started = len(train), 0, time.perf_counter()
     sums: dict[str, Tensor] = {}
-    bar = tqdm(train.epoch(epoch), f"epoch {epoch}", steps, leave=False, disable=None)
+    bar = progress(train.epoch(epoch), f"epoch {epoch}", steps)
     for step, (images, labels) in enumerate(bar):
         rate = learning_rate((epoch - 1) * steps + step, steps, config)
         for group in training.optimizer.param_groups:
             group["lr"] = rate
         with hardware.autocast():
-            loss, logits, parts = training.objective(model, images, labels)
+            loss, logits, parts = training.learner(images, labels)
         training.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.clip_norm:
@@ -232,8 +257,10 @@ def train_epoch(
                     f"epoch {epoch}: the training loss is no longer finite; a lower --lr, "
                     "--clip-norm 1 or --precision float32 may help"
                 )
+    ranks.average_buffers(training.model)
+    photos *= ranks.count()
+    means = {f"{name}/train": ranks.summed(total).item() / photos for name, total in sums.items()}
     seconds = time.perf_counter() - started
-    means = {f"{name}/train": total.item() / photos for name, total in sums.items()}
     return {**means, "lr": rate, "images_per_second": photos / seconds}
 
 
@@ -261,7 +288,9 @@ def evaluate(
     logits, labels = torch.cat(all_logits).cpu(), torch.cat(all_labels).cpu()
     if len(logits) != batches.photos:
         raise RuntimeError(f"{len(logits)} photos were evaluated instead of {batches.photos}")
-    return logits, labels, {name: total.item() / len(logits) for name, total in sums.items()}
+    logits, labels = ranks.gathered(logits), ranks.gathered(labels)
+    means = {name: ranks.summed(total).item() / len(logits) for name, total in sums.items()}
+    return logits, labels, means
 
 
 def predict(

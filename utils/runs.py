@@ -10,6 +10,7 @@ import platform
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import numpy as np
 import PIL
 import torch
 import torchvision
+from torch import Tensor
 
 from config import Config, UserError, recipe
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from models.factory import MEAN, STD, create_model, to_device
+from utils import ranks
 from utils.engine import (
     Objective,
     Row,
@@ -101,8 +104,11 @@ def claim(setup: Setup, runs: Sequence[Run], needed: Sequence[Run] = ()) -> None
 
     `needed` are runs that the others build on: finished ones are used as they are, whatever
     --resume and --overwrite say. All names are checked before the first run starts, so that none
-    is refused after hours of work.
+    is refused after hours of work. Rank 0 does it for all ranks.
     """
+    if not ranks.is_first():
+        ranks.wait()
+        return
     config = setup.config
     used = [run for run in needed if run.finished]
     claimed = [run for run in [*needed, *runs] if run not in used]
@@ -124,6 +130,7 @@ def claim(setup: Setup, runs: Sequence[Run], needed: Sequence[Run] = ()) -> None
                 shutil.rmtree(folder, ignore_errors=True)
         if not run.finished:
             write_json(run.results / "settings.json", settings_of(setup, run))
+    ranks.wait()
 
 
 def settings_of(setup: Setup, run: Run) -> dict[str, Any]:
@@ -183,7 +190,7 @@ def train_and_test(
         go_on(run, training, load_checkpoint(last), header["teacher"])
     else:
         print(run.name)
-    with Tracker(run.logs, training.history, settings_of(setup, run)) as tracker:
+    with tracked(setup, run, training.history) as tracker:
 
         def after_epoch(training: Training) -> None:
             state = training.state()
@@ -191,7 +198,8 @@ def train_and_test(
                 plain = {"model": state["model"], "history": training.history}
                 save_checkpoint(run.best, header | plain)
             save_checkpoint(last, header | state)
-            tracker.epoch(training.history[-1])
+            if tracker:
+                tracker.epoch(training.history[-1])
 
         fit(
             training,
@@ -203,9 +211,21 @@ def train_and_test(
             after_epoch=after_epoch,
         )
         model.load_state_dict(load_checkpoint(run.best)["model"])
-        result = write_results(setup, run, training, tracker, teacher)
-    print()
-    return result
+        result, arrays = measure_run(setup, run, training, teacher)
+        if tracker:
+            write_results(setup, run, training.history, tracker, result, arrays)
+    ranks.wait()
+    print(f"best epoch {result['best_epoch']}, test accuracy {result['test']['accuracy']:.2%}\n")
+    return read_result(run)
+
+
+def tracked(
+    setup: Setup, run: Run, history: Sequence[Row]
+) -> AbstractContextManager[Tracker | None]:
+    """The run's curves; None on all ranks but the first."""
+    if ranks.is_first():
+        return Tracker(run.logs, history, settings_of(setup, run))
+    return nullcontext()
 
 
 def go_on(run: Run, training: Training, state: dict[str, Any], teacher: str | None) -> None:
@@ -223,17 +243,17 @@ def read_result(run: Run) -> dict[str, Any]:
     return read_result_file(run.results / "result.json")
 
 
-def write_results(
-    setup: Setup, run: Run, training: Training, tracker: Tracker, teacher: Teacher | None
-) -> dict[str, Any]:
-    """Measure the best weights on validation and, this once, on test; write it all down.
+def measure_run(
+    setup: Setup, run: Run, training: Training, teacher: Teacher | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Measure the best weights on validation and, this once, on test.
 
-    result.json comes last: where it stands, the run is finished and everything else is there.
+    Returns the content of result.json, and what goes into test_logits.npz.
     """
     logits, labels = predict(training.model, setup.eval_batches("test"), setup.hardware)
-    test = measure(logits, labels, setup.classes)
     val, speed = measure_validation(setup, training.model)
-    saved: dict[str, Any] = {"logits": logits.numpy(), "labels": labels.numpy()}
+    arrays = {"logits": logits, "labels": labels}
+    test = measure(logits, labels, setup.classes)
     result = {
         "format": RESULT_FORMAT,
         "run": run.name,
@@ -258,23 +278,38 @@ def write_results(
         "val": val,
         "test": test,
     }
-    metrics = {f"test/{name}": test[name] for name in ("accuracy", "loss", "macro_f1")}
-    metrics["best/accuracy/val"] = val["accuracy"]
     if teacher:
         theirs, _ = predict(teacher.model, setup.eval_batches("test"), setup.hardware)
-        saved["teacher_logits"] = theirs.numpy()
+        arrays["teacher_logits"] = theirs
         result["lesson"] = run.lesson
         result["teacher"] = teacher.about | {"test": measure(theirs, labels, setup.classes)}
         result["agreement"] = agreement(logits, theirs)
+    return result, arrays
+
+
+def write_results(
+    setup: Setup,
+    run: Run,
+    history: Sequence[Row],
+    tracker: Tracker,
+    result: dict[str, Any],
+    arrays: dict[str, Tensor],
+) -> None:
+    """Write down what measure_run has found.
+
+    result.json comes last: where it stands, the run is finished and everything else is there.
+    """
+    metrics = {f"test/{name}": result["test"][name] for name in ("accuracy", "loss", "macro_f1")}
+    metrics["best/accuracy/val"] = result["val"]["accuracy"]
+    if "agreement" in result:
         metrics["test/agreement"] = result["agreement"]["top1"]
+    saved: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()}
     np.savez(run.results / "test_logits.npz", **saved)
-    write_history(run.results / "history.csv", training.history)
+    write_history(run.results / "history.csv", history)
     setup.split.write_manifest(run.results / "split.csv")
-    mistakes = surest_mistakes(setup, logits, labels)
-    tracker.finish(metrics, np.array(test["confusion"]), setup.classes, mistakes)
+    mistakes = surest_mistakes(setup, arrays["logits"], arrays["labels"])
+    tracker.finish(metrics, np.array(result["test"]["confusion"]), setup.classes, mistakes)
     write_json(run.results / "result.json", result)
-    print(f"best epoch {result['best_epoch']}, test accuracy {test['accuracy']:.2%}")
-    return read_result(run)
 
 
 def summarise(history: Sequence[Row], test: dict[str, Any]) -> dict[str, Any]:
@@ -304,6 +339,7 @@ def environment(setup: Setup) -> dict[str, Any]:
     return {
         "device": device_kind(setup.hardware.device),
         "precision": "bf16" if setup.hardware.bf16 else "float32",
+        "ranks": ranks.count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

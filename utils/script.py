@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from config import UserError
+from utils.ranks import joined
 from utils.tracking import from_here, tensorboard_command
 
 # A full disk, a quota, a file too large for its disk, a folder that may not be written.
@@ -17,7 +18,8 @@ def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
     # A log file is to be followed while the run goes on.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
-        main(arguments)
+        with joined():
+            main(arguments)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

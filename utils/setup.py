@@ -16,6 +16,7 @@ from data.photos import find_photos
 from data.sample import draw_sample
 from data.split import Split, split_photos
 from models.factory import MEAN, STD, create_model, smallest_image
+from utils import ranks
 from utils.engine import Hardware
 
 EVAL_BATCH = 128
@@ -66,10 +67,13 @@ class Setup:
             mixup=self.config.mixup,
             normalise=Normalise(MEAN, STD, self.hardware.device),
             device=self.hardware.device,
+            share=ranks.share(self.config.batch_size),
         )
 
     def eval_batches(self, part: str) -> EvalBatches:
+        """The photos of `val` or `test`, or this rank's stretch of them."""
         rows, labels = self.rows_and_labels(part)
+        rows, labels = (whole[ranks.share(len(whole))] for whole in (rows, labels))
         return EvalBatches(
             self.pixels,
             rows,
@@ -116,6 +120,13 @@ def prepare(config: Config) -> Setup:
             f"--batch-size {config.batch_size}: at most the number of training photos, "
             f"{setup.counts['train']}"
         )
+    if config.batch_size % ranks.count() or config.batch_size < 2 * ranks.count() > 2:
+        raise UserError(
+            f"--batch-size {config.batch_size}: the {ranks.count()} ranks share it, so it has to "
+            f"be a multiple of {ranks.count()} and two photos or more for each"
+        )
+    if min(setup.counts.values()) < ranks.count():
+        raise UserError(f"there are more ranks, {ranks.count()}, than photos to validate or test")
     return setup
 
 
@@ -125,12 +136,15 @@ def find_hardware(config: Config) -> Hardware:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if ranks.count() > 1 and name == "cuda":
+        device = torch.device("cuda", ranks.on_this_machine())
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"--device {config.device}: this machine has {torch.cuda.device_count()} GPUs "
             "that PyTorch can use; --device cpu always works"
         )
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     auto = config.precision == "auto" and gains_from_bf16(device)
@@ -207,6 +221,7 @@ def describe(setup: Setup) -> None:
 
 def device_kind(device: torch.device) -> str:
     """The GPU's name, or the CPU's number of threads."""
+    each = f", each of {ranks.count()} ranks" if ranks.count() > 1 else ""
     if device.type == "cuda":
-        return f"{device}, {torch.cuda.get_device_name(device)}"
-    return f"cpu, {torch.get_num_threads()} threads"
+        return f"{device}, {torch.cuda.get_device_name(device)}{each}"
+    return f"cpu, {torch.get_num_threads()} threads{each}"
