@@ -120,7 +120,7 @@ def prepare(config: Config) -> Setup:
             f"--batch-size {config.batch_size}: at most the number of training photos, "
             f"{setup.counts['train']}"
         )
-    if config.batch_size % ranks.count() or config.batch_size < 2 * ranks.count() > 2:
+    if config.batch_size % ranks.count() or config.batch_size < 2 * ranks.count():
         raise UserError(
             f"--batch-size {config.batch_size}: the {ranks.count()} ranks share it, so it has to "
             f"be a multiple of {ranks.count()} and two photos or more for each"
@@ -136,9 +136,11 @@ def find_hardware(config: Config) -> Hardware:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    if ranks.count() > 1 and name == "cuda":
+    if name == "cuda":
         device = torch.device("cuda", ranks.on_this_machine())
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    elif device.type == "cuda" and ranks.count() > 1:
+        raise UserError(f"--device {name}: each of several ranks takes a GPU of its own, so: cuda")
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise UserError(
             f"--device {config.device}: this machine has {torch.cuda.device_count()} GPUs "
             "that PyTorch can use; --device cpu always works"
