@@ -24,8 +24,8 @@ from tests.photo_folders import CLASSES, make_photos
 ROOT = Path(__file__).parents[1]
 QUICK = ("--image-size", "32", "--batch-size", "8", "--epochs", "2")
 PAIR = ("--teacher", "resnet50", "--student", "resnet18")
-KD = "resnet18-from-resnet50-kd-a0.7-T4"
-FITNET = "resnet18-from-resnet50-fitnet-a0.7-T4-w100"
+KD = "resnet18-from-resnet50-kd-a0.7-T2"
+FITNET = "resnet18-from-resnet50-fitnet-a0.7-T2-w100"
 
 
 def command(*words: object, script: str = "knowledge_distillation.py") -> str:
@@ -115,8 +115,8 @@ def test_the_difference_is_that_of_the_test_photos(printed, output):
     rows = dict(re.findall(r"^\| (\w+, α [^|]+?) +\|.*?\| +(\S+ \[\S+ \S+\]) \|", printed, re.M))
     assert len(rows) == 2
     for what, cell in (
-        (KD, rows["kd, α 0.7, T 4"]),
-        (FITNET, rows["fitnet, α 0.7, T 4, weight 100"]),
+        (KD, rows["kd, α 0.7, T 2"]),
+        (FITNET, rows["fitnet, α 0.7, T 2, weight 100"]),
     ):
         gains = []
         for seed in (0, 1):
@@ -172,7 +172,7 @@ def test_tensorboard_has_every_part_of_the_loss_and_the_runs_side_by_side(printe
         parts = {"loss", "accuracy", "ce", "kd", "fitnet", "agreement"}
         assert {f"{part}/{split}" for part in parts for split in ("train", "val")} <= set(tags)
         row = wait_for(board.sessions)[name_of(FITNET)]["hparams"]
-        assert (row["method"], row["alpha"], row["temperature"]) == ("fitnet", 0.7, 4.0)
+        assert (row["method"], row["alpha"], row["temperature"]) == ("fitnet", 0.7, 2.0)
         assert (row["weight"], row["teacher"]) == (100.0, "resnet50")
         layout = board.ask("/plugin/custom_scalars/layout")["category"]
         (charts,) = [c["chart"] for c in layout if c["title"] == "runs side by side"]
@@ -186,20 +186,20 @@ def test_tensorboard_has_every_part_of_the_loss_and_the_runs_side_by_side(printe
 def test_the_report_compares_the_methods_and_writes_csv(printed, output):
     text = command("--output", output, script="-m utils.report")
     assert "### resnet50 teaches resnet18" in text
-    assert re.search(r"^\| fitnet, α 0.7, T 4, weight 100 +\| +2 \|", text, re.M)
+    assert re.search(r"^\| fitnet, α 0.7, T 2, weight 100 +\| +2 \|", text, re.M)
     # Distilled students are no column of the baselines' table.
     head = next(line for line in text.splitlines() if line.startswith("|"))
     assert "from" not in head
     with (output / "results" / "comparison.csv").open() as file:
         lessons = {row["lesson"]: row for row in csv.DictReader(file)}
-    assert list(lessons) == ["no teacher", "fitnet, α 0.7, T 4, weight 100", "kd, α 0.7, T 4"]
+    assert list(lessons) == ["no teacher", "fitnet, α 0.7, T 2, weight 100", "kd, α 0.7, T 2"]
     accuracies = [result_of(output, KD, seed)["test"]["accuracy"] for seed in (0, 1)]
-    row = lessons["kd, α 0.7, T 4"]
+    row = lessons["kd, α 0.7, T 2"]
     assert float(row["test accuracy"]) == pytest.approx(np.mean(accuracies))
     assert float(row["test accuracy std"]) == pytest.approx(np.std(accuracies, ddof=1))
     with (output / "results" / "runs.csv").open() as file:
         runs = {row["run"]: row for row in csv.DictReader(file)}
-    assert runs[name_of(KD, 1)]["temperature"] == "4.0"
+    assert runs[name_of(KD, 1)]["temperature"] == "2.0"
     assert runs[name_of("resnet50", 1)]["temperature"] == ""
 
 
@@ -233,14 +233,14 @@ def test_alpha_0_is_the_baseline_bit_for_bit(printed, words, output):
 
 def test_a_network_teaches_itself_and_the_roles_are_swapped(printed, words, output):
     main([*words, "--teacher", "resnet18", "--student", "resnet18", "--teacher-epochs", "3"])
-    own = result_of(output, "resnet18-from-resnet18.3epochs-kd-a0.7-T4")
+    own = result_of(output, "resnet18-from-resnet18.3epochs-kd-a0.7-T2")
     assert own["teacher"]["run"] == name_of("resnet18-3epochs")
     assert own["teacher"]["epochs"] == 3
     assert own["lesson"]["baseline"] == name_of("resnet18")
     assert len(weights(output, "resnet18-3epochs")["history"]) == 3
 
     main([*words, "--experiment", "experiment_2", "--reverse"])
-    reverse = result_of(output, "resnet50-from-resnet18-kd-a0.7-T4")
+    reverse = result_of(output, "resnet50-from-resnet18-kd-a0.7-T2")
     assert (reverse["model"], reverse["teacher"]["arch"]) == ("resnet50", "resnet18")
     assert reverse["lesson"]["baseline"] == name_of("resnet50")
 
