@@ -159,8 +159,8 @@ def test_the_model_trains_in_train_mode_and_is_measured_in_eval_mode(toys):
             return super().__call__(model, images, labels)
 
     config = Config(epochs=2)
-    training = start(config)
-    training.objective = Watching()
+    plain = start(config)
+    training = Training(plain.model, Watching(), plain.optimizer)
     run(training, config, *toys)
     # Five steps and three batches of validation, twice: train mode comes back.
     assert modes == ([True] * 5 + [False] * 3) * 2

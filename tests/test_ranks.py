@@ -25,8 +25,9 @@ RUN = "weather-32px-resnet18-seed0"
 
 def command(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=280
-    )
+        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=280,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -95,24 +96,24 @@ def history(output: Path, run: str) -> list[dict[str, str]]:
 
 
 def test_a_rank_that_dies_ends_the_job_and_one_process_resumes_it(place, output):
-    words = [sys.executable, *TORCHRUN, "train.py", *place, *QUICK, "--epochs", "40"]
+    words = [sys.executable, *TORCHRUN, "train.py", *place, *QUICK, "--epochs", "16"]
     with subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as job:
         assert job.stdout
         for line in job.stdout:
-            if line.startswith("epoch   2/40"):
+            if line.startswith("epoch   2/16"):
                 break
         os.kill(ranks_of(job.pid)[1], signal.SIGKILL)
         _, problems = job.communicate(timeout=120)
     assert job.returncode != 0
     assert "SIGKILL" in problems
     done = len(torch.load(output / "checkpoints" / RUN / "last.pt", weights_only=True)["history"])
-    assert 2 <= done < 40
-    resumed = command("train.py", *place, *QUICK, "--epochs", "40", "--resume")
+    assert 2 <= done < 16
+    resumed = command("train.py", *place, *QUICK, "--epochs", "16", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert f"resumed after epoch {done}" in resumed.stdout
-    assert [row["epoch"] for row in history(output, RUN)] == [str(n) for n in range(1, 41)]
+    assert [row["epoch"] for row in history(output, RUN)] == [str(n) for n in range(1, 17)]
 
 
 def ranks_of(launcher: int) -> list[int]:
@@ -126,24 +127,24 @@ def ranks_of(launcher: int) -> list[int]:
 
 def test_distilling_in_two_ranks_writes_and_prints_once(place, output):
     words = ("knowledge_distillation.py", *place, *QUICK[:4], "--epochs", "1",
-             "--teacher", "resnet18", "--student", "resnet18", "--method", "fitnet", "rkd",
+             "--teacher", "resnet18", "--student", "resnet18", "--method", "fitnet",
              "--warmup-epochs", "0", "--tag", "two")  # fmt: skip
     run = command(*TORCHRUN, *words)
     assert run.returncode == 0, run.stderr
     assert "rror" not in run.stderr
     assert "Warning: " not in run.stderr
-    assert len(re.findall(r"^epoch +1/1 ", run.stdout, re.M)) == 3
+    assert len(re.findall(r"^epoch +1/1 ", run.stdout, re.M)) == 2
     assert "each of 2 ranks" in run.stdout
     for result in output.glob("results/*-two-*/result.json"):
         content = json.loads(result.read_text())
         assert sum(map(sum, content["test"]["confusion"])) == content["photos"]["counts"]["test"]
         assert content["environment"]["ranks"] == 2
     names = {path.name for path in output.glob("checkpoints/*-two-*")}
-    assert len(names) == 3
+    assert len(names) == 2
     # The adapter that was trained is beside the student, and the student loads as in one process.
     again = command(*words, "--resume")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("finished before, kept") == 3
+    assert again.stdout.count("finished before, kept") == 2
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(place):
