@@ -1,7 +1,7 @@
 """Runs that are killed at random moments and resumed end as if nothing had happened.
 
-The number of kills is KILLS, 3 unless the environment says otherwise: KILLS=50 pytest
-tests/test_faults.py
+KILLS in the environment says how many kills there are, instead of one or two:
+KILLS=50 pytest tests/test_faults.py
 """
 
 import json
