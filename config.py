@@ -283,6 +283,11 @@ class Config:
         "shows; from 0.5, the network learnt the training photos by heart",
         group=RECIPE,
     )
+    grow_from: float = setting(
+        1.0, number(0, 1, above=True), "share of --image-size that training images have in the "
+        "first epoch; they grow to all of it, which they are in the last fifth of the epochs",
+        group=RECIPE,
+    )
     clip_norm: float = setting(
         0.0, number(0), "longest gradient allowed (global norm); 0 is off: nothing here diverges",
         group=RECIPE,

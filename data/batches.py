@@ -9,8 +9,9 @@ rows · photo · columns, so a whole batch of different crops is two batched mat
 every device, and one code path for training and evaluation.
 """
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -87,6 +88,19 @@ def crop_and_resize(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
     return whole.contiguous(memory_format=torch.channels_last)
 
 
+def growing_side(epoch: int, *, epochs: int, side: int, first: float) -> int:
+    """Side of the training images in an epoch, counted from 1: from `first` (0..1) of `side` it
+    grows to all of it, which the last fifth of the epochs have, to fit the network to whole photos.
+
+    In steps of 16 pixels: for every new size a GPU has to look for its fastest kernels again.
+    """
+    if epoch >= 0.8 * epochs:
+        return side
+    progress = (epoch - 1) / (0.8 * epochs - 1)
+    smallest = max(1, round(first * side))
+    return smallest + math.floor((side - smallest) * progress / 16) * 16
+
+
 class Normalise:
     """uint8 levels 0..255 to the (x/255 − mean)/std that the networks take, in place."""
 
@@ -124,8 +138,8 @@ class TrainBatches:
     Every epoch draws its order, crops, flips and mixing weights at once, on the host, from one
     generator seeded by (seed, epoch), so that a resumed run repeats them on any device. Photos
     beyond the last full batch wait for another epoch: batches of a few photos would only disturb
-    the BatchNorm statistics. `share` is the stretch of each batch that this process makes, where
-    several make one batch; by default all of it.
+    the BatchNorm statistics. `size_in` gives the side of the images in an epoch. `share` is the
+    stretch of each batch that this process makes, where several make one batch; by default all.
     """
 
     def __init__(
@@ -135,7 +149,7 @@ class TrainBatches:
         labels: np.ndarray,
         *,
         classes: int,
-        size: int,
+        size_in: Callable[[int], int],
         batch_size: int,
         seed: int,
         crop_scale: float,
@@ -147,7 +161,7 @@ class TrainBatches:
         self.gather = _Gather(pixels, rows, device)
         self.labels = torch.from_numpy(labels).to(device)
         self.share = range(*(share or slice(None)).indices(batch_size))
-        self.side, self.size, self.classes = pixels.shape[1], size, classes
+        self.side, self.size_in, self.classes = pixels.shape[1], size_in, classes
         self.batch_size, self.seed = batch_size, seed
         self.crop_scale, self.mixup = crop_scale, mixup
         self.normalise, self.device = normalise, device
@@ -165,12 +179,13 @@ class TrainBatches:
         boxes = torch.from_numpy(random_boxes(draw, count, self.crop_scale) * self.side)
         boxes = boxes.float().to(self.device)
         weights = draw.beta(self.mixup, self.mixup, len(self)) if self.mixup else None
+        size = self.size_in(number)
         first, last = self.share.start, self.share.stop
         # To be mixed, a photo needs the one before it in the batch, and the first needs the last.
         places = torch.arange(first - bool(self.mixup), last, device=self.device) % self.batch_size
         for step in range(len(self)):
             here = step * self.batch_size + places
-            images = crop_and_resize(self.gather(order[here]), boxes[here], self.size)
+            images = crop_and_resize(self.gather(order[here]), boxes[here], size)
             images, labels = self.normalise(images), self.labels[order[here]]
             if weights is None:
                 yield images, labels

@@ -79,8 +79,8 @@ def trained() -> dict[str, Any]:
     labels = draw.integers(0, CLASSES, 43)
     normalise = Normalise((0.5,) * 3, (0.25,) * 3, CPU)
     train = TrainBatches(
-        pixels, np.arange(26), labels[:26], classes=CLASSES, size=SIDE, batch_size=BATCH, seed=0,
-        crop_scale=0.35, mixup=CONFIG.mixup, normalise=normalise, device=CPU,
+        pixels, np.arange(26), labels[:26], classes=CLASSES, size_in=lambda _: SIDE,
+        batch_size=BATCH, seed=0, crop_scale=0.35, mixup=CONFIG.mixup, normalise=normalise, device=CPU,
         share=ranks.share(BATCH),
     )  # fmt: skip
     mine = ranks.share(17)

@@ -1,5 +1,6 @@
 """Batches: pixels as Pillow would make them, every photo with its own label, each epoch again."""
 
+import math
 import os
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ from data.batches import (
     TrainBatches,
     cached_side,
     crop_and_resize,
+    growing_side,
     place,
     random_boxes,
     resampling,
@@ -153,7 +155,7 @@ def telling_pixels() -> torch.Tensor:
 
 def train_batches(**others) -> TrainBatches:
     settings: dict[str, Any] = {
-        "classes": CLASSES, "size": 6, "batch_size": 5, "seed": 3, "crop_scale": 0.35,
+        "classes": CLASSES, "size_in": lambda _: 6, "batch_size": 5, "seed": 3, "crop_scale": 0.35,
         "mixup": 0.0, "normalise": Normalise(*AS_THEY_ARE, CPU), "device": CPU,
     } | others  # fmt: skip
     return TrainBatches(telling_pixels(), np.arange(1, PHOTOS + 1), LABELS, **settings)
@@ -195,9 +197,9 @@ def test_photos_left_over_in_one_epoch_have_their_turn_in_another():
 def first_batches(seed: int, epoch: int, **others) -> torch.Tensor:
     """All images of an epoch over photos that are not of one colour."""
     batches = TrainBatches(
-        torch.from_numpy(noise(PHOTOS, 12)), np.arange(PHOTOS), LABELS, classes=CLASSES, size=6,
-        batch_size=5, seed=seed, crop_scale=0.35, normalise=Normalise(*AS_THEY_ARE, CPU),
-        device=CPU, **{"mixup": 0.0} | others,
+        torch.from_numpy(noise(PHOTOS, 12)), np.arange(PHOTOS), LABELS, classes=CLASSES,
+        size_in=lambda _: 6, batch_size=5, seed=seed, crop_scale=0.35,
+        normalise=Normalise(*AS_THEY_ARE, CPU), device=CPU, **{"mixup": 0.0} | others,
     )  # fmt: skip
     list(batches.epoch(epoch + 1))  # what was drawn before has no influence
     return torch.cat([images for images, _ in batches.epoch(epoch)])
@@ -220,7 +222,8 @@ def test_an_epoch_is_the_same_whenever_it_is_drawn_and_unlike_any_other(mixup):
 def test_each_photo_of_an_epoch_is_cropped_in_its_own_way():
     same = torch.from_numpy(noise(1, 12)).expand(PHOTOS, 12, 12, 3)
     batches = TrainBatches(
-        same, np.arange(PHOTOS), LABELS, classes=CLASSES, size=6, batch_size=5, seed=0,
+        same, np.arange(PHOTOS), LABELS, classes=CLASSES,
+        size_in=lambda _: 6, batch_size=5, seed=0,
         crop_scale=0.35, mixup=0.0, normalise=Normalise(*AS_THEY_ARE, CPU), device=CPU,
     )  # fmt: skip
     crops = torch.cat([images for images, _ in batches.epoch(1)]).flatten(1)
@@ -231,7 +234,8 @@ def test_half_of_the_training_crops_are_mirrored_and_none_is_turned():
     photo = np.zeros((PHOTOS, 12, 12, 3), np.uint8)
     photo[:, :, 6:] = 255  # dark on the left
     batches = TrainBatches(
-        torch.from_numpy(photo), np.arange(PHOTOS), LABELS, classes=CLASSES, size=6, batch_size=23,
+        torch.from_numpy(photo), np.arange(PHOTOS), LABELS, classes=CLASSES,
+        size_in=lambda _: 6, batch_size=23,
         seed=0, crop_scale=0.95, mixup=0.0, normalise=Normalise(*AS_THEY_ARE, CPU), device=CPU,
     )  # fmt: skip
     images = torch.cat([images for epoch in range(20) for images, _ in batches.epoch(epoch)])
@@ -306,8 +310,8 @@ def test_batches_on_a_gpu_are_those_on_the_cpu(where):
     results = []
     for device in (CPU, gpu):
         batches = TrainBatches(
-            place(pixels, device, where), np.arange(PHOTOS), LABELS, classes=CLASSES, size=6,
-            batch_size=5, seed=0, crop_scale=0.35, mixup=0.3,
+            place(pixels, device, where), np.arange(PHOTOS), LABELS, classes=CLASSES,
+            size_in=lambda _: 6, batch_size=5, seed=0, crop_scale=0.35, mixup=0.3,
             normalise=Normalise(*AS_THEY_ARE, device), device=device,
         )  # fmt: skip
         pairs = list(batches.epoch(1))
@@ -315,6 +319,28 @@ def test_batches_on_a_gpu_are_those_on_the_cpu(where):
         results.append([torch.cat(column).cpu() for column in zip(*pairs, strict=True)])
     torch.testing.assert_close(results[0][0], results[1][0], atol=0.3, rtol=0)
     torch.testing.assert_close(results[0][1], results[1][1])
+
+
+@given(st.integers(1, 200), st.integers(8, 512), st.floats(0.01, 1))
+def test_images_grow_from_their_first_size_to_all_of_it_for_the_last_fifth(epochs, side, first):
+    sides = [growing_side(n, epochs=epochs, side=side, first=first) for n in range(1, epochs + 1)]
+    assert sides == sorted(sides)
+    assert set(sides[math.ceil(0.8 * epochs) - 1 :]) == {side}
+    if epochs > 2:
+        assert sides[0] == max(1, round(first * side))
+    assert all((later - sides[0]) % 16 == 0 for later in sides if later < side)
+
+
+def test_training_images_have_the_size_of_their_epoch():
+    small = [growing_side(n, epochs=15, side=64, first=0.5) for n in (1, 6, 7, 11, 12, 15)]
+    assert small == [32, 32, 48, 48, 64, 64]
+    batches = train_batches(size_in=lambda epoch: 4 + epoch)
+    shapes = {images.shape[2:] for images, _ in batches.epoch(3)}
+    assert shapes == {(7, 7)}
+    # The same photos in the same order and from the same crops, whatever their size.
+    for large, own in zip(batches.epoch(3), train_batches().epoch(3), strict=True):
+        assert numbers_of(large[0]) == numbers_of(own[0])
+        assert torch.equal(large[1], own[1])
 
 
 @given(st.integers(0, 2**32), st.floats(0.01, 1))

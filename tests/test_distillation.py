@@ -527,8 +527,8 @@ def batches(mixup: float = 0.0) -> tuple[TrainBatches, EvalBatches]:
     rows, labels = np.arange(12), noise.integers(0, CLASSES, 12)
     normalise = Normalise(MEAN, STD, CPU)
     train = TrainBatches(
-        pixels, rows, labels, classes=CLASSES, size=16, batch_size=4, seed=0, crop_scale=0.5,
-        mixup=mixup, normalise=normalise, device=CPU,
+        pixels, rows, labels, classes=CLASSES, size_in=lambda _: 16, batch_size=4, seed=0,
+        crop_scale=0.5, mixup=mixup, normalise=normalise, device=CPU,
     )  # fmt: skip
     return train, EvalBatches(
         pixels, rows, labels, size=16, batch_size=4, normalise=normalise, device=CPU

@@ -192,6 +192,7 @@ def test_the_same_command_twice_gives_the_same_bits(finished):
         (("--data", "nowhere/at/all"), "nowhere/at/all"),
         (("--batch-size", "57"), "--batch-size 57: at most the number of training photos"),
         (("--models", "densenet169", "--image-size", "28"), "28: densenet169 needs 29"),
+        (("--models", "densenet169", "--grow-from", "0.5"), "0.5: densenet169 needs 29"),
         (("--device", "cuda:77"), "--device cuda:77"),
         (("--epochs", "0"), "--epochs"),
         (("--epoch", "3"), "did you mean --epochs?"),

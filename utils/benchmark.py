@@ -72,7 +72,7 @@ def compare(
     """Print the speed of the real loop beside that of the bare step."""
     config = setup.config
     training = Training(model, objective, make_optimizer(model, objective.own, config))
-    batches = setup.train_batches(seed=0, steps=STEPS)
+    batches = setup.train_batches(config, seed=0, steps=STEPS)
     rounds = [one_round(training, batches, setup, teacher) for _ in range(ROUNDS + 1)][1:]
     real, bare = (statistics.median(speeds) for speeds in zip(*rounds, strict=True))
     ratio = statistics.median(a / b for a, b in rounds)

@@ -148,7 +148,8 @@ def settings_of(setup: Setup, run: Run) -> dict[str, Any]:
 
 def check_same(run: Run, wanted: dict[str, Any]) -> None:
     """Raise UserError when the run under this name was started with other settings."""
-    earlier = json.loads((run.results / "settings.json").read_text("utf-8"))
+    # A setting that did not exist when the run was started had what is its default now.
+    earlier = recipe(Config()) | json.loads((run.results / "settings.json").read_text("utf-8"))
     for key, value in wanted.items():
         if earlier.get(key) != value:
             what = "--" + key.replace("_", "-") if key in recipe(Config()) else key
@@ -203,7 +204,7 @@ def train_and_test(
 
         fit(
             training,
-            setup.train_batches(run.seed),
+            setup.train_batches(config, run.seed),
             setup.eval_batches("val"),
             config,
             hardware,

@@ -1,8 +1,8 @@
 """From settings to photos on the device: everything that happens before the first training step."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from config import ROOT, Config, UserError, model_names
-from data.batches import EvalBatches, Normalise, TrainBatches, cached_side, place
+from data.batches import EvalBatches, Normalise, TrainBatches, cached_side, growing_side, place
 from data.cache import Decoded, decode_photos
 from data.photos import find_photos
 from data.sample import draw_sample
@@ -50,24 +50,27 @@ class Setup:
         chosen = self.split.indices(part)
         return self.decoded.rows[chosen], self.decoded.photos.labels[chosen]
 
-    def train_batches(self, seed: int, steps: int | None = None) -> TrainBatches:
-        """The training photos, or as many of them as make an epoch of `steps` steps."""
+    def train_batches(self, config: Config, seed: int, steps: int | None = None) -> TrainBatches:
+        """The training photos for a run with these settings, or as many of them as make an epoch
+        of `steps` steps."""
         rows, labels = self.rows_and_labels("train")
-        photos = len(rows) if steps is None else steps * self.config.batch_size
+        photos = len(rows) if steps is None else steps * config.batch_size
         rows, labels = rows[:photos], labels[:photos]
         return TrainBatches(
             self.pixels,
             rows,
             labels,
             classes=len(self.classes),
-            size=self.image_size,
-            batch_size=self.config.batch_size,
+            size_in=partial(
+                growing_side, epochs=config.epochs, side=self.image_size, first=config.grow_from
+            ),
+            batch_size=config.batch_size,
             seed=seed,
-            crop_scale=self.config.crop_scale,
-            mixup=self.config.mixup,
+            crop_scale=config.crop_scale,
+            mixup=config.mixup,
             normalise=Normalise(MEAN, STD, self.hardware.device),
             device=self.hardware.device,
-            share=ranks.share(self.config.batch_size),
+            share=ranks.share(config.batch_size),
         )
 
     def eval_batches(self, part: str) -> EvalBatches:
@@ -90,7 +93,7 @@ def prepare(config: Config) -> Setup:
     hardware = find_hardware(config)
     path, is_sample = find_data(config)
     image_size = config.image_size or (64 if is_sample else 224)
-    check_image_size(model_names(config), image_size)
+    check_image_size(config, image_size)
     if config.pretrained:
         for model in model_names(config):  # downloads now or fails now, not after the first run
             create_model(model, classes=2, pretrained=True, seed=0)
@@ -183,12 +186,15 @@ def find_data(config: Config) -> tuple[Path, bool]:
     return draw_sample(config.cache / "sample"), True
 
 
-def check_image_size(models: Sequence[str], image_size: int) -> None:
+def check_image_size(config: Config, image_size: int) -> None:
     """Raise UserError for an image that a model's layers would shrink to nothing."""
-    for model in models:
-        if image_size < smallest_image(model):
+    for model in model_names(config):
+        least = smallest_image(model)
+        if image_size < least:
+            raise UserError(f"--image-size {image_size}: {model} needs {least} pixels or more")
+        if growing_side(1, epochs=config.epochs, side=image_size, first=config.grow_from) < least:
             raise UserError(
-                f"--image-size {image_size}: {model} needs {smallest_image(model)} pixels or more"
+                f"--grow-from {config.grow_from:g}: {model} needs {least} pixels from the start"
             )
 
 
