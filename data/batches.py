@@ -5,8 +5,7 @@
     val = EvalBatches(pixels, rows, labels, ...)
 
 Cropping, flipping and antialiased resizing of one photo is a product with two small matrices,
-rows · photo · columns, so a whole batch of different crops is two batched matrix products: fast on
-every device, and one code path for training and evaluation.
+rows · photo · columns, so on a GPU a whole batch of different crops is two batched matrix products.
 """
 
 import math
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import interpolate, one_hot
 
 
 def cached_side(image_size: int) -> int:
@@ -51,31 +50,33 @@ def _as_tensor(pixels: np.ndarray) -> Tensor:
         return torch.from_numpy(pixels)
 
 
-def resampling(low: Tensor, high: Tensor, source: int, size: int) -> Tensor:
-    """(N, size, source) float32 matrices that resample the stretch low..high of an axis.
-
-    `low` and `high` (N,) are positions in source pixels; high < low mirrors. Each row holds the
-    weights of one target pixel: bilinear, widened to the pixel's footprint when shrinking
-    (antialiased, the filter of Pillow's `resize`), summing to 1.
-    """
-    step = (high - low) / size
-    centre = low[:, None] + (torch.arange(size, device=low.device) + 0.5) * step[:, None]
-    reach = step.abs().clamp(min=1)[:, None, None]
-    position = torch.arange(source, device=low.device) + 0.5
-    weights = (1 - (position - centre[:, :, None]).abs() / reach).clamp_(min=0)
-    return weights / weights.sum(2, keepdim=True)
-
-
 def crop_and_resize(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Cut `boxes` out of `photos` and resize them to squares.
+    """Cut `boxes` out of `photos` and resize them to squares, bilinear and antialiased, as Pillow's
+    `crop` and `resize` do to within a grey level.
 
     Args:
         photos: (N, side, side, 3) uint8.
-        boxes: (N, 4) float32 top, bottom, left, right in pixels; right < left mirrors.
+        boxes: (N, 4) int64 top, bottom, left, right in pixels; right < left mirrors.
         size: side of the result.
     Returns:
         (N, 3, size, size) float32 in 0..255, channels_last in memory.
     """
+    crop = crops_one_by_one if photos.device.type == "cpu" else crops_as_products
+    return crop(photos, boxes, size).contiguous(memory_format=torch.channels_last)
+
+
+def crops_one_by_one(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """What crop_and_resize does, on a CPU: PyTorch has vector code for one uint8 image."""
+    crops = []
+    for photo, (top, bottom, left, right) in zip(photos, boxes.tolist(), strict=True):
+        cut = photo[top:bottom, min(left, right) : max(left, right)].permute(2, 0, 1)[None]
+        crop = interpolate(cut, (size, size), mode="bilinear", antialias=True)
+        crops.append(crop.flip(3) if right < left else crop)
+    return torch.cat(crops).float()
+
+
+def crops_as_products(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """What crop_and_resize does, on a GPU: two batched matrix products for all photos at once."""
     count, side, _, _ = photos.shape
     rows = resampling(boxes[:, 0], boxes[:, 1], side, size)
     columns = resampling(boxes[:, 2], boxes[:, 3], side, size)
@@ -84,8 +85,24 @@ def crop_and_resize(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
         half = rows @ photos.view(count, side, side * 3).float()
         half = half.view(count, size, side, 3).transpose(2, 3).reshape(count, size * 3, side)
         whole = half @ columns.transpose(1, 2)
-    whole = whole.view(count, size, 3, size).transpose(1, 2)
-    return whole.contiguous(memory_format=torch.channels_last)
+    return whole.view(count, size, 3, size).transpose(1, 2)
+
+
+def resampling(low: Tensor, high: Tensor, source: int, size: int) -> Tensor:
+    """(N, size, source) float32 matrices that resample the stretch low..high of an axis.
+
+    `low` and `high` (N,) are positions between source pixels; high < low mirrors. Each row holds
+    the weights of one target pixel: bilinear, widened to the pixel's footprint when shrinking
+    (antialiased, the filter of Pillow's `resize`), none outside of the stretch, summing to 1.
+    """
+    step = (high - low) / size
+    centre = low[:, None] + (torch.arange(size, device=low.device) + 0.5) * step[:, None]
+    reach = step.abs().clamp(min=1)[:, None, None]
+    position = torch.arange(source, device=low.device) + 0.5
+    weights = (1 - (position - centre[:, :, None]).abs() / reach).clamp_(min=0)
+    inside = (position > low[:, None]) != (position > high[:, None])
+    weights *= inside[:, None]
+    return weights / weights.sum(2, keepdim=True)
 
 
 def growing_side(epoch: int, *, epochs: int, side: int, first: float) -> int:
@@ -176,8 +193,8 @@ class TrainBatches:
         count = len(self) * self.batch_size
         draw = np.random.Generator(np.random.PCG64([self.seed, number]))
         order = torch.from_numpy(draw.permutation(len(self.labels))[:count]).to(self.device)
-        boxes = torch.from_numpy(random_boxes(draw, count, self.crop_scale) * self.side)
-        boxes = boxes.float().to(self.device)
+        drawn = random_boxes(draw, count, self.crop_scale) * self.side
+        boxes = torch.from_numpy(whole_pixels(drawn, self.side)).to(self.device)
         weights = draw.beta(self.mixup, self.mixup, len(self)) if self.mixup else None
         size = self.size_in(number)
         first, last = self.share.start, self.share.stop
@@ -215,9 +232,8 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images (B, 3, size, size) float32 and labels (B,) int64."""
-        side = float(self.side)
+        whole = torch.tensor([[0, self.side, 0, self.side]], device=self.device)
         for which in torch.arange(self.photos, device=self.device).split(self.batch_size):
-            whole = torch.tensor([[0.0, side, 0.0, side]], device=self.device)
             images = crop_and_resize(self.gather(which), whole.expand(len(which), 4), self.size)
             yield self.normalise(images), self.labels[which]
 
@@ -238,6 +254,17 @@ def random_boxes(draw: np.random.Generator, count: int, smallest: float) -> np.n
     right = left + width
     left, right = np.where(mirrored, right, left), np.where(mirrored, left, right)
     return np.stack([top, top + height, left, right], 1)
+
+
+def whole_pixels(boxes: np.ndarray, side: int) -> np.ndarray:
+    """(N, 4) int64: boxes with their corners between pixels, and at least one pixel inside."""
+    starts, ends = boxes[:, ::2], boxes[:, 1::2]
+    low = np.minimum(np.minimum(starts, ends).round(), side - 1)
+    high = np.maximum(np.maximum(starts, ends).round(), low + 1)
+    pairs = np.where(
+        (ends < starts)[:, :, None], np.stack([high, low], 2), np.stack([low, high], 2)
+    )
+    return pairs.reshape(-1, 4).astype(np.int64)
 
 
 def mix(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -80,8 +80,8 @@ def trained() -> dict[str, Any]:
     normalise = Normalise((0.5,) * 3, (0.25,) * 3, CPU)
     train = TrainBatches(
         pixels, np.arange(26), labels[:26], classes=CLASSES, size_in=lambda _: SIDE,
-        batch_size=BATCH, seed=0, crop_scale=0.35, mixup=CONFIG.mixup, normalise=normalise, device=CPU,
-        share=ranks.share(BATCH),
+        batch_size=BATCH, seed=0, crop_scale=0.35, mixup=CONFIG.mixup, normalise=normalise,
+        device=CPU, share=ranks.share(BATCH),
     )  # fmt: skip
     mine = ranks.share(17)
     val = EvalBatches(

@@ -366,8 +366,8 @@ def test_help_names_the_choices_where_there_are_few(script, printed_help):
 def test_the_recipe_is_what_decides_weights_and_the_runs_name_does_not_say():
     assert set(recipe(Config())) == {
         "split_seed", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "schedule",
-        "warmup_epochs", "label_smoothing", "mixup", "crop_scale", "clip_norm", "pretrained",
-        "precision",
+        "warmup_epochs", "label_smoothing", "mixup", "crop_scale", "grow_from", "clip_norm",
+        "pretrained", "precision",
     }  # fmt: skip
 
 

@@ -1,60 +1,128 @@
 """How much of the hardware's speed the training loop delivers.
 
-    python -m utils.benchmark --models resnet18 --image-size 64 [any flag of train.py]
-    python -m utils.benchmark --distil --experiment experiment_2 [any flag of
-                                                                 knowledge_distillation.py]
+    python -m utils.benchmark --data PHOTOS                       every model, both experiments
+    python -m utils.benchmark --models resnet18 --image-size 64   [any flag of train.py]
+    python -m utils.benchmark --distil --experiment experiment_2  [any flag of
+                                                                   knowledge_distillation.py]
 
-For each model, or for each method of distillation, it alternates rounds of (a) the real training
-loop, augmentation, loss and metrics included, and (b) the bare step of the same model on one fixed
-batch: forward, cross-entropy, backward and optimizer, and with a teacher its forward, too. Prints
-images per second of both as medians over the rounds, and the median of a/b.
+For each model, and each teacher with its student, rounds of three loops alternate:
+(a) the real training loop, augmentation, loss and metrics included;
+(b) the bare step on one fixed batch, as fast as (a) could be: forward (and the teacher's),
+    cross-entropy, backward, optimizer;
+(c) what one writes first: ImageFolder, Pillow in DataLoader workers, float32, same objective.
+Prints images per second of each as medians over the rounds and medians of the rounds' ratios; then
+how long a command takes to its first step, without and with decoded photos, and how fast photos
+are decoded by one thread.
 """
 
+import os
+import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
-from config import METHODS, model_names, pair, parse
-from data.batches import TrainBatches
-from models.factory import create_model, to_device
+from config import EXPERIMENTS, METHODS, MODELS, ROOT, Config, pair, parse
+from data.cache import read_square
+from models.factory import MEAN, STD, create_model, to_device
 from utils.distillation import Distillation, Lesson
-from utils.engine import Batch, CrossEntropy, Hardware, Training, make_optimizer, train_epoch
+from utils.engine import (
+    Batch,
+    CrossEntropy,
+    Hardware,
+    Objective,
+    Training,
+    make_optimizer,
+    train_epoch,
+)
 from utils.script import run_script
 from utils.setup import Setup, describe, prepare
 
-ROUNDS = 7
-STEPS = 8
+ROUNDS = 5
+STEPS = {"cpu": 6, "cuda": 60}  # a round's
+DECODED = 200
+
+ROW = "| {:38} | {:>14} | {:>14} | {:>5} | {:>15} | {:>6} | {:>11} |"
+HEAD = (
+    "images per second",
+    "(a) real loop",
+    "(b) bare step",
+    "a/b",
+    "(c) plain loop",
+    "a/c",
+    "peak memory",
+)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure every model, or every method, of the settings on the photos of the settings."""
-    distils = "--distil" in arguments
-    config = parse([word for word in arguments if word != "--distil"], __doc__, distils=distils)
+    """Measure what the settings name on the photos of the settings."""
+    flags = {"--distil", "--first-step"} & set(arguments)
+    words = [word for word in arguments if word not in flags]
+    config = parse(words, __doc__, distils="--distil" in flags)
     setup = prepare(config)
-    describe(setup)
-    if not distils:
-        for name in model_names(config):
-            compare(setup, name, new_model(setup, name), CrossEntropy(config.label_smoothing), None)
-        return
-    teacher, student = pair(config)
-    for method in config.method:
-        lesson = Lesson(method, config.alpha[0], config.temperature[0], METHODS[method])
-        objective = Distillation(
-            lesson,
-            student,
-            teacher,
-            new_model(setup, teacher),
-            label_smoothing=config.label_smoothing,
+    if "--first-step" in flags:
+        model, objective, _ = contenders(setup, config)[0][1]()
+        training = Training(model, objective, make_optimizer(model, objective.own, config))
+        train_epoch(
+            training,
+            setup.train_batches(config, 0, steps=1),
+            config,
+            setup.hardware,
             seed=0,
-            device=setup.hardware.device,
+            epoch=1,
         )
-        name = f"{teacher} teaches {student} by {method}"
-        compare(setup, name, new_model(setup, student), objective, objective.teacher_model)
+        return
+    describe(setup)
+    print(ROW.format(*HEAD))
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name, make in contenders(setup, config, distils="--distil" in flags):
+        print(compare(setup, f"{name}, {setup.image_size} px", make))
+    print(f"\nto the first step: {first_step(arguments)}")
+    print(f"decoding, one thread: {decoding(setup)}")
+
+
+Made = tuple[nn.Module, Objective, nn.Module | None]
+
+
+def contenders(
+    setup: Setup, config: Config, distils: bool = False
+) -> list[tuple[str, Callable[[], Made]]]:
+    """Names of what is to be measured, and how to make its model, objective and teacher."""
+    experiments = [config]
+    made: list[tuple[str, Callable[[], Made]]] = []
+    if not distils:
+        names = config.models or MODELS
+        made = [(name, partial(new_baseline, setup, name)) for name in names]
+        others = [] if config.models else EXPERIMENTS
+        experiments = [replace(config, experiment=name) for name in others]
+    for teacher, student in map(pair, experiments):
+        made += [
+            (
+                f"{teacher} teaches {student}, {method}",
+                partial(new_pupil, setup, teacher, student, method),
+            )
+            for method in config.method
+        ]
+    return made
+
+
+def new_baseline(setup: Setup, name: str) -> Made:
+    return new_model(setup, name), CrossEntropy(setup.config.label_smoothing), None
 
 
 def new_model(setup: Setup, name: str) -> nn.Module:
@@ -62,43 +130,64 @@ def new_model(setup: Setup, name: str) -> nn.Module:
     return to_device(model, setup.hardware.device)
 
 
-def compare(
-    setup: Setup,
-    name: str,
-    model: nn.Module,
-    objective: CrossEntropy | Distillation,
-    teacher: nn.Module | None,
-) -> None:
-    """Print the speed of the real loop beside that of the bare step."""
+def new_pupil(setup: Setup, teacher: str, student: str, method: str) -> Made:
     config = setup.config
+    objective = Distillation(
+        Lesson(method, config.alpha[0], config.temperature[0], METHODS[method]),
+        student,
+        teacher,
+        new_model(setup, teacher),
+        label_smoothing=config.label_smoothing,
+        seed=0,
+        device=setup.hardware.device,
+    )
+    return new_model(setup, student), objective, objective.teacher_model
+
+
+def compare(setup: Setup, name: str, make: Callable[[], Made]) -> str:
+    """One row of the table."""
+    config, hardware = setup.config, setup.hardware
+    steps = STEPS[hardware.device.type]
+    model, objective, teacher = make()
     training = Training(model, objective, make_optimizer(model, objective.own, config))
-    batches = setup.train_batches(config, seed=0, steps=STEPS)
-    rounds = [one_round(training, batches, setup, teacher) for _ in range(ROUNDS + 1)][1:]
-    real, bare = (statistics.median(speeds) for speeds in zip(*rounds, strict=True))
-    ratio = statistics.median(a / b for a, b in rounds)
-    print(
-        f"{name} at {setup.image_size} px, batch {config.batch_size}: real loop {real:.1f}, "
-        f"bare step {bare:.1f} images/s, ratio {ratio:.3f} (median of {ROUNDS} rounds)"
+    batches = setup.train_batches(config, seed=0, steps=steps)
+    fixed = next(iter(batches.epoch(1)))
+    plain = PlainLoop(setup, fixed[0].shape[-1], *make()[:2])
+
+    def real() -> float:
+        row = train_epoch(training, batches, config, hardware, seed=0, epoch=1)
+        return row["images_per_second"]
+
+    forget_peak(hardware.device)
+    real()
+    peak = peak_memory(hardware.device)
+    bare_speed(training, fixed, hardware, teacher, steps)
+    rounds = [
+        (real(), bare_speed(training, fixed, hardware, teacher, steps), plain.speed(steps))
+        for _ in range(ROUNDS)
+    ]
+    a, b, c = (statistics.median(speeds) for speeds in zip(*rounds, strict=True))
+    of_bare = statistics.median(a / b for a, b, _ in rounds)
+    of_plain = statistics.median(a / c for a, _, c in rounds)
+    return ROW.format(
+        name,
+        f"{a:.1f}",
+        f"{b:.1f}",
+        f"{of_bare:.3f}",
+        f"{c:.1f}",
+        f"{of_plain:.2f}",
+        f"{peak:.0f} MB",
     )
 
 
-def one_round(
-    training: Training, batches: TrainBatches, setup: Setup, teacher: nn.Module | None
-) -> tuple[float, float]:
-    """Images per second of the real loop and of the bare step, one right after the other."""
-    row = train_epoch(training, batches, setup.config, setup.hardware, seed=0, epoch=1)
-    batch = next(iter(batches.epoch(1)))
-    return row["images_per_second"], bare_speed(training, batch, setup.hardware, teacher)
-
-
 def bare_speed(
-    training: Training, batch: Batch, hardware: Hardware, teacher: nn.Module | None
+    training: Training, batch: Batch, hardware: Hardware, teacher: nn.Module | None, steps: int
 ) -> float:
     """Images per second of nothing but forward, backward and optimizer on one batch, after the
     forward of the teacher if there is one."""
     images, labels = batch
     started = time.perf_counter()
-    for _ in range(STEPS):
+    for _ in range(steps):
         with hardware.autocast():
             if teacher:
                 with torch.no_grad():
@@ -108,7 +197,116 @@ def bare_speed(
         loss.backward()
         training.optimizer.step()
     loss.item()
-    return STEPS * len(images) / (time.perf_counter() - started)
+    return steps * len(images) / (time.perf_counter() - started)
+
+
+class PlainLoop:
+    """The loop that one writes first: nothing in it is slow on purpose, and nothing made fast."""
+
+    def __init__(self, setup: Setup, size: int, model: nn.Module, objective: Objective) -> None:
+        config, photos = setup.config, setup.decoded.photos
+        chosen = {str(photos.root / photos.paths[i]) for i in setup.split.indices("train")}
+        augment = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(size, scale=(config.crop_scale, 1)),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        )
+        self.device = setup.hardware.device
+        self.loader = DataLoader(
+            ImageFolder(
+                str(photos.root), augment, is_valid_file=chosen.__contains__, allow_empty=True
+            ),
+            config.batch_size,
+            shuffle=True,
+            num_workers=os.cpu_count() or 1,
+            pin_memory=self.device.type == "cuda",
+            drop_last=True,
+        )
+        self.model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.objective = objective
+        parameters = [*model.parameters(), *objective.own.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=config.lr)
+
+    def speed(self, steps: int) -> float:
+        """Images per second, once the workers have started and delivered."""
+        batches = iter(self.loader)
+        next(batches)
+        photos, losses, started = 0, 0.0, time.perf_counter()
+        self.model.train()
+        for images, labels in islice(batches, steps):
+            images, labels = images.to(self.device), labels.to(self.device)
+            loss, _, _ = self.objective(self.model, images, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            losses += loss.item()
+            photos += len(images)
+        return photos / (time.perf_counter() - started)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` count from here; where the system cannot, it counts from the start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.path.exists("/proc/self/clear_refs"):
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
+def peak_memory(device: torch.device) -> float:
+    """MB that the GPU's tensors, or on the CPU the whole process, needed at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def first_step(arguments: Sequence[str]) -> str:
+    """Seconds from the start of a command to the end of its first training step and its exit, with
+    an empty cache and, the median of three, with the photos decoded."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as cache:
+        for _ in range(4):
+            started = time.perf_counter()
+            subprocess.run(
+                [
+                    *(sys.executable, "-m", "utils.benchmark", "--first-step"),
+                    *arguments,
+                    *("--cache", cache),
+                ],
+                cwd=ROOT,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+            seconds.append(time.perf_counter() - started)
+    cold, *warm = seconds
+    return (
+        f"{cold:.1f} s with the photos to be decoded, {statistics.median(warm):.1f} s from then on"
+    )
+
+
+def decoding(setup: Setup) -> str:
+    """Photos per second of our decoder and of Pillow's open, convert and resize; their ratio."""
+    photos, side = setup.decoded.photos, setup.decoded.pixels.shape[1]
+    every = max(1, len(photos) // DECODED)
+    paths = [photos.root / path for path in photos.paths[::every]]
+
+    def plainly(path: Path) -> None:
+        with suppress(OSError):  # ours is more patient with files that miss their end
+            Image.open(path).convert("RGB").resize((side, side))
+
+    def speed(decode: Callable[[Path], object]) -> float:
+        started = time.perf_counter()
+        for path in paths:
+            decode(path)
+        return len(paths) / (time.perf_counter() - started)
+
+    rounds = [(speed(lambda path: read_square(path, side)), speed(plainly)) for _ in range(ROUNDS)]
+    ours, plain = (statistics.median(speeds) for speeds in zip(*rounds, strict=True))
+    ratio = statistics.median(a / b for a, b in rounds)
+    return f"{ours:.0f} photos/s, Pillow's open and resize {plain:.0f}, ratio {ratio:.2f}"
 
 
 if __name__ == "__main__":
