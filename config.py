@@ -308,6 +308,11 @@ class Config:
         "autocast where the device computes it in hardware, and float32 elsewhere",
         group=MACHINE,
     )
+    cuda_graphs: bool = setting(
+        False, bool, "on one GPU, record the training step and replay it at one go: for networks "
+        "and batches so small that the GPU waits for the host; off until it has been measured",
+        group=MACHINE, names_run=True,
+    )
     photos_on: str = setting(
         "auto", one_of("auto", "device", "host"), "where decoded photos lie: device, host or auto, "
         "which is the GPU when they take less than half of its free memory, otherwise the host",

@@ -10,12 +10,15 @@ rows · photo · columns, so on a GPU a whole batch of different crops is two ba
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
+
+from data.cache import in_order
 
 
 def cached_side(image_size: int) -> int:
@@ -133,20 +136,30 @@ class Normalise:
 
 
 class _Gather:
-    """Photos by row number, from the device or from the host through pinned memory."""
+    """Photos by row number, batch after batch: from where they lie to the device.
+
+    From the host, they come through pinned memory, and a thread has the next batch ready while the
+    device is busy with the last.
+    """
 
     def __init__(self, pixels: Tensor, rows: np.ndarray, device: torch.device) -> None:
         self.pixels, self.device = pixels, device
-        self.rows = torch.from_numpy(rows)
-        # Types, since a tensor on `cuda` says that it is on `cuda:0`.
-        if pixels.device.type == device.type:
-            self.rows = self.rows.to(device)
+        self.rows = torch.from_numpy(rows).to(pixels.device)
 
-    def __call__(self, which: Tensor) -> Tensor:
-        chosen = self.pixels[self.rows[which.to(self.rows.device)]]
-        if chosen.device.type == self.device.type:
-            return chosen
-        return chosen.pin_memory().to(self.device, non_blocking=True)
+    def __call__(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        # Types, since a tensor on `cuda` says that it is on `cuda:0`.
+        if self.pixels.device.type == self.device.type:
+            yield from map(self.chosen, batches)
+            return
+        with ThreadPoolExecutor(1) as thread:
+            for photos in in_order(thread, self.pinned, batches, ahead=1):
+                yield photos.to(self.device, non_blocking=True)
+
+    def chosen(self, which: Tensor) -> Tensor:
+        return self.pixels[self.rows[which.to(self.rows.device)]]
+
+    def pinned(self, which: Tensor) -> Tensor:
+        return self.chosen(which).pin_memory()
 
 
 class TrainBatches:
@@ -192,22 +205,29 @@ class TrainBatches:
         or mixed (B, classes) float32."""
         count = len(self) * self.batch_size
         draw = np.random.Generator(np.random.PCG64([self.seed, number]))
-        order = torch.from_numpy(draw.permutation(len(self.labels))[:count]).to(self.device)
+        order = draw.permutation(len(self.labels))
         drawn = random_boxes(draw, count, self.crop_scale) * self.side
-        boxes = torch.from_numpy(whole_pixels(drawn, self.side)).to(self.device)
         weights = draw.beta(self.mixup, self.mixup, len(self)) if self.mixup else None
-        size = self.size_in(number)
         first, last = self.share.start, self.share.stop
         # To be mixed, a photo needs the one before it in the batch, and the first needs the last.
-        places = torch.arange(first - bool(self.mixup), last, device=self.device) % self.batch_size
-        for step in range(len(self)):
-            here = step * self.batch_size + places
-            images = crop_and_resize(self.gather(order[here]), boxes[here], size)
-            images, labels = self.normalise(images), self.labels[order[here]]
+        places = np.arange(first - bool(self.mixup), last) % self.batch_size
+        mine = (np.arange(0, count, self.batch_size)[:, None] + places).ravel()
+        which = torch.from_numpy(order[mine])
+        boxes = torch.from_numpy(whole_pixels(drawn[mine], self.side)).to(self.device)
+        labels = self.labels[which.to(self.device)]
+        batches = zip(
+            self.gather(which.split(len(places))),
+            boxes.split(len(places)),
+            labels.split(len(places)),
+            strict=True,
+        )
+        size = self.size_in(number)
+        for step, (photos, box, truth) in enumerate(batches):
+            images = self.normalise(crop_and_resize(photos, box, size))
             if weights is None:
-                yield images, labels
+                yield images, truth
             else:
-                yield mix(images, one_hot(labels, self.classes).float(), float(weights[step]))
+                yield mix(images, one_hot(truth, self.classes).float(), float(weights[step]))
 
 
 class EvalBatches:
@@ -233,9 +253,11 @@ class EvalBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images (B, 3, size, size) float32 and labels (B,) int64."""
         whole = torch.tensor([[0, self.side, 0, self.side]], device=self.device)
-        for which in torch.arange(self.photos, device=self.device).split(self.batch_size):
-            images = crop_and_resize(self.gather(which), whole.expand(len(which), 4), self.size)
-            yield self.normalise(images), self.labels[which]
+        batches = torch.arange(self.photos).split(self.batch_size)
+        labels = self.labels.split(self.batch_size)
+        for photos, truth in zip(self.gather(batches), labels, strict=True):
+            images = crop_and_resize(photos, whole.expand(len(photos), 4), self.size)
+            yield self.normalise(images), truth
 
 
 def random_boxes(draw: np.random.Generator, count: int, smallest: float) -> np.ndarray:

@@ -120,7 +120,7 @@ def _decode_into(ready: Path, photos: Photos, side: int, workers: int) -> None:
         )
         tasks = (photos.paths[start : start + PHOTOS_PER_TASK] for start in starts)
         work = partial(_decode_task, photos.root, side)
-        results = _in_order(pool, work, tasks, ahead=4 * workers)
+        results = in_order(pool, work, tasks, ahead=4 * workers)
         with tqdm(total=count, desc="decoding photos, once", unit="photo", disable=None) as bar:
             for pixels, signed, failed in results:
                 file.write(pixels.tobytes())
@@ -140,7 +140,7 @@ def _decode_into(ready: Path, photos: Photos, side: int, workers: int) -> None:
             shutil.rmtree(older, ignore_errors=True)
 
 
-def _in_order(
+def in_order(
     pool: ThreadPoolExecutor, work: Callable[[Any], Any], tasks: Iterable[Any], ahead: int
 ) -> Iterator[Any]:
     """Results in the order of the tasks, with at most `ahead` of them held in memory."""

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from config import Config, UserError
 from utils import ranks
+from utils.graphs import GraphedStep, Step
 from utils.metrics import accuracy
 
 Row = dict[str, float]
@@ -91,10 +92,12 @@ class EvaluationBatches(Protocol):
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where and how numbers are computed: float32, or bfloat16 under autocast."""
+    """Where and how numbers are computed: float32, or bfloat16 under autocast; on a GPU, training
+    steps one kernel after the other, or as one graph."""
 
     device: torch.device
     bf16: bool
+    graphs: bool = False
 
     def autocast(self) -> Any:
         if self.bf16:
@@ -110,6 +113,7 @@ class Training:
     objective: Objective
     optimizer: torch.optim.Optimizer
     history: list[Row] = field(default_factory=list)
+    step: Step | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.learner = ranks.parallel(Learner(self.model, self.objective))
@@ -227,26 +231,15 @@ def train_epoch(
     back makes the host wait, so it happens once in fifty steps only.
     """
     training.model.train()
-    trained = [p for group in training.optimizer.param_groups for p in group["params"]]
+    training.step = training.step or training_step(training, config, hardware)
     torch.manual_seed(seed * 1_000_003 + epoch)  # for models with dropout
     steps, photos, started = len(train), 0, time.perf_counter()
     sums: dict[str, Tensor] = {}
     bar = progress(train.epoch(epoch), f"epoch {epoch}", steps)
     for step, (images, labels) in enumerate(bar):
         rate = learning_rate((epoch - 1) * steps + step, steps, config)
-        for group in training.optimizer.param_groups:
-            group["lr"] = rate
-        with hardware.autocast():
-            loss, logits, parts = training.learner(images, labels)
-        training.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.clip_norm:
-            nn.utils.clip_grad_norm_(trained, config.clip_norm)
-        training.optimizer.step()
-
-        truth = labels.argmax(1) if labels.ndim == 2 else labels
-        named = {"loss": loss.detach(), "accuracy": (logits.argmax(1) == truth).float().mean()}
-        for name, value in (named | parts).items():
+        set_rate(training.optimizer, rate)
+        for name, value in training.step(images, labels).items():
             sums[name] = sums.get(name, 0) + value * len(images)
         photos += len(images)
         if step % 50 == 49 or step == steps - 1:
@@ -262,6 +255,35 @@ def train_epoch(
     means = {f"{name}/train": ranks.summed(total).item() / photos for name, total in sums.items()}
     seconds = time.perf_counter() - started
     return {**means, "lr": rate, "images_per_second": photos / seconds}
+
+
+def training_step(training: Training, config: Config, hardware: Hardware) -> Step:
+    """What is done with one batch; returns the loss, the accuracy and the parts as scalars that
+    stay on the device."""
+    trained = [p for group in training.optimizer.param_groups for p in group["params"]]
+
+    def step(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        with hardware.autocast():
+            loss, logits, parts = training.learner(images, labels)
+        training.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.clip_norm:
+            nn.utils.clip_grad_norm_(trained, config.clip_norm)
+        training.optimizer.step()
+        truth = labels.argmax(1) if labels.ndim == 2 else labels
+        right = (logits.argmax(1) == truth).float().mean()
+        return {"loss": loss.detach(), "accuracy": right} | parts
+
+    return GraphedStep(step, training.optimizer) if hardware.graphs else step
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate, in its place where it is a tensor that a graph reads."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def evaluate(

@@ -153,7 +153,9 @@ def find_hardware(config: Config) -> Hardware:
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     auto = config.precision == "auto" and gains_from_bf16(device)
-    return Hardware(device, bf16=auto or config.precision == "bf16")
+    if config.cuda_graphs and (device.type != "cuda" or ranks.count() > 1):
+        raise UserError("--cuda-graphs: they are for one GPU in one process; leave it away here")
+    return Hardware(device, auto or config.precision == "bf16", config.cuda_graphs)
 
 
 def gains_from_bf16(device: torch.device) -> bool:
