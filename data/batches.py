@@ -156,7 +156,7 @@ class _Gather:
                 yield photos.to(self.device, non_blocking=True)
 
     def chosen(self, which: Tensor) -> Tensor:
-        return self.pixels[self.rows[which.to(self.rows.device)]]
+        return self.pixels[self.rows[which]]
 
     def pinned(self, which: Tensor) -> Tensor:
         return self.chosen(which).pin_memory()
@@ -212,7 +212,7 @@ class TrainBatches:
         # To be mixed, a photo needs the one before it in the batch, and the first needs the last.
         places = np.arange(first - bool(self.mixup), last) % self.batch_size
         mine = (np.arange(0, count, self.batch_size)[:, None] + places).ravel()
-        which = torch.from_numpy(order[mine])
+        which = torch.from_numpy(order[mine]).to(self.gather.rows.device)
         boxes = torch.from_numpy(whole_pixels(drawn[mine], self.side)).to(self.device)
         labels = self.labels[which.to(self.device)]
         batches = zip(
@@ -253,7 +253,7 @@ class EvalBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images (B, 3, size, size) float32 and labels (B,) int64."""
         whole = torch.tensor([[0, self.side, 0, self.side]], device=self.device)
-        batches = torch.arange(self.photos).split(self.batch_size)
+        batches = torch.arange(self.photos, device=self.gather.rows.device).split(self.batch_size)
         labels = self.labels.split(self.batch_size)
         for photos, truth in zip(self.gather(batches), labels, strict=True):
             images = crop_and_resize(photos, whole.expand(len(photos), 4), self.size)
