@@ -22,7 +22,7 @@ from utils.agenda import Agenda
 from utils.comparison import comparison
 from utils.distillation import Distillation, Lesson
 from utils.engine import CrossEntropy
-from utils.runs import Run, claim, plan, read_result, run_name, train_and_test
+from utils.runs import Run, claimed, plan, read_result, run_name, train_and_test
 from utils.script import run_script, say_where
 from utils.setup import Setup, describe, prepare
 from utils.teacher import Teacher, check_teacher, load_teacher
@@ -55,17 +55,17 @@ def main(arguments: Sequence[str]) -> None:
     lineups = [line_up(setup, seed, brought) for seed in config.seeds]
     baselines = [run for lineup in lineups for run in lineup.baselines]
     students = [run for lineup in lineups for run in lineup.students]
-    claim(setup, students, needed=baselines)
-    describe(setup)
-    agenda = Agenda(baselines + students)
     results = []
-    for lineup in lineups:
-        results += [agenda.done(run, train_baseline(setup, run)) for run in lineup.baselines]
-        check_taught(lineup)
-        teacher = None
-        if not all(run.finished for run in lineup.students):
-            teacher = meet_teacher(setup, lineup.teacher, read_result(lineup.baseline))
-        results += [agenda.done(run, distil(setup, run, teacher)) for run in lineup.students]
+    with claimed(setup, students, needed=baselines):
+        describe(setup)
+        agenda = Agenda(baselines + students)
+        for lineup in lineups:
+            results += [agenda.done(run, train_baseline(setup, run)) for run in lineup.baselines]
+            check_taught(lineup)
+            teacher = None
+            if not all(run.finished for run in lineup.students):
+                teacher = meet_teacher(setup, lineup.teacher, read_result(lineup.baseline))
+            results += [agenda.done(run, distil(setup, run, teacher)) for run in lineup.students]
     print(comparison(results))
     say_where(config.output)
 

@@ -15,7 +15,7 @@ from config import model_names, parse
 from utils.agenda import Agenda
 from utils.engine import CrossEntropy
 from utils.report import section
-from utils.runs import claim, plan, train_and_test
+from utils.runs import claimed, plan, train_and_test
 from utils.script import run_script, say_where
 from utils.setup import describe, prepare
 
@@ -25,13 +25,15 @@ def main(arguments: Sequence[str]) -> None:
     config = parse(arguments, __doc__)
     setup = prepare(config)
     runs = plan(setup, config.seeds, model_names(config))
-    claim(setup, runs)
-    describe(setup)
-    agenda = Agenda(runs)
-    results = [
-        agenda.done(run, train_and_test(setup, run, lambda: CrossEntropy(config.label_smoothing)))
-        for run in runs
-    ]
+    with claimed(setup, runs):
+        describe(setup)
+        agenda = Agenda(runs)
+        results = [
+            agenda.done(
+                run, train_and_test(setup, run, lambda: CrossEntropy(config.label_smoothing))
+            )
+            for run in runs
+        ]
     print(section(results))
     say_where(config.output)
 

@@ -1,4 +1,5 @@
-"""Runs that are killed at random moments and resumed end as if nothing had happened.
+"""Runs that are killed at random moments and resumed end as if nothing had happened, those that
+are asked to stop do so in order, and no two processes train the same run.
 
 KILLS in the environment says how many kills there are, instead of one or two:
 KILLS=50 pytest tests/test_faults.py
@@ -7,6 +8,7 @@ KILLS=50 pytest tests/test_faults.py
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.checkpoint import load_checkpoint
 from tests.photo_folders import make_photos
 
 ROOT = Path(__file__).parents[1]
@@ -91,3 +94,30 @@ def compare(run: str, whole: Path, killed: Path) -> None:
         assert first["agreement"] == second["agreement"]
     assert not list(killed.rglob("*unfinished*"))
     assert len(list((killed / "output" / "logs" / run).iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("run", "ending", "status"), [(BASELINE, signal.SIGINT, 130), (STUDENT, signal.SIGTERM, 143)]
+)
+def test_a_run_that_is_asked_to_stop_says_how_to_go_on_and_nobody_else_may_train_it(
+    run, ending, status, tmp_path
+):
+    photos = make_photos(tmp_path / "weather", per_class=24)
+    command = [*words(run, photos, tmp_path), "--epochs", "500"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith("epoch   2/") for line in lines)
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 2
+    assert "is being trained by another process" in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+    process.send_signal(ending)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert errors.strip().splitlines() == ["stopped; the same command with --resume goes on"]
+    left = [load_checkpoint(path)["history"] for path in tmp_path.rglob("last.pt")]
+    assert max(map(len, left)) >= 2
+    assert not list(tmp_path.rglob("*unfinished*"))

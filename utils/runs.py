@@ -9,8 +9,8 @@ import os
 import platform
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torchvision
 from torch import Tensor
 
 from config import Config, UserError, recipe
+from data.locks import taken
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from models.factory import MEAN, STD, create_model, to_device
 from utils import ranks
@@ -99,8 +100,10 @@ def run_name(setup: Setup, config: Config, what: str, seed: int) -> str:
     return f"{setup.photos_name}-{setup.image_size}px-{what}{start}{tag}-seed{seed}"
 
 
-def claim(setup: Setup, runs: Sequence[Run], needed: Sequence[Run] = ()) -> None:
-    """Make the runs' folders, or raise UserError where earlier runs stand in the way.
+@contextmanager
+def claimed(setup: Setup, runs: Sequence[Run], needed: Sequence[Run] = ()) -> Iterator[None]:
+    """Make the runs' folders and keep them for this process, or raise UserError where earlier runs
+    stand in the way or another process is at them.
 
     `needed` are runs that the others build on: finished ones are used as they are, whatever
     --resume and --overwrite say. All names are checked before the first run starts, so that none
@@ -108,10 +111,26 @@ def claim(setup: Setup, runs: Sequence[Run], needed: Sequence[Run] = ()) -> None
     """
     if not ranks.is_first():
         ranks.wait()
+        yield
         return
-    config = setup.config
     used = [run for run in needed if run.finished]
-    claimed = [run for run in [*needed, *runs] if run not in used]
+    mine = [run for run in [*needed, *runs] if run not in used]
+    with ExitStack() as until_done:
+        for folder in dict.fromkeys(run.results for run in mine):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not until_done.enter_context(taken(folder)):
+                raise UserError(
+                    f"{folder.name} is being trained by another process: wait for it, or give "
+                    "this run a name of its own with --tag NAME"
+                )
+        check_and_make_folders(setup, mine, used)
+        ranks.wait()
+        yield
+
+
+def check_and_make_folders(setup: Setup, claimed: Sequence[Run], used: Sequence[Run]) -> None:
+    """What `claimed` says, for runs that no other process is at."""
+    config = setup.config
     for run in used:
         check_same(run, settings_of(setup, run))
     for run in [] if config.overwrite else claimed:
@@ -126,11 +145,12 @@ def claim(setup: Setup, runs: Sequence[Run], needed: Sequence[Run] = ()) -> None
             check_same(run, settings_of(setup, run))
     for run in claimed:
         if config.overwrite:
-            for folder in (run.results, run.checkpoints, run.logs):
+            for folder in (run.checkpoints, run.logs):
                 shutil.rmtree(folder, ignore_errors=True)
+            for file in run.results.iterdir():  # the folder itself is what keeps others away
+                file.unlink()
         if not run.finished:
             write_json(run.results / "settings.json", settings_of(setup, run))
-    ranks.wait()
 
 
 def settings_of(setup: Setup, run: Run) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What every script does around its work: report problems in a line, say where things are."""
 
 import errno
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,12 @@ OUT_OF_OUR_HANDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.
 
 
 def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
-    """Run `main` and return the exit status: 2 for the user's mistakes, 130 when interrupted."""
+    """Run `main` and return the exit status: 2 for the user's mistakes, 130 or 143 when SIGINT
+    (Ctrl-C) or SIGTERM (a scheduler's, before it kills) stops it.
+
+    Whatever is being written then is either whole or not there.
+    """
+    before = signal.signal(signal.SIGTERM, terminate)
     # A log file is to be followed while the run goes on.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
@@ -29,10 +35,21 @@ def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
         what = f"{problem.filename}: " if problem.filename else ""
         print(f"error: {what}{problem.strerror}; once mended, --resume goes on", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\nstopped; the same command with --resume goes on", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stopped, Terminated) else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come; whoever lets Ctrl-C through lets this through."""
+
+
+def terminate(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the leaving
+    raise Terminated
 
 
 def say_where(output: Path) -> None:
