@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     unfinished = path.with_name(path.name + ".unfinished")
     # Through memory, because torch hides a full disk's OSError behind an error of its own.
     packed = io.BytesIO()
-    torch.save({"format": FORMAT} | content, packed)
+    content = {"format": FORMAT} | {k: v for k, v in content.items() if k != "checksum"}
+    torch.save(content | {"checksum": _checksum(content)}, packed)
     try:
         with unfinished.open("wb") as file:
             file.write(packed.getbuffer())
@@ -40,8 +42,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, its tensors on the CPU; code hidden in a file is never run.
 
-    Raises UserError for a file that is missing, broken, no checkpoint of this repo, or written by
-    a newer version of it.
+    Raises UserError for a file that is missing, broken, no checkpoint of this repo, written by a
+    newer version of it, or changed since it was written, be it by a single bit.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -56,6 +58,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a checkpoint of train.py or knowledge_distillation.py")
     if not isinstance(content["format"], int) or content["format"] > FORMAT:
         raise UserError(f"{path}: written by a newer version of this repo; update to read it")
+    # Checkpoints of earlier versions have none. torch does not look at the zip's own checksums.
+    if content.pop("checksum", None) not in (None, _checksum(content)):
+        raise UserError(
+            f"{path}: some of it has changed since it was written, as on a failing disk or in a "
+            "broken transfer; take another copy, or train it again"
+        )
     return content
 
 
@@ -87,6 +95,23 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             f"{len(content['classes'])} classes"
         ) from problem
     return model.eval(), content
+
+
+def _checksum(value: Any, so_far: int = 0) -> int:
+    """A CRC-32 of tensors and plain values, in dicts and lists of any depth; a cryptographic digest
+    would take three times as long, every epoch, and nobody has to be kept from making one."""
+    match value:
+        case torch.Tensor():
+            so_far = _checksum(f"{value.dtype} {tuple(value.shape)}", so_far)
+            flat = value.detach().cpu().contiguous().view(-1)
+            return zlib.crc32(flat.view(torch.uint8).numpy().data, so_far)
+        case dict() | list() | tuple():
+            inner = [*value.items()] if isinstance(value, dict) else value
+            so_far = _checksum(f"{len(inner)} in it", so_far)
+            for item in inner:
+                so_far = _checksum(item, so_far)
+            return so_far
+    return zlib.crc32(f"{type(value).__name__} {value!r};".encode("utf-8", "replace"), so_far)
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -4,6 +4,7 @@ import io
 import math
 import os
 import pickle
+import random
 import re
 import socket
 import urllib.error
@@ -275,6 +276,33 @@ def test_a_broken_byte_never_ends_in_a_traceback(tmp_path, original):
         except UserError:
             refused += 1
     assert refused > 5
+
+
+def test_a_bit_that_flipped_is_noticed_or_changes_nothing(tmp_path):
+    """A file is mostly weights; a flipped bit in them would go unseen into every result."""
+    path, noticed = tmp_path / "best.pt", 0
+    weight = torch.rand(2000)
+    model = {"weight": weight, "half": weight[:50].bfloat16()}
+    save_checkpoint(path, {"model": model, "seed": 3})
+    original = path.read_bytes()
+    draw = random.Random(0)
+    for _ in range(200):
+        broken = bytearray(original)
+        broken[draw.randrange(len(broken))] ^= 1 << draw.randrange(8)
+        path.write_bytes(broken)
+        try:
+            loaded = load_checkpoint(path)
+        except UserError:
+            noticed += 1
+            continue
+        assert all(torch.equal(loaded["model"][name], model[name]) for name in model)
+        assert loaded["seed"] == 3
+    assert noticed > 150
+    broken = bytearray(original)
+    broken[original.index(weight.numpy().tobytes()) + 1234] ^= 1
+    path.write_bytes(broken)
+    with pytest.raises(UserError, match="has changed since it was written"):
+        load_checkpoint(path)
 
 
 def test_a_newer_format_says_so(tmp_path):
