@@ -15,6 +15,7 @@ how long a command takes to its first step, without and with decoded photos, and
 are decoded by one thread.
 """
 
+import gc
 import os
 import resource
 import statistics
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -31,7 +32,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -50,11 +51,13 @@ from utils.engine import (
     make_optimizer,
     train_epoch,
 )
+from utils.graphs import WARM_UP, GraphedStep
 from utils.script import run_script
 from utils.setup import Setup, describe, prepare
 
 ROUNDS = 5
-STEPS = {"cpu": 6, "cuda": 60}  # a round's
+# A round's; what an epoch costs once is to weigh as little as it does in a real one.
+STEPS = {"cpu": 16, "cuda": 80}
 DECODED = 200
 
 ROW = "| {:38} | {:>14} | {:>14} | {:>5} | {:>15} | {:>6} | {:>11} |"
@@ -152,15 +155,16 @@ def compare(setup: Setup, name: str, make: Callable[[], Made]) -> str:
     training = Training(model, objective, make_optimizer(model, objective.own, config))
     batches = setup.train_batches(config, seed=0, steps=steps)
     fixed = next(iter(batches.epoch(1)))
-    plain = PlainLoop(setup, fixed[0].shape[-1], *make()[:2])
 
     def real() -> float:
         row = train_epoch(training, batches, config, hardware, seed=0, epoch=1)
         return row["images_per_second"]
 
+    gc.collect()
     forget_peak(hardware.device)
     real()
     peak = peak_memory(hardware.device)
+    plain = PlainLoop(setup, fixed[0].shape[-1], *make()[:2])
     bare_speed(training, fixed, hardware, teacher, steps)
     rounds = [
         (real(), bare_speed(training, fixed, hardware, teacher, steps), plain.speed(steps))
@@ -184,10 +188,10 @@ def bare_speed(
     training: Training, batch: Batch, hardware: Hardware, teacher: nn.Module | None, steps: int
 ) -> float:
     """Images per second of nothing but forward, backward and optimizer on one batch, after the
-    forward of the teacher if there is one."""
+    forward of the teacher if there is one; as a CUDA graph with --cuda-graphs."""
     images, labels = batch
-    started = time.perf_counter()
-    for _ in range(steps):
+
+    def step(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with hardware.autocast():
             if teacher:
                 with torch.no_grad():
@@ -196,6 +200,14 @@ def bare_speed(
         training.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         training.optimizer.step()
+        return {"loss": loss.detach()}
+
+    quick = GraphedStep(step, training.optimizer) if hardware.graphs else step
+    for _ in range(WARM_UP + 1 if hardware.graphs else 0):
+        quick(images, labels)
+    started = time.perf_counter()
+    for _ in range(steps):
+        loss = quick(images, labels)["loss"]
     loss.item()
     return steps * len(images) / (time.perf_counter() - started)
 
@@ -231,12 +243,18 @@ class PlainLoop:
         self.optimizer = torch.optim.AdamW(parameters, lr=config.lr)
 
     def speed(self, steps: int) -> float:
-        """Images per second, once the workers have started and delivered."""
+        """Images per second, once the workers have started and what they made ahead is used up."""
         batches = iter(self.loader)
-        next(batches)
-        photos, losses, started = 0, 0.0, time.perf_counter()
+        ahead = 1 + self.loader.num_workers * (self.loader.prefetch_factor or 0)
         self.model.train()
-        for images, labels in islice(batches, steps):
+        self.train(islice(batches, ahead))
+        started = time.perf_counter()
+        return self.train(islice(batches, steps)) / (time.perf_counter() - started)
+
+    def train(self, batches: Iterable[Batch]) -> int:
+        """Train on these batches; returns the number of photos in them."""
+        photos, losses = 0, 0.0
+        for images, labels in batches:
             images, labels = images.to(self.device), labels.to(self.device)
             loss, _, _ = self.objective(self.model, images, labels)
             self.optimizer.zero_grad()
@@ -244,7 +262,7 @@ class PlainLoop:
             self.optimizer.step()
             losses += loss.item()
             photos += len(images)
-        return photos / (time.perf_counter() - started)
+        return photos
 
 
 def forget_peak(device: torch.device) -> None:
