@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from config import METHODS, MODELS, Config
 from data.batches import EvalBatches, Normalise, TrainBatches
@@ -40,6 +41,7 @@ from utils.engine import (
     evaluate,
     fit,
     make_optimizer,
+    training_step,
 )
 
 CPU = torch.device("cpu")
@@ -801,6 +803,24 @@ def test_matched_stages_have_maps_of_one_size_or_are_brought_to_it(cast, teacher
             term = objective.term([maps[i] for i in which], [others[i] for i in which])
             assert term.isfinite()
             assert term > 0
+
+
+@each_method
+def test_no_step_reads_a_number_back_from_the_device(method):
+    """A GPU would wait for it, and a recorded step could not be replayed. Tensors without values
+    show it on any machine: whatever needs one raises an error."""
+    model, teacher = network(1), network(2, "resnet50")
+    objective = distillation(lesson(method), teacher, teacher="resnet50", label_smoothing=0.1)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        for module in (m for top in (model, teacher, objective.own) for m in top.modules()):
+            for tensors in (module._parameters, module._buffers):
+                tensors.update({k: fake.from_tensor(v) for k, v in tensors.items() if v is not None})
+        config = Config(clip_norm=1.0)
+        training = Training(model, objective, make_optimizer(model, objective.own, config))
+        step = training_step(training, config, BF16)
+        for _ in range(2):
+            results = step(torch.empty(4, 3, 64, 64), torch.empty(4, dtype=torch.long))
+    assert {"loss", "accuracy", "ce", "agreement"} < results.keys()
 
 
 def test_a_lesson_is_named_by_its_settings():

@@ -89,14 +89,16 @@ def dkd_loss(
     if classes < 3:
         raise ValueError("dkd needs three classes or more")
     log_s, log_t = log_softmax(student / temperature, 1), log_softmax(teacher / temperature, 1)
-    others = torch.arange(classes, device=labels.device) != labels[:, None]
+    # All class numbers but the label's, by arithmetic: a mask would have to be counted on the host.
+    others = torch.arange(classes - 1, device=labels.device).expand(len(labels), -1)
+    others = others + (others >= labels[:, None]).long()
 
     def label_or_not(log_p: Tensor) -> Tensor:
-        rest = log_p[others].view(-1, classes - 1).logsumexp(1)
+        rest = log_p.gather(1, others).logsumexp(1)
         return torch.stack([log_p.gather(1, labels[:, None])[:, 0], rest], 1)
 
     def among_others(log_p: Tensor) -> Tensor:
-        return log_softmax(log_p[others].view(-1, classes - 1), 1)
+        return log_softmax(log_p.gather(1, others), 1)
 
     target, non_target = (
         kl_div(of(log_s), of(log_t), reduction="batchmean", log_target=True)

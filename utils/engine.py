@@ -6,6 +6,7 @@
 scalars to log. `labels` are (N,) class numbers, or (N, C) probabilities where photos are mixed.
 """
 
+import ctypes
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -261,6 +262,7 @@ def training_step(training: Training, config: Config, hardware: Hardware) -> Ste
     """What is done with one batch; returns the loss, the accuracy and the parts as scalars that
     stay on the device."""
     trained = [p for group in training.optimizer.param_groups for p in group["params"]]
+    keep_freed_memory()
 
     def step(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with hardware.autocast():
@@ -275,6 +277,19 @@ def training_step(training: Training, config: Config, hardware: Hardware) -> Ste
         return {"loss": loss.detach(), "accuracy": right} | parts
 
     return GraphedStep(step, training.optimizer) if hardware.graphs else step
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what a step frees on the host for the next step, where it can (glibc).
+
+    By default large blocks go back to the system at once, and every step waits until it has been
+    given the same pages anew, zeroed: a tenth of a ResNet18's step at 224 px on two CPU cores.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        trim_threshold, mmap_max = -1, -4
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -2,13 +2,14 @@
 which has to launch some hundred kernels a step; a graph launches them all at once."""
 
 import warnings
-from collections import Counter
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
+# The graph, the tensors that it reads its batch from, and those that it writes to.
+Recorded = tuple[torch.cuda.CUDAGraph, Tensor, Tensor, dict[str, Tensor]]
 
 # Steps that run as they are, before one is recorded: they create the optimizer's averages and let
 # cuDNN choose its kernels. They are real steps, on real batches.
@@ -16,7 +17,8 @@ WARM_UP = 3
 
 
 class GraphedStep:
-    """`step` recorded once for each shape of batch, and from then on replayed.
+    """`step` recorded, and from then on replayed, as long as batches keep their shape; where it
+    changes, as when images grow, the old recording and its memory go, and a new one is made.
 
     What it returns holds until the next call. `step` must neither read a number back to the host
     nor depend on anything on it but the learning rates, which lie in tensors from here on.
@@ -29,21 +31,19 @@ class GraphedStep:
             group["lr"] = torch.tensor(float(group["lr"]), device=device)
             group["capturable"] = True
         self.step = step
-        self.seen: Counter[tuple[torch.Size, torch.Size]] = Counter()
-        self.recorded: dict[
-            tuple[torch.Size, torch.Size],
-            tuple[torch.cuda.CUDAGraph, Tensor, Tensor, dict[str, Tensor]],
-        ] = {}
+        self.shape: tuple[torch.Size, torch.Size] | None = None
+        self.seen = 0
+        self.recorded: Recorded | None = None
         self.aside = torch.cuda.Stream()
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        shape = images.shape, labels.shape
-        self.seen[shape] += 1
-        if self.seen[shape] <= WARM_UP:
+        if self.shape != (images.shape, labels.shape):
+            self.shape, self.seen, self.recorded = (images.shape, labels.shape), 0, None
+        self.seen += 1
+        if self.seen <= WARM_UP:
             return self.warm_up(images, labels)
-        if shape not in self.recorded:
-            self.recorded[shape] = self.record(images, labels)
-        graph, own_images, own_labels, outputs = self.recorded[shape]
+        self.recorded = self.recorded or self.record(images, labels)
+        graph, own_images, own_labels, outputs = self.recorded
         own_images.copy_(images)
         own_labels.copy_(labels)
         graph.replay()
@@ -58,10 +58,8 @@ class GraphedStep:
         here.wait_stream(self.aside)
         return outputs
 
-    def record(
-        self, images: Tensor, labels: Tensor
-    ) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, dict[str, Tensor]]:
-        """The graph, the tensors that it reads its batch from, and those that it writes to."""
+    def record(self, images: Tensor, labels: Tensor) -> Recorded:
+        """The step on copies of this batch, which is not trained on before a replay."""
         own_images, own_labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         # Another thread may be fetching photos from the host meanwhile.
