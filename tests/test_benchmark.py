@@ -9,7 +9,15 @@ import pytest
 from config import parse
 from tests.photo_folders import make_photos
 from utils import benchmark
-from utils.benchmark import PlainLoop, compare, contenders, decoding, first_step, main
+from utils.benchmark import (
+    PlainLoop,
+    compare,
+    contenders,
+    decoding,
+    first_step,
+    main,
+    plain_loop,
+)
 from utils.setup import Setup, prepare
 
 
@@ -44,9 +52,10 @@ def test_by_default_every_model_and_both_experiments_are_measured(setup, words):
     ]  # fmt: skip
 
 
-def test_a_row_has_three_speeds_that_go_with_their_ratios(setup):
+def test_a_row_has_three_speeds_that_go_with_their_ratios(setup, words):
     name, make = contenders(setup, setup.config)[-1]
-    row = compare(setup, name, make)
+    with plain_loop(words, False, 4, steps=2) as plain_speed:
+        row = compare(setup, name, make, plain_speed)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[0] == name
     a, b, of_bare, c, of_plain, _ = (float(cell.removesuffix(" MB")) for cell in cells[1:])
@@ -59,7 +68,7 @@ def test_the_plain_loop_trains_the_same_network_on_the_same_photos(setup):
     _, make = contenders(setup, parse(["--models", "resnet18"], ""))[0]
     model, objective, _ = make()
     before = model.state_dict()["fc.weight"].clone()
-    loop = PlainLoop(setup, 32, model, objective)
+    loop = PlainLoop(setup, model, objective)
     rows = setup.split.indices("train")
     expected = [setup.decoded.photos.paths[i] for i in rows]
     root = setup.decoded.photos.root

@@ -813,8 +813,10 @@ def test_no_step_reads_a_number_back_from_the_device(method):
     objective = distillation(lesson(method), teacher, teacher="resnet50", label_smoothing=0.1)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         for module in (m for top in (model, teacher, objective.own) for m in top.modules()):
+            tensors: Any
             for tensors in (module._parameters, module._buffers):
-                tensors.update({k: fake.from_tensor(v) for k, v in tensors.items() if v is not None})
+                for name, value in tensors.items():
+                    tensors[name] = value if value is None else fake.from_tensor(value)
         config = Config(clip_norm=1.0)
         training = Training(model, objective, make_optimizer(model, objective.own, config))
         step = training_step(training, config, BF16)

@@ -9,7 +9,8 @@ For each model, and each teacher with its student, rounds of three loops alterna
 (a) the real training loop, augmentation, loss and metrics included;
 (b) the bare step on one fixed batch, as fast as (a) could be: forward (and the teacher's),
     cross-entropy, backward, optimizer;
-(c) what one writes first: ImageFolder, Pillow in DataLoader workers, float32, same objective.
+(c) what one writes first, in a process of its own: ImageFolder, Pillow in DataLoader workers,
+    float32, the same objective.
 Prints images per second of each as medians over the rounds and medians of the rounds' ratios; then
 how long a command takes to its first step, without and with decoded photos, and how fast photos
 are decoded by one thread.
@@ -23,11 +24,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -94,8 +97,10 @@ def main(arguments: Sequence[str]) -> None:
     describe(setup)
     print(ROW.format(*HEAD))
     print("|---|---:|---:|---:|---:|---:|---:|")
-    for name, make in contenders(setup, config, distils="--distil" in flags):
-        print(compare(setup, f"{name}, {setup.image_size} px", make))
+    distils = "--distil" in flags
+    for number, (name, make) in enumerate(contenders(setup, config, distils)):
+        with plain_loop(words, distils, number, steps_of(setup)) as plain_speed:
+            print(compare(setup, f"{name}, {setup.image_size} px", make, plain_speed))
     print(f"\nto the first step: {first_step(arguments)}")
     print(f"decoding, one thread: {decoding(setup)}")
 
@@ -148,10 +153,17 @@ def new_pupil(setup: Setup, teacher: str, student: str, method: str) -> Made:
     return new_model(setup, student), objective, objective.teacher_model
 
 
-def compare(setup: Setup, name: str, make: Callable[[], Made]) -> str:
+def steps_of(setup: Setup) -> int:
+    """Of a round."""
+    return STEPS[setup.hardware.device.type]
+
+
+def compare(
+    setup: Setup, name: str, make: Callable[[], Made], plain_speed: Callable[[], float]
+) -> str:
     """One row of the table."""
     config, hardware = setup.config, setup.hardware
-    steps = STEPS[hardware.device.type]
+    steps = steps_of(setup)
     model, objective, teacher = make()
     training = Training(model, objective, make_optimizer(model, objective.own, config))
     batches = setup.train_batches(config, seed=0, steps=steps)
@@ -165,10 +177,9 @@ def compare(setup: Setup, name: str, make: Callable[[], Made]) -> str:
     forget_peak(hardware.device)
     real()
     peak = peak_memory(hardware.device)
-    plain = PlainLoop(setup, fixed[0].shape[-1], *make()[:2])
     bare_speed(training, fixed, hardware, teacher, steps)
     rounds = [
-        (real(), bare_speed(training, fixed, hardware, teacher, steps), plain.speed(steps))
+        (real(), bare_speed(training, fixed, hardware, teacher, steps), plain_speed())
         for _ in range(ROUNDS)
     ]
     a, b, c = (statistics.median(speeds) for speeds in zip(*rounds, strict=True))
@@ -213,11 +224,50 @@ def bare_speed(
     return steps * len(images) / (time.perf_counter() - started)
 
 
+@contextmanager
+def plain_loop(
+    words: Sequence[str], distils: bool, number: int, steps: int
+) -> Iterator[Callable[[], float]]:
+    """A plain loop of the contender of that number, waiting in another process, which shares no
+    setting of the machine with ours; each call gives the speed of one round of it."""
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve_rounds, args=(words, distils, number, steps, there))
+    process.start()
+    there.close()
+
+    def speed() -> float:
+        here.send("go")
+        measured: float = here.recv()
+        return measured
+
+    try:
+        yield speed
+    finally:
+        here.close()
+        process.join()
+
+
+def serve_rounds(
+    words: Sequence[str], distils: bool, number: int, steps: int, asked: Connection
+) -> None:
+    """The other process: a round for each word that comes, until no more can come."""
+    config = parse(words, "", distils=distils)
+    with redirect_stdout(None):
+        setup = prepare(config)
+    model, objective, _ = contenders(setup, config, distils)[number][1]()
+    loop = PlainLoop(setup, model, objective)
+    with suppress(EOFError):
+        while asked.recv():
+            asked.send(loop.speed(steps))
+
+
 class PlainLoop:
     """The loop that one writes first: nothing in it is slow on purpose, and nothing made fast."""
 
-    def __init__(self, setup: Setup, size: int, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, setup: Setup, model: nn.Module, objective: Objective) -> None:
         config, photos = setup.config, setup.decoded.photos
+        size = setup.train_batches(config, seed=0).size_in(1)
         chosen = {str(photos.root / photos.paths[i]) for i in setup.split.indices("train")}
         augment = transforms.Compose(
             [
