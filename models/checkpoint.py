@@ -14,7 +14,7 @@ from config import MODELS, UserError
 from models.factory import create_model
 
 # Raised whenever a reader of older files would misread newer ones.
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -379,3 +379,6 @@ def test_another_teacher_does_not_go_on_with_an_unfinished_student(printed, word
     changed(path, teacher="0" * 16)
     with pytest.raises(UserError, match="started with a teacher of other weights: --overwrite"):
         main([*words, *PAIR, "--alpha", "0.25", "--resume"])
+    changed(path, format=1)
+    with pytest.raises(UserError, match="started by an earlier version of this repo: --overwrite"):
+        main([*words, *PAIR, "--alpha", "0.25", "--resume"])

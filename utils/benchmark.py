@@ -209,7 +209,7 @@ def bare_speed(
                 with torch.no_grad():
                     teacher(images)
             loss = cross_entropy(training.model(images).float(), labels)
-        training.optimizer.zero_grad(set_to_none=True)
+        training.learner.zero_grad(set_to_none=True)
         loss.backward()
         training.optimizer.step()
         return {"loss": loss.detach()}

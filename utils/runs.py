@@ -23,7 +23,7 @@ from torch import Tensor
 
 from config import Config, UserError, recipe
 from data.locks import taken
-from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
+from models.checkpoint import FORMAT, load_checkpoint, save_checkpoint, weights_digest
 from models.factory import MEAN, STD, create_model, to_device
 from utils import ranks
 from utils.engine import (
@@ -250,7 +250,12 @@ def tracked(
 
 
 def go_on(run: Run, training: Training, state: dict[str, Any], teacher: str | None) -> None:
-    """Load the state of an unfinished run; raises UserError when its teacher was another one."""
+    """Load the state of an unfinished run; raises UserError when its teacher was another one, or
+    its optimizer's averages are not in the order of today's."""
+    if state["format"] < FORMAT:
+        raise UserError(
+            f"{run.name} was started by an earlier version of this repo: --overwrite starts it anew"
+        )
     if state.get("teacher") != teacher:
         raise UserError(
             f"{run.name} was started with a teacher of other weights: --overwrite starts it anew"
