@@ -2,6 +2,7 @@
 #   make train   install the locked packages into .venv and train on the drawn sample
 #   make distill install as well, and let DenseNet169 teach ResNet18 on it
 #   make test    install the packages for testing as well, and check style, types and behaviour
+#   make test-faults   all of the kills, full disks, odd photos and settings that make test samples
 # Options of train.py or pytest go in ARGS, another Python in PYTHON:
 #   make train ARGS="--epochs 3" PYTHON=python3.12
 
@@ -11,7 +12,7 @@ ARGS ?=
 VENV_PYTHON = .venv/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --disable-pip-version-check --require-hashes
 
-.PHONY: train distill test lock clean
+.PHONY: train distill test test-faults lock clean
 
 train: .venv/.runtime-installed
 	$(VENV_PYTHON) train.py --data sample --resume $(ARGS)
@@ -24,6 +25,9 @@ test: .venv/.test-installed
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
 	$(VENV_PYTHON) -m pytest $(ARGS)
+
+test-faults: .venv/.test-installed
+	FAULTS=whole $(VENV_PYTHON) -m pytest tests/test_faults*.py $(ARGS)
 
 # The stamps are written last, so an install that was interrupted is done again, from an empty .venv.
 .venv/.runtime-installed: requirements.txt

@@ -1,23 +1,32 @@
-"""Runs that are killed at random moments and resumed end as if nothing had happened, those that
-are asked to stop do so in order, and no two processes train the same run.
+"""Runs that are killed at any moment and resumed end as if nothing had happened, those that are
+asked to stop do so in order, no two processes train the same run, and disks may be full.
 
-KILLS in the environment says how many kills there are, instead of one or two:
-KILLS=50 pytest tests/test_faults.py
+A quick share of it is part of the tests; FAULTS=whole pytest tests/test_faults.py runs all.
 """
 
+import csv
+import functools
 import json
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from config import UserError
+from data.cache import decode_photos
+from data.photos import find_photos
 from models.checkpoint import load_checkpoint
+from tests.faults import WHOLE
 from tests.photo_folders import make_photos
 
 ROOT = Path(__file__).parents[1]
@@ -29,79 +38,133 @@ SCRIPTS = {
     STUDENT: ["knowledge_distillation.py", "--teacher", "resnet18", "--student", "resnet18",
               "--teacher-epochs", "2", "--method", "fitnet"],
 }  # fmt: skip
-KILLS = {run: int(os.environ.get("KILLS", few)) for run, few in ((BASELINE, 1), (STUDENT, 2))}
+KILLS = {BASELINE: 25 if WHOLE else 1, STUDENT: 50 if WHOLE else 2}
+# What a process may be at when its end comes.
+MOMENTS = ("pixels.npy", "index.npz", "split-seed0", "settings.json", "events.out.tfevents",
+           "best.pt", "last.pt", "test_logits.npz", "history.csv", "result.json")  # fmt: skip
+ASKED = {signal.SIGINT: 130, signal.SIGTERM: 143}
+ENDINGS = [*4 * [signal.SIGKILL], *ASKED]
+GOES_ON = "stopped; the same command with --resume goes on"
+SPEED = ("images_per_second", "seconds", "wall_time")
 
 
 def words(run: str, photos: Path, folder: Path) -> list[str]:
     return [
-        sys.executable, *SCRIPTS[run], "--data", str(photos), "--image-size", "32",
+        *SCRIPTS[run], "--data", str(photos), "--image-size", "32",
         "--batch-size", "8", "--epochs", "4", "--mixup", "0.2", "--seeds", "3", "--tag", "mixed",
         "--output", str(folder / "output"), "--cache", str(folder / "cache"), "--resume",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("run", SCRIPTS)
-def test_killed_and_resumed_a_run_ends_with_the_same_bits(run, tmp_path):
-    photos = make_photos(tmp_path / "weather", per_class=24)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    started = time.perf_counter()
-    subprocess.run(words(run, photos, whole), cwd=ROOT, check=True, capture_output=True)
-    length = time.perf_counter() - started
+def finish(run: str, photos: Path, folder: Path) -> None:
+    """Run the command to its end."""
+    command = [sys.executable, *words(run, photos, folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
+
+def struck(
+    run: str, photos: Path, folder: Path, ending: int, number: int, milliseconds: float
+) -> subprocess.CompletedProcess[str]:
+    """Run the command until a signal comes, so long after its change of a file of that number."""
+    folder.mkdir(exist_ok=True)
+    program = [sys.executable, "-m", "tests.killed_program", str(folder), str(int(ending))]
+    program += [str(number), str(milliseconds), *words(run, photos, folder)]
+    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    return make_photos(tmp_path_factory.mktemp("photos") / "weather", per_class=24)
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory) -> Callable[[str], tuple[Path, int]]:
+    """Where a run lies that nothing interrupted, and how many changes of files it took."""
+
+    @functools.cache
+    def made(run: str) -> tuple[Path, int]:
+        folder = tmp_path_factory.mktemp("whole") / "whole"
+        return folder, int(struck(run, photos, folder, 0, 0, 0).stderr.split()[-1])
+
+    return made
+
+
+@pytest.mark.timeout(3600 if WHOLE else 300)
+@pytest.mark.parametrize("run", SCRIPTS)
+def test_stopped_and_resumed_a_run_ends_with_the_same_bits(run, photos, whole, tmp_path):
+    expected, changes = whole(run)
+    folder = tmp_path / "struck"
     draw = random.Random(20)
     kills = 0
     while kills < KILLS[run]:
-        # From the decoding on: before that a run only imports its libraries.
-        moment = draw.uniform(0.3, 1.0) * length
-        process = subprocess.Popen(
-            words(run, photos, killed), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        try:
-            process.communicate(timeout=moment)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        # Early ones more often: after each kill there is less left to do.
+        number = 1 + int(changes * draw.random() ** 2)
+        ending = draw.choice(ENDINGS)
+        wait = draw.choice([0, draw.uniform(0, 40), draw.uniform(0, 1000)])
+        ended = struck(run, photos, folder, ending, number, 0 if ending in ASKED else wait)
+        if ended.returncode == 0:
+            # It ended before its signal: all that is left of it goes, and the next start is cold.
+            compare(run, expected, folder)
+            shutil.rmtree(folder)
+        elif ending in ASKED:
+            assert ended.returncode == ASKED[ending], ended.stderr
+            assert ended.stderr.splitlines() == ["", GOES_ON]
+            assert not list(folder.rglob("*unfinished*"))
+        else:
+            assert ended.returncode == -signal.SIGKILL, ended.stderr
             kills += 1
-            continue
-        assert process.returncode == 0
-        # It ended before its kill: all that is left of it goes, so that the next start is cold.
-        compare(run, whole, killed)
-        subprocess.run(["rm", "-r", str(killed)], check=True)
-    subprocess.run(words(run, photos, killed), cwd=ROOT, check=True, capture_output=True)
-    compare(run, whole, killed)
+    finish(run, photos, folder)
+    compare(run, expected, folder)
+    at = (tmp_path / "struck.changes").read_text("utf-8")
+    assert not WHOLE or all(moment in at for moment in MOMENTS), at
 
 
-def compare(run: str, whole: Path, killed: Path) -> None:
+def compare(run: str, whole: Path, other: Path) -> None:
+    """Assert that both folders hold the same of a run, and the other nothing that is left over."""
+    first, second = (traces(folder / "output", run) for folder in (whole, other))
+    for name in first:
+        assert first[name] == second[name], name
     for name in ("last.pt", "best.pt"):
-        first, second = (
-            torch.load(f / "output" / "checkpoints" / run / name, weights_only=True)
-            for f in (whole, killed)
-        )
-        for part in ("model", "objective"):
-            for key, value in first.get(part, {}).items():
-                assert torch.equal(value, second[part][key]), (name, key)
-    first, second = (
-        json.loads((f / "output" / "results" / run / "result.json").read_text())
-        for f in (whole, killed)
-    )
-    for key in ("table", "best_epoch", "test", "val", "photos", "recipe"):
-        assert first[key] == second[key], key
-    logits = [
-        (f / "output" / "results" / run / "test_logits.npz").read_bytes() for f in (whole, killed)
-    ]
-    assert logits[0] == logits[1]
-    if run == STUDENT:
-        assert first["agreement"] == second["agreement"]
-    assert not list(killed.rglob("*unfinished*"))
-    assert len(list((killed / "output" / "logs" / run).iterdir())) == 1
+        saved = [load_checkpoint(f / "output" / "checkpoints" / run / name) for f in (whole, other)]
+        torch.testing.assert_close(saved[0]["model"], saved[1]["model"], rtol=0, atol=0)
+        if name == "last.pt":
+            assert bool(saved[0]["objective"]) == (run == STUDENT)
+            adapters = [of["objective"] for of in saved]
+            torch.testing.assert_close(*adapters, rtol=0, atol=0)
+    assert not list(other.rglob("*unfinished*"))
+    assert len(list((other / "output" / "logs" / run).iterdir())) == 1
 
 
-@pytest.mark.parametrize(("ending", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def traces(output: Path, run: str) -> dict[str, Any]:
+    """What a run has written that another run of the same bits would write, too."""
+    results = output / "results" / run
+    result = json.loads((results / "result.json").read_text("utf-8"))
+    with (results / "history.csv").open(encoding="utf-8") as file:
+        history = [{k: v for k, v in row.items() if k not in SPEED} for row in csv.DictReader(file)]
+    with np.load(results / "test_logits.npz") as saved:
+        logits = {name: saved[name].tolist() for name in saved.files}
+    points = []
+    for path in sorted((output / "logs" / run).iterdir()):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "scalars" and value.tag not in SPEED:
+                    points.append((value.tag, event.step, value.tensor.float_val[0]))
+    keys = ("table", "best_epoch", "digest", "test", "val", "photos", "recipe", "agreement")
+    return {
+        "result": {key: result.get(key) for key in keys},
+        "split": (results / "split.csv").read_text("utf-8"),
+        "history": history,
+        "logits": logits,
+        "points": points,
+    }
+
+
+@pytest.mark.parametrize("ending", ASKED)
 def test_a_run_that_is_asked_to_stop_says_how_to_go_on_and_nobody_else_may_train_it(
-    ending, status, tmp_path
+    ending, photos, tmp_path
 ):
-    photos = make_photos(tmp_path / "weather", per_class=24)
-    command = [*words(BASELINE, photos, tmp_path), "--epochs", "500"]
+    command = [sys.executable, *words(BASELINE, photos, tmp_path), "--epochs", "500"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -114,8 +177,99 @@ def test_a_run_that_is_asked_to_stop_says_how_to_go_on_and_nobody_else_may_train
     assert len(second.stderr.splitlines()) == 1
     process.send_signal(ending)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
-    assert errors.strip().splitlines() == ["stopped; the same command with --resume goes on"]
+    assert process.returncode == ASKED[ending], errors
+    assert errors.strip().splitlines() == [GOES_ON]
     (last,) = tmp_path.rglob("last.pt")
     assert len(load_checkpoint(last)["history"]) >= 2
     assert not list(tmp_path.rglob("*unfinished*"))
+
+
+def test_of_two_that_start_at_once_one_trains_and_runs_that_differ_share_one_decoding(
+    photos, whole, tmp_path
+):
+    command = [sys.executable, *words(BASELINE, photos, tmp_path / "together")]
+    started = [
+        subprocess.Popen(
+            [*command, *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for more in ((), (), ("--seeds", "4"))
+    ]
+    errors = [process.communicate(timeout=200)[1] for process in started]
+    assert sorted(process.returncode for process in started[:2]) == [0, 2], errors
+    assert started[2].returncode == 0, errors[2]
+    (refused,) = (e for e, p in zip(errors, started, strict=True) if p.returncode == 2)
+    assert refused.splitlines()[-1].startswith(f"error: {BASELINE} is being trained by another")
+    others = [line for e in errors if e is not refused for line in e.splitlines()]
+    assert all(line.startswith("waiting for another process in") for line in others)
+    compare(BASELINE, whole(BASELINE)[0], tmp_path / "together")
+    assert len(list((tmp_path / "together" / "cache").glob("*/64px-*"))) == 1
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, which `mounted` gives another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def mounted(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
+
+
+# From no room for the decoded photos to none for the second of the checkpoints that go on.
+SIZES = ["500k", "1m", "20m", "60m", "150m", "200m", "250m"] if WHOLE else ["500k", "150m", "250m"]
+
+
+@pytest.mark.timeout(1200 if WHOLE else 300)
+def test_a_disk_that_is_full_or_read_only_is_told_in_a_line_and_with_room_the_run_goes_on(
+    disk, photos, whole
+):
+    epochs = 0
+    for options in [*(f"size={size}" for size in SIZES), "size=1g,ro"]:
+        mounted(disk, options)
+        command = [sys.executable, *words(BASELINE, photos, disk)]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == 2, (options, ended.stdout, ended.stderr)
+        assert ended.stderr.startswith("error: "), options
+        assert len(ended.stderr.splitlines()) <= 2, options
+        assert not list(disk.rglob("*unfinished*")), options
+        for checkpoint in disk.rglob("last.pt"):
+            epochs = len(load_checkpoint(checkpoint)["history"])
+    assert epochs >= 1
+    mounted(disk, "rw")
+    finish(BASELINE, photos, disk)
+    compare(BASELINE, whole(BASELINE)[0], disk)
+
+
+def test_a_cache_that_is_removed_in_the_middle_changes_nothing_and_while_decoding_is_told(
+    photos, whole, tmp_path
+):
+    process = subprocess.Popen(
+        [sys.executable, *words(BASELINE, photos, tmp_path / "bare")],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    assert any(line.startswith("epoch   1/") for line in iter(process.stdout.readline, ""))
+    shutil.rmtree(tmp_path / "bare" / "cache")
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    compare(BASELINE, whole(BASELINE)[0], tmp_path / "bare")
+
+    (listed, cache) = find_photos(photos, tmp_path), tmp_path / "gone"
+
+    def remove() -> None:
+        while not (begun := list(cache.glob("*/unfinished/pixels.npy"))):
+            pass
+        shutil.rmtree(begun[0].parent)
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    with pytest.raises(UserError, match="could not be written") as problem:
+        decode_photos(listed, 64, cache, workers=1, strict=False)
+    thread.join()
+    assert "\n" not in str(problem.value)
+    assert not list(cache.rglob("*unfinished*"))

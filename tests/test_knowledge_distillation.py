@@ -214,6 +214,29 @@ def test_finished_students_are_refused_and_with_resume_only_read(printed, words,
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        f"results/{name_of(KD)}/test_logits.npz", f"results/{name_of('resnet50')}/result.json",
+        f"results/{name_of('resnet18')}/settings.json",
+        f"checkpoints/{name_of('resnet50')}/best.pt",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("left", [0, 0.5, 0.99])
+def test_a_broken_file_of_an_earlier_run_is_named(printed, words, output, broken, left):
+    path = output / broken
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(left * len(whole))])
+    try:
+        # The teacher is wanted for a new student only.
+        lesson = ["--alpha", "0.6"] if path.name == "best.pt" else []
+        with pytest.raises(UserError, match=re.escape(str(path))) as problem:
+            main([*words, *PAIR, *lesson, "--resume"])
+        assert len(str(problem.value).splitlines()) == 1
+    finally:
+        path.write_bytes(whole)
+
+
 def test_a_baseline_of_another_recipe_is_no_baseline(printed, words):
     with pytest.raises(UserError, match=r"started with --lr 0\.001, not 0\.01.*--tag"):
         main([*words, *PAIR, "--alpha", "0.1", "--lr", "0.01"])

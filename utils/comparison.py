@@ -4,9 +4,11 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from config import UserError
 from utils.metrics import paired_interval
 from utils.tables import SEVEN_ROWS, SIZE_ROWS, Result, aligned, mean_and_spread, table
 
@@ -153,7 +155,16 @@ def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> 
 
 
 def recognised(result: Result) -> np.ndarray:
-    """(photos,) bool: which test photos a run named rightly."""
-    with np.load(result["folder"] / "test_logits.npz") as saved:
-        right: np.ndarray = saved["logits"].argmax(1) == saved["labels"]
+    """(photos,) bool: which test photos a run named rightly.
+
+    Raises UserError where the file that tells it is gone or broken."""
+    path = result["folder"] / "test_logits.npz"
+    try:
+        with np.load(path) as saved:
+            right: np.ndarray = saved["logits"].argmax(1) == saved["labels"]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as problem:
+        raise UserError(
+            f"{path}: not readable, and without it there is no comparison; run "
+            f"{path.parent.name} again with --overwrite"
+        ) from problem
     return right

@@ -168,8 +168,12 @@ def settings_of(setup: Setup, run: Run) -> dict[str, Any]:
 
 def check_same(run: Run, wanted: dict[str, Any]) -> None:
     """Raise UserError when the run under this name was started with other settings."""
-    # A setting that did not exist when the run was started had what is its default now.
-    earlier = recipe(Config()) | json.loads((run.results / "settings.json").read_text("utf-8"))
+    path = run.results / "settings.json"
+    try:
+        # A setting that did not exist when the run was started had what is its default now.
+        earlier = recipe(Config()) | json.loads(path.read_text("utf-8"))
+    except (ValueError, TypeError) as problem:
+        raise UserError(f"{path}: not readable; --overwrite starts the run anew") from problem
     for key, value in wanted.items():
         if earlier.get(key) != value:
             what = "--" + key.replace("_", "-") if key in recipe(Config()) else key
