@@ -11,8 +11,9 @@ import hashlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,8 +121,8 @@ def _decode_into(ready: Path, photos: Photos, side: int, workers: int) -> None:
         )
         tasks = (photos.paths[start : start + PHOTOS_PER_TASK] for start in starts)
         work = partial(_decode_task, photos.root, side)
-        results = in_order(pool, work, tasks, ahead=4 * workers)
-        with tqdm(total=count, desc="decoding photos, once", unit="photo", disable=None) as bar:
+        bar = tqdm(total=count, desc="decoding photos, once", unit="photo", disable=None)
+        with bar, closing(in_order(pool, work, tasks, ahead=4 * workers)) as results:
             for pixels, signed, failed in results:
                 file.write(pixels.tobytes())
                 signatures.append(signed)
@@ -142,15 +143,22 @@ def _decode_into(ready: Path, photos: Photos, side: int, workers: int) -> None:
 
 def in_order(
     pool: ThreadPoolExecutor, work: Callable[[Any], Any], tasks: Iterable[Any], ahead: int
-) -> Iterator[Any]:
-    """Results in the order of the tasks, with at most `ahead` of them held in memory."""
+) -> Generator[Any, None, None]:
+    """Results in the order of the tasks, with at most `ahead` of them held in memory.
+
+    When it is closed or interrupted, tasks that have not begun never do.
+    """
     waiting: deque[Future[Any]] = deque()
-    for task in tasks:
-        waiting.append(pool.submit(work, task))
-        if len(waiting) > ahead:
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(work, task))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    finally:
+        for pending in waiting:
+            pending.cancel()
 
 
 def _decode_task(

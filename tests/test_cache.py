@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from config import UserError
-from data.cache import Decoded, decode_photos
+from data.cache import PHOTOS_PER_TASK, Decoded, decode_photos
 from data.duplicates import signature
 from data.photos import find_photos, open_rgb
 
@@ -324,3 +324,36 @@ def test_a_disk_that_is_full_is_told_and_what_was_begun_is_removed(photos, tmp_p
 def test_a_folder_with_a_very_long_name_is_decoded(tmp_path):
     decoded = decode(make_photos(tmp_path / ("ß" * 126)))
     assert np.array_equal(decoded.pixels[5], picture(5))
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from data.cache import decode_photos
+from data.photos import find_photos
+
+opened = 0
+
+def interrupt(event, arguments):
+    global opened
+    if event == "open" and str(arguments[0]).endswith(".png"):
+        opened += 1
+        if opened == 40:
+            os.kill(os.getpid(), signal.SIGINT)
+
+photos, cache = find_photos(Path(sys.argv[1]), Path()), Path(sys.argv[2])
+sys.addaudithook(interrupt)
+try:
+    decode_photos(photos, 16, cache, workers=1, strict=False)
+except KeyboardInterrupt:
+    print(opened)
+"""
+
+
+def test_an_interrupt_does_not_wait_for_photos_that_are_not_begun(photos, tmp_path):
+    """It comes in the second of seven tasks: that one is finished, perhaps one more."""
+    run = [sys.executable, "-c", INTERRUPTED, photos, tmp_path / "cache"]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert 40 <= int(done.stdout) <= 3 * PHOTOS_PER_TASK
+    assert not list(tmp_path.rglob("unfinished"))
