@@ -73,9 +73,10 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     """List the photos of a folder with one sub-folder per class, or of an archive of one.
 
     Photos may lie deeper inside a class folder. A folder with nothing but one sub-folder in it is
-    taken as a wrapper and descended through. Hidden files and folders are skipped. A file is a
-    photo when its name ends like an image's, or else when Pillow recognises its first bytes; the
-    others are skipped. No file with an image suffix is opened, so that listing is quick.
+    taken as a wrapper and descended through. Hidden files and folders are skipped. Whatever is no
+    folder and has a name that ends like an image's is listed unopened, so that listing is quick;
+    pipes, sockets and links that lead nowhere too, so that decoding reports them by name. A file
+    with another name is a photo when Pillow recognises its first bytes, and else skipped.
 
     path: the folder, or a zip or tar archive, which is unpacked into a folder under unpack_into
     Raises UserError: nothing there, no class folders, fewer than two, or one without a photo.
@@ -139,7 +140,7 @@ def _photos_below(top: Path, elsewhere: set[tuple[int, int]]) -> Iterator[str]:
         for entry in _entries(folder):
             if _is(entry, "dir"):
                 inner.append(f"{prefix}{entry.name}/")
-            elif _is(entry, "file") and _is_photo(entry):
+            elif _is_photo(entry):
                 yield prefix + entry.name
         pending += sorted(inner, reverse=True)
 
@@ -168,6 +169,8 @@ def _is(entry: os.DirEntry[str], kind: str) -> bool:
 def _is_photo(entry: os.DirEntry[str]) -> bool:
     if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
         return True
+    if not _is(entry, "file"):
+        return False
     try:
         with Image.open(entry.path, formats=FORMATS):
             return True

@@ -1,5 +1,6 @@
 """Folders of made photos for tests that run whole commands."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -21,3 +22,10 @@ def make_photos(folder: Path, per_class: int = 14, side: int = 48) -> Path:
             photo = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             photo.save(folder / name / f"{number}.jpg", quality=92)
     return folder
+
+
+def encoded(image, name="JPEG", **options):
+    """The image as a file of the format that Pillow knows by this name."""
+    file = io.BytesIO()
+    image.save(file, name, **options)
+    return file.getvalue()

@@ -18,6 +18,7 @@ from PIL import ExifTags, Image
 
 from config import UserError
 from data.photos import Photos, UnreadablePhoto, find_photos, open_rgb
+from tests.photo_folders import encoded
 
 REPO = Path(__file__).parents[1]
 ORIGINALS = Path(__file__).parents[2] / "shared" / "originals"
@@ -33,12 +34,6 @@ def landscape(width=96, height=64, seed=0):
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     picture = np.stack([x, y, 1 - x * y], axis=2) * 200 + rng.normal(20, 12, (height, width, 3))
     return picture.clip(0, 255).astype(np.uint8)
-
-
-def encoded(image, name="JPEG", **options):
-    file = io.BytesIO()
-    image.save(file, name, **options)
-    return file.getvalue()
 
 
 def opened(folder, data, short_side=10_000):
@@ -117,7 +112,7 @@ def test_hidden_and_other_files_are_skipped_and_unnamed_photos_found(tmp_path):
     assert photos.paths == ("rain/1.jpg", "snow/1.jpg", "snow/no_suffix", "snow/photo.jpg.part")
 
 
-def test_odd_files_neither_hang_nor_count(tmp_path):
+def test_odd_files_do_not_hang_and_are_listed_where_their_names_say_photo(tmp_path):
     make(tmp_path, "rain/1.jpg", "snow/1.jpg", "snow/x.jpg/inside.jpg", "elsewhere.png")
     snow = tmp_path / "snow"
     os.mkfifo(snow / "pipe.jpg")
@@ -135,10 +130,19 @@ def test_odd_files_neither_hang_nor_count(tmp_path):
         listening.bind("socket.jpg")
         os.chdir(cwd)
     photos = find_photos(tmp_path, tmp_path)
-    in_snow = photos.paths[1:]
-    assert in_snow == ("snow/1.jpg", "snow/linked.jpg", "snow/x.jpg/inside.jpg")
-    for path in in_snow:
+    odd = {
+        "snow/dangling.jpg": "No such file or directory",
+        "snow/pipe.jpg": "not a regular file",
+        "snow/self.jpg": "Too many levels of symbolic links",
+        "snow/socket.jpg": "not a regular file",
+    }
+    fine = {"snow/1.jpg", "snow/linked.jpg", "snow/x.jpg/inside.jpg"}
+    assert set(photos.paths) == {"rain/1.jpg", *fine, *odd}
+    for path in fine:
         assert open_rgb(photos.root / path, 8).size == (8, 8)
+    for path, said in odd.items():
+        with pytest.raises(UnreadablePhoto, match=said):
+            open_rgb(photos.root / path, 8)
 
 
 def test_linked_class_folders_are_followed(tmp_path):
