@@ -55,11 +55,11 @@ class Split:
 
     def write_manifest(self, path: Path) -> None:
         """Write split.csv: path, class and split of each photo; whole or not at all."""
-        _replace(path, self._manifest())
+        write_whole(path, self._manifest())
 
     def _manifest(self) -> bytes:
         parts = (PARTS[part] for part in self.part)
-        return _to_csv([COLUMNS, *zip(self.paths, self.class_names, parts, strict=True)])
+        return to_csv([COLUMNS, *zip(self.paths, self.class_names, parts, strict=True)])
 
 
 def split_photos(photos: Photos, signatures: np.ndarray, manifest: Path, seed: int) -> Split:
@@ -97,7 +97,7 @@ def _groups(photos: Photos, signatures: np.ndarray, folder: Path) -> np.ndarray:
         groups = group_duplicates(signatures)
         repeated = np.nonzero(groups != np.arange(len(groups)))[0]
         rows = ((photos.paths[one], photos.paths[groups[one]]) for one in repeated)
-        _replace(remembered, _to_csv([("path", "duplicate_of"), *rows]))
+        write_whole(remembered, to_csv([("path", "duplicate_of"), *rows]))
     return groups
 
 
@@ -174,7 +174,7 @@ def read_manifest(path: Path) -> Split:
     return Split(paths, tuple(rows[photo][0] for photo in paths), part_of)
 
 
-def _to_csv(rows: Iterable[Sequence[str]]) -> bytes:
+def to_csv(rows: Iterable[Sequence[str]]) -> bytes:
     """The rows as csv. Not by csv.writer: which fields it quotes has changed between Pythons."""
 
     def quoted(field: str) -> str:
@@ -192,7 +192,7 @@ def _from_csv(data: bytes) -> Any:
     return csv.reader(io.StringIO(text, newline=""), strict=True)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write to a temporary name, then rename: nobody ever reads half a file."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from config import Config, UserError, recipe
 from data.locks import taken
+from data.split import to_csv, write_whole
 from models.checkpoint import FORMAT, load_checkpoint, save_checkpoint, weights_digest
 from models.factory import MEAN, STD, create_model, to_device
 from utils import ranks
@@ -337,6 +338,8 @@ def write_results(
     np.savez(run.results / "test_logits.npz", **saved)
     write_history(run.results / "history.csv", history)
     setup.split.write_manifest(run.results / "split.csv")
+    if unreadable := setup.decoded.unreadable:
+        write_whole(run.results / "unreadable.csv", to_csv([("path", "reason"), *unreadable]))
     mistakes = surest_mistakes(setup, arrays["logits"], arrays["labels"])
     tracker.finish(metrics, np.array(result["test"]["confusion"]), setup.classes, mistakes)
     write_json(run.results / "result.json", result)

@@ -21,8 +21,9 @@ def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
     Whatever is being written then is either whole or not there.
     """
     before = signal.signal(signal.SIGTERM, terminate)
-    # A log file is to be followed while the run goes on.
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # A log file is to be followed while the run goes on, and a terminal that lacks a letter is no
+    # reason to stop.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     try:
         with joined():
             main(arguments)

@@ -222,7 +222,8 @@ def describe(setup: Setup) -> None:
         for path, reason in unreadable[:5]:
             print(f"         {path!r}: {reason}")
         if len(unreadable) > 5:
-            print(f"         and {len(unreadable) - 5} more")
+            listed = setup.config.output / "results" / "<run>" / "unreadable.csv"
+            print(f"         and {len(unreadable) - 5} more; a run lists all in {listed}")
     for note in setup.split.notes:
         print(f"         {note}")
     precision = "bfloat16" if setup.hardware.bf16 else "float32"
