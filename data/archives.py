@@ -32,6 +32,8 @@ ALWAYS_ALLOWED_BYTES = 256 << 20
 # No photo is smaller than this in an archive, so more entries than that are no photos.
 MIN_BYTES_PER_ENTRY = 32
 ALWAYS_ALLOWED_ENTRIES = 10_000
+# However large the archive: many a disk has room for no more files.
+MAX_ENTRIES = 2_000_000
 
 # Deeper than any data set, and shallow enough for shutil.rmtree, which recurses.
 MAX_DEPTH = 64
@@ -49,7 +51,7 @@ def unpack(archive: Path, into: Path) -> Path:
     (path, size, time of change) is unpacked once. Two processes may ask for it at once.
 
     Raises UserError: not an archive, encrypted, broken, a path or link that leads out, a device
-    file, far larger than its packed size, or no room on the disk.
+    file, far larger than its packed size, too many entries, or no room on the disk.
     """
     if not archive.is_file():
         raise UserError(f"{str(archive)!r} is neither a folder nor a zip or tar archive")
@@ -134,6 +136,10 @@ def _check_expansion(unpacked: int, entries: int, packed: int) -> None:
         raise UserError(f"refused: {packed} bytes that unpack to {unpacked} or more are no photos")
     if entries > max(ALWAYS_ALLOWED_ENTRIES, packed // MIN_BYTES_PER_ENTRY):
         raise UserError(f"refused: {packed} bytes with {entries} entries or more are no photos")
+    if entries > MAX_ENTRIES:
+        raise UserError(
+            f"refused: more than {MAX_ENTRIES:,} entries; unpack it by hand and give the folder"
+        )
 
 
 def _inside(name: str) -> str:

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tarfile
@@ -131,6 +132,26 @@ def test_tar_names_and_links_that_lead_out_are_refused(tmp_path, name):
     refused(tmp_path, write_tar(archive, {}, members=[("x", tarfile.LNKTYPE, name)]), "leads out")
 
 
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_an_absolute_name_is_refused_where_it_could_be_written(tmp_path, write):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    refused(tmp_path, write(tmp_path / "a", {str(outside / "evil"): b"evil"}), "leads out")
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("rain", "rain/1.jpg"), "File exists|Not a directory"),
+        (("rain/1.jpg", "rain"), "Is a directory"),
+        (("rain/" + "x" * 300,), "File name too long"),
+    ],
+)
+def test_names_that_no_disk_takes_are_told_in_one_line(tmp_path, write, names, said):
+    refused(tmp_path, write(tmp_path / "a", dict.fromkeys(names, b"1")), said)
+
+
 @pytest.mark.parametrize("to", ["/etc/passwd", "../../evil", "../..", "x/../../../evil", ".."])
 def test_symbolic_links_that_lead_out_are_refused(tmp_path, to):
     link = [("rain/link", tarfile.SYMTYPE, to)]
@@ -162,6 +183,12 @@ def test_a_file_is_never_written_through_a_link(tmp_path):
         member.size = 4
         packed.addfile(member, io.BytesIO(b"evil"))
     assert contents(unpack(archive, tmp_path / "into")) == {"link/evil": b"evil"}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        info = zipfile.ZipInfo("link")
+        info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        packed.writestr(info, str(outside))
+        packed.writestr("link/evil", b"evil")
+    refused(tmp_path, tmp_path / "a.zip", "leads out")
     assert not list(outside.iterdir())
 
 
@@ -204,6 +231,31 @@ def test_bombs_are_refused(tmp_path, mode, monkeypatch):
         else:
             write_tar(path, files, mode)
         refused(tmp_path, path, "refused: .* are no photos")
+
+
+@pytest.mark.parametrize("mode", ["zip", "w:", "w:gz"])
+def test_more_entries_than_a_disk_takes_are_refused_however_large_the_archive(
+    tmp_path, mode, monkeypatch
+):
+    monkeypatch.setattr(archives, "MAX_ENTRIES", 20)
+    path = tmp_path / "a"
+    for count in (20, 21):
+        files = {f"rain/{n}.jpg": os.urandom(3000) for n in range(count - (mode == "zip"))}
+        write_zip(path, files) if mode == "zip" else write_tar(path, files, mode)  # and a folder
+        if count == 20:
+            assert contents(unpack(path, tmp_path / "fine")) == files
+        else:
+            refused(tmp_path, path, "refused: more than 20 entries; unpack it by hand")
+
+
+def test_a_zip_that_lies_about_a_size_is_refused(tmp_path):
+    """What its index says is checked before; more than that is never written."""
+    path = write_zip(
+        tmp_path / "a.zip", {"1.bmp": bytes(4 << 20)}, compression=zipfile.ZIP_DEFLATED
+    )
+    true, false = struct.pack("<I", 4 << 20), struct.pack("<I", 10)
+    path.write_bytes(path.read_bytes().replace(true, false))
+    refused(tmp_path, path, "truncated, broken")
 
 
 def test_a_bomb_in_a_tar_header_is_refused(tmp_path, monkeypatch):
