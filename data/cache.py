@@ -207,6 +207,8 @@ def _fingerprint(photos: Photos, side: int) -> str:
         try:
             stat = os.stat(photos.root / path)
             lines.append(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}")
+            if not os.access(photos.root / path, os.R_OK):  # a chmod changes no size and no time
+                lines.append("denied")
         except OSError:
             lines.append(f"{path}\0gone")
     return _digest("\n".join(lines))

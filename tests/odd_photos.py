@@ -12,7 +12,6 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -345,8 +344,12 @@ def no_files() -> Iterator[Kind]:
     yield Kind("pipe.jpg", os.mkfifo, reason="not a regular file")
     yield Kind("socket.jpg", listen, reason="not a regular file")
     if os.geteuid() != 0:  # root may read everything
-        denied = partial(os.open, flags=os.O_CREAT, mode=0)
-        yield Kind("locked.jpg", denied, reason="Permission denied")
+        yield Kind("locked.jpg", lock, reason="Permission denied")
+
+
+def lock(path: Path) -> None:
+    path.write_bytes(jpeg(draw_corners(path.name)))
+    path.chmod(0)
 
 
 def listen(path: Path) -> None:

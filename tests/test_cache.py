@@ -212,6 +212,17 @@ def test_a_photo_that_vanishes_after_the_listing_is_one_that_cannot_be_read(phot
     assert [path for path, _ in decoded.unreadable] == ["fog/003.png"]
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_photo_that_may_be_read_at_last_is_decoded(photos):
+    locked = photos / "hail" / "001.png"
+    locked.chmod(0)
+    assert decode(photos).unreadable == (("hail/001.png", "Permission denied"),)
+    locked.chmod(0o400)
+    decoded = decode(photos)
+    assert decoded.unreadable == ()
+    assert np.array_equal(decoded.pixels[HAIL + 1], picture(HAIL + 1))
+
+
 def test_strict_stops_at_photos_that_cannot_be_read_also_from_the_cache(photos):
     decode(photos, strict=True)
     (photos / "fog" / "000.png").write_bytes(b"")
