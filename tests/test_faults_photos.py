@@ -13,13 +13,15 @@ from data.cache import Decoded, decode_photos
 from data.photos import Photos, find_photos
 from tests.odd_photos import EXACT, draw_corners, every_kind, picture, rgb
 from tests.photo_folders import CLASSES, make_photos
+from utils.report import write_report
 
 ROOT = Path(__file__).parents[1]
 SIDE = 64
 # pytest puts its own warning filters in the place of those that data.photos sets.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
-KINDS = {f"{CLASSES[n % 4]}/{kind.name}": kind for n, kind in enumerate(every_kind())}
+NAMES = (os.fsdecode(b"f\xf6g"), "ha\nil | x", "rain", "雪")  # of the class folders
+KINDS = {f"{NAMES[n % 4]}/{kind.name}": kind for n, kind in enumerate(every_kind())}
 REPORTED = {path: kind.reason for path, kind in sorted(KINDS.items()) if kind.reason}
 
 
@@ -27,6 +29,8 @@ REPORTED = {path: kind.reason for path, kind in sorted(KINDS.items()) if kind.re
 def corpus(tmp_path_factory) -> Path:
     """Four healthy classes, and every kind in one of them."""
     folder = make_photos(tmp_path_factory.mktemp("odd") / "weather", per_class=24)
+    for plain, odd in zip(CLASSES, NAMES, strict=True):
+        (folder / plain).rename(folder / odd)
     for path, kind in KINDS.items():
         kind.put(folder / path.split("/")[0])
     return folder
@@ -74,7 +78,7 @@ def test_a_file_that_is_no_photo_is_reported_with_the_reason(path, decoded):
 
 
 def test_no_file_is_lost_or_listed_twice(decoded):
-    healthy = {f"{name}/{number}.jpg" for name in CLASSES for number in range(24)}
+    healthy = {f"{name}/{number}.jpg" for name in NAMES for number in range(24)}
     expected = sorted(healthy | set(KINDS))
     reported = [path for path, _ in decoded.unreadable]
     assert sorted([*decoded.photos.paths, *reported]) == expected
@@ -98,6 +102,10 @@ def test_the_corpus_trains_and_every_file_left_out_is_written_down(corpus, tmp_p
     split = read_csv(results / "split.csv")
     assert {path for path, _, _ in split} >= set(KINDS) - set(REPORTED)
 
+    report = write_report(tmp_path / "o" / "results")
+    recall = report.split("| Test recall of")[1].splitlines()[2:6]
+    titles = [line.split("|")[1].strip() for line in recall]
+    assert titles == ["'f\\udcf6g'", "'ha\\nil &#124; x'", "rain", "雪"]
     lines = run.stdout.splitlines()
     start = lines.index(f"WARNING  {len(REPORTED)} files cannot be read and are left out:")
     for path, line in zip(list(REPORTED)[:5], lines[start + 1 :], strict=False):

@@ -31,6 +31,7 @@ from data.photos import SUFFIXES, UnreadablePhoto
 from models.checkpoint import load_classifier
 from models.factory import to_device
 from utils.engine import Hardware, predict
+from utils.tables import printable
 
 CPU = torch.device("cpu")
 # Photos in memory at once; lines come out as often as a batch is full.
@@ -153,11 +154,6 @@ def most_probable(probabilities: Tensor, classes: Sequence[str], top: int) -> st
     """The `top` classes of a photo, or all if there are fewer, with their (C,) probabilities."""
     order = probabilities.argsort(descending=True, stable=True)[:top].tolist()
     return ", ".join(f"{printable(classes[i])} {100 * probabilities[i]:.1f} %" for i in order)
-
-
-def printable(name: str) -> str:
-    """The name, or its repr if it is empty or has characters that would break a line."""
-    return name if name and name.isprintable() else repr(name)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,16 @@ from pathlib import Path
 
 from config import MODELS, ROOT, UserError
 from utils.comparison import comparison, difference_rows, pairs_of
-from utils.tables import MORE_ROWS, SEVEN_ROWS, Columns, Result, Rows, read_result_file, table
+from utils.tables import (
+    MORE_ROWS,
+    SEVEN_ROWS,
+    Columns,
+    Result,
+    Rows,
+    printable,
+    read_result_file,
+    table,
+)
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -55,7 +64,10 @@ def section(results: Sequence[Result]) -> str:
     if baselines:
         columns = columns_of(baselines)
         recall: Rows = {
-            name: (lambda r, name=name: r["test"]["recall"][name], ".1%")  # type: ignore[misc]
+            printable(name).replace("|", "&#124;"): (
+                lambda r, name=name: r["test"]["recall"][name],  # type: ignore[misc]
+                ".1%",
+            )
             for name in photos["classes"]
         }
         text += [
@@ -159,6 +171,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "output", help="the scripts' --output"
     )
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         print(write_report(parser.parse_args(arguments).output / "results"))
     except (UserError, OSError) as problem:

@@ -89,3 +89,8 @@ def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         return "| " + " | ".join([first.ljust(widths[0]), *padded]) + " |\n"
 
     return row(head) + row(ruler) + "".join(map(row, lines))
+
+
+def printable(name: str) -> str:
+    """The name, or its repr if it is empty or has characters that would break a line."""
+    return name if name and name.isprintable() else repr(name)

@@ -190,7 +190,9 @@ def _hparams(config: Mapping[str, object]) -> dict[str, str | int | float]:
 
 
 def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    words = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    # A class is named like its folder, whose name need not be UTF-8.
+    return words.encode("utf-8", "backslashreplace").decode()
 
 
 def _markdown_table(config: Mapping[str, object]) -> str:
