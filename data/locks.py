@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""One process at a time, and files that are there as a whole."""
 
 import fcntl
 import os
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from config import UserError
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def taken(folder: Path) -> Iterator[bool]:
 def only_one(lock: Path) -> Iterator[None]:
     """Hold the lock file: one process at a time. A killed process frees it."""
     while True:
-        with lock.open("w") as held:
+        with lock.open("a") as held:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -48,3 +50,20 @@ def only_one(lock: Path) -> Iterator[None]:
             finally:
                 lock.unlink(missing_ok=True)
             return
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write to another name, then rename: nobody ever reads half a file, two processes may write
+    it at once, and what a killed one has begun is gone when the next has written it.
+
+    Raises UserError where it cannot be written.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with only_one(unfinished):
+            unfinished.write_bytes(data)
+            os.replace(unfinished, path)
+    except OSError as problem:
+        raise UserError(f"cannot write {str(path)!r}: {problem.strerror}") from problem

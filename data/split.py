@@ -7,7 +7,6 @@ import codecs
 import csv
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +17,7 @@ import numpy as np
 
 from config import UserError
 from data.duplicates import group_duplicates
+from data.locks import write_whole
 from data.photos import Photos
 
 PARTS = ("train", "val", "test")
@@ -190,20 +190,6 @@ def _from_csv(data: bytes) -> Any:
     """A csv reader of bytes that a spreadsheet may have saved with a byte order mark."""
     text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     return csv.reader(io.StringIO(text, newline=""), strict=True)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write to a temporary name, then rename: nobody ever reads half a file."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            unfinished.write_bytes(data)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 
 def make_split(

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from config import MODELS, ROOT, UserError
+from data.locks import write_whole
 from utils.comparison import comparison, difference_rows, pairs_of
 from utils.tables import (
     MORE_ROWS,
@@ -123,8 +124,8 @@ def write_report(folder: Path) -> str:
     the text."""
     results = read_results(folder)
     text = "# Results\n\n" + render(results)
-    write(folder / "report.md", text)
-    write(folder / "runs.csv", to_csv([run_record(result) for result in results]))
+    write_whole(folder / "report.md", text)
+    write_whole(folder / "runs.csv", to_csv([run_record(result) for result in results]))
     by_name = {result["run"]: result for result in results}
     lessons = [
         {"teacher": pair[0]["lesson"]["teacher"], "student": pair[0]["model"]}
@@ -135,7 +136,7 @@ def write_report(folder: Path) -> str:
         for row in difference_rows(pair, by_name)
     ]
     if lessons:
-        write(folder / "comparison.csv", to_csv(lessons))
+        write_whole(folder / "comparison.csv", to_csv(lessons))
     return text
 
 
@@ -157,13 +158,6 @@ def to_csv(records: Sequence[Mapping[str, object]]) -> str:
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()
-
-
-def write(path: Path, text: str) -> None:
-    """A file that is there as a whole."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, "utf-8")
-    unfinished.replace(path)
 
 
 def main(arguments: Sequence[str]) -> int:

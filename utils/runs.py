@@ -5,7 +5,6 @@ Both scripts are made of these steps; what they add is the objective that a run 
 
 import csv
 import json
-import os
 import platform
 import shutil
 import statistics
@@ -22,8 +21,8 @@ import torchvision
 from torch import Tensor
 
 from config import Config, UserError, recipe
-from data.locks import taken
-from data.split import to_csv, write_whole
+from data.locks import taken, write_whole
+from data.split import to_csv
 from models.checkpoint import FORMAT, load_checkpoint, save_checkpoint, weights_digest
 from models.factory import MEAN, STD, create_model, to_device
 from utils import ranks
@@ -411,7 +410,4 @@ def write_history(path: Path, history: Sequence[Row]) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Readable JSON that appears under its name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, json.dumps(content, indent=1) + "\n")
