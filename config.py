@@ -435,7 +435,8 @@ def check(config: Config) -> None:
     """Raise UserError for settings that do not go together."""
     for item in dataclasses.fields(config):
         values = getattr(config, item.name)
-        if item.metadata["many"] and len(set(values or ())) < len(values or ()):
+        # Runs are named by what is shown, so what is shown alike is one run.
+        if item.metadata["many"] and len(set(map(_short, values or ()))) < len(values or ()):
             raise UserError(f"{_flag(item.name)} {_as_words(values)}: each one once, please")
     if config.resume and config.overwrite:
         raise UserError(
