@@ -207,7 +207,8 @@ def fit(
     """Train from the epoch that `training` has reached up to `config.epochs`.
 
     After every epoch one row of named numbers joins `training.history` and `after_epoch` is
-    called, on rank 0, which may save a checkpoint and draw curves. Epochs depend on (seed, epoch)
+    called, on rank 0, which may save a checkpoint and draw curves. An epoch with a loss that is not
+    finite raises UserError and leaves no row and no checkpoint. Epochs depend on (seed, epoch)
     and the state alone, so a run that was interrupted goes on as if nothing had happened.
     """
     done = len(training.history)
@@ -224,6 +225,7 @@ def fit(
             "seconds": time.perf_counter() - started,
             "wall_time": time.time(),
         }
+        check_finite(row["loss/val"], "validation", epoch)
         training.history.append(row)
         if ranks.is_first():
             after_epoch(training)
@@ -266,16 +268,21 @@ def train_epoch(
         if step % 50 == 49 or step == steps - 1:
             mean_loss = sums["loss"].item() / photos
             bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-            if not math.isfinite(mean_loss):
-                raise UserError(
-                    f"epoch {epoch}: the training loss is no longer finite; a lower --lr, "
-                    "--clip-norm 1 or --precision float32 may help"
-                )
+            check_finite(mean_loss, "training", epoch)
     ranks.average_buffers(training.model)
     photos *= ranks.count()
     means = {f"{name}/train": ranks.summed(total).item() / photos for name, total in sums.items()}
     seconds = time.perf_counter() - started
     return {**means, "lr": rate, "images_per_second": photos / seconds}
+
+
+def check_finite(loss: float, part: str, epoch: int) -> None:
+    """Raise UserError for a loss that is not a finite number."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"epoch {epoch}: the {part} loss is no longer finite; a lower --lr, --clip-norm 1 or "
+            "--precision float32 may help"
+        )
 
 
 def training_step(training: Training, config: Config, hardware: Hardware) -> Step:
