@@ -1,7 +1,7 @@
 """From settings to photos on the device: everything that happens before the first training step."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from utils import ranks
 from utils.engine import Hardware
 
 EVAL_BATCH = 128
+# On images up to this side ResNets halve maps of one pixel, and in bfloat16 on a CPU oneDNN leaves
+# part of the gradient of such a kernel uninitialised (torch 2.11 and 2.12).
+NO_BF16_ON_CPU = 16
 PARTS = ("train", "val", "test")
 
 
@@ -91,9 +94,12 @@ class Setup:
 def prepare(config: Config) -> Setup:
     """Find, decode and split the photos, and refuse what cannot work before anything is trained."""
     hardware = find_hardware(config)
+    check_folder("--output", config.output)
+    check_folder("--cache", config.cache)
     path, is_sample = find_data(config)
     image_size = config.image_size or (64 if is_sample else 224)
     check_image_size(config, image_size)
+    hardware = with_safe_precision(hardware, config, image_size)
     if config.pretrained:
         for model in model_names(config):  # downloads now or fails now, not after the first run
             create_model(model, classes=2, pretrained=True, seed=0)
@@ -133,6 +139,21 @@ def prepare(config: Config) -> Setup:
     return setup
 
 
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise UserError for a folder that cannot be made because a file, or its name, is in the way;
+    makes nothing."""
+    for path in (folder, *folder.parents):
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as problem:
+            raise UserError(f"{flag} {folder}: {problem.strerror}; name another") from problem
+        if not path.is_dir():
+            raise UserError(f"{flag} {folder}: {path} is there and no folder; name another")
+        return
+
+
 def find_hardware(config: Config) -> Hardware:
     """The device and precision that were asked for, or the best that is there."""
     name = config.device
@@ -156,6 +177,19 @@ def find_hardware(config: Config) -> Hardware:
     if config.cuda_graphs and (device.type != "cuda" or ranks.count() > 1):
         raise UserError("--cuda-graphs: they are for one GPU in one process; leave it away here")
     return Hardware(device, auto or config.precision == "bf16", config.cuda_graphs)
+
+
+def with_safe_precision(hardware: Hardware, config: Config, image_size: int) -> Hardware:
+    """Float32 where training in bfloat16 would go wrong; UserError where that was asked for."""
+    least = growing_side(1, epochs=config.epochs, side=image_size, first=config.grow_from)
+    if hardware.device.type != "cpu" or not hardware.bf16 or least > NO_BF16_ON_CPU:
+        return hardware
+    if config.precision == "bf16":
+        raise UserError(
+            f"--precision bf16: on a CPU it needs images of {NO_BF16_ON_CPU + 1} pixels or more, "
+            f"and training starts with {least}; --precision float32 does"
+        )
+    return replace(hardware, bf16=False)
 
 
 def gains_from_bf16(device: torch.device) -> bool:
