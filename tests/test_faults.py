@@ -110,8 +110,6 @@ def test_stopped_and_resumed_a_run_ends_with_the_same_bits(run, photos, whole, t
         elif ending in ASKED:
             assert ended.returncode == ASKED[ending], ended.stderr
             assert ended.stderr.splitlines() == ["", GOES_ON]
-            # Nothing but the name that was taken a moment before may be left, to be used again.
-            assert not [path for path in folder.rglob("*unfinished*") if path.stat().st_size]
         else:
             assert ended.returncode == -signal.SIGKILL, ended.stderr
             kills += 1
