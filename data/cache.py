@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -28,8 +28,8 @@ from data.duplicates import signature
 from data.locks import only_one
 from data.photos import Photos, UnreadablePhoto, open_rgb
 
-# Raised whenever the same photos would decode to other pixels or signatures than before.
-VERSION = 1
+# Raised whenever the same photos would decode to other pixels, signatures or files than before.
+VERSION = 2
 # Signatures must not depend on the cached resolution, or the split would.
 SIGNATURE_SIDE = 256
 PHOTOS_PER_TASK = 32
@@ -44,7 +44,7 @@ class Decoded:
         photos: the readable ones, in order.
         pixels: (M, side, side, 3) uint8 RGB, memory-mapped read-only, one row per file found.
         rows: (N,) int64, the row of `pixels` of each readable photo.
-        signatures: (N, D) uint8, for finding duplicates.
+        signed: (M, D) uint8 signatures, memory-mapped read-only, one row per file found.
         unreadable: (path, reason) of each file that was left out.
     """
 
@@ -52,8 +52,13 @@ class Decoded:
     photos: Photos
     pixels: np.ndarray
     rows: np.ndarray
-    signatures: np.ndarray
+    signed: np.ndarray
     unreadable: tuple[tuple[str, str], ...]
+
+    @property
+    def signatures(self) -> np.ndarray:
+        """(N, D) uint8, for finding duplicates: a copy, since no run needs it for long."""
+        return self.signed[self.rows]
 
 
 def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int, strict: bool) -> Decoded:
@@ -94,15 +99,14 @@ def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int, stric
 
 def _load(ready: Path, photos: Photos) -> Decoded:
     with np.load(ready / "index.npz") as index:
-        readable, signatures = index["readable"], index["signatures"]
-        reasons = index["reasons"].tolist()
+        readable, reasons = index["readable"], index["reasons"].tolist()
     left_out = [path for path, fine in zip(photos.paths, readable, strict=True) if not fine]
     return Decoded(
         folder=ready.parent,
         photos=photos.keep(readable),
         pixels=np.load(ready / "pixels.npy", mmap_mode="r"),
         rows=np.flatnonzero(readable),
-        signatures=signatures[readable],
+        signed=np.load(ready / "signatures.npy", mmap_mode="r"),
         unreadable=tuple(zip(left_out, reasons, strict=True)),
     )
 
@@ -112,33 +116,41 @@ def _decode_into(ready: Path, photos: Photos, side: int, workers: int) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     count = len(photos.paths)
-    starts = range(0, count, PHOTOS_PER_TASK)
-    signatures: list[np.ndarray] = []
+    tasks = (
+        photos.paths[start : start + PHOTOS_PER_TASK] for start in range(0, count, PHOTOS_PER_TASK)
+    )
     reasons: list[str] = []
-    with (unfinished / "pixels.npy").open("wb") as file, ThreadPoolExecutor(workers) as pool:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
-        )
-        tasks = (photos.paths[start : start + PHOTOS_PER_TASK] for start in starts)
+    with (
+        _new_array(unfinished / "pixels.npy", (count, side, side, 3)) as pixel_file,
+        _new_array(unfinished / "signatures.npy", (count, SIGNATURE_LENGTH)) as signature_file,
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=count, desc="decoding photos, once", unit="photo", disable=None) as bar,
+    ):
         work = partial(_decode_task, photos.root, side)
-        bar = tqdm(total=count, desc="decoding photos, once", unit="photo", disable=None)
-        with bar, closing(in_order(pool, work, tasks, ahead=4 * workers)) as results:
+        with closing(in_order(pool, work, tasks, ahead=4 * workers)) as results:
             for pixels, signed, failed in results:
-                file.write(pixels.tobytes())
-                signatures.append(signed)
+                pixel_file.write(pixels.tobytes())
+                signature_file.write(signed.tobytes())
                 reasons.extend(failed)
                 bar.update(len(failed))
-    readable = np.array([not reason for reason in reasons])
     np.savez(
         unfinished / "index.npz",
-        readable=readable,
-        signatures=np.concatenate(signatures),
+        readable=np.array([not reason for reason in reasons]),
         reasons=np.array([reason for reason in reasons if reason], dtype=str),
     )
     unfinished.rename(ready)
     for older in ready.parent.glob(f"{side}px-*"):
         if older != ready:
             shutil.rmtree(older, ignore_errors=True)
+
+
+def _new_array(path: Path, shape: tuple[int, ...]) -> BinaryIO:
+    """A .npy file of uint8 numbers that are still to be written."""
+    file = path.open("wb")
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    return file
 
 
 def in_order(
