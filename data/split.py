@@ -86,7 +86,7 @@ def split_photos(photos: Photos, signatures: np.ndarray, manifest: Path, seed: i
 
 def _groups(photos: Photos, signatures: np.ndarray, folder: Path) -> np.ndarray:
     """`group_duplicates`, remembered in a file that lists each duplicate and what it repeats."""
-    digest = hashlib.sha256(signatures.tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(np.ascontiguousarray(signatures).data).hexdigest()[:16]
     remembered = folder / f"duplicates-{digest}.csv"
     index = {path: number for number, path in enumerate(photos.paths)}
     groups = np.arange(len(index))
