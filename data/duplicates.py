@@ -30,8 +30,8 @@ LIKENESS = 0.5
 COPY_LIKENESS = 0.8  # from here on the details are compared as they are, before any fitting
 NORM = 2000  # of the vectors of edges
 EXHAUSTIVE = 8192
-LEAF = 1024
-TREES = 8
+LEAF = 512
+TREES = 16
 # Fitting one thumbnail onto another takes 0.1 ms, so its number is bounded, the most alike first.
 MOST_ALIGNED = 50_000
 CHUNK = 512
@@ -194,9 +194,15 @@ def _leaves(edges: np.ndarray, size: int, draw: np.random.Generator) -> Iterator
             yield leaf
             continue
         one, other = edges[draw.choice(leaf, 2, replace=False)].astype(np.float32)
-        order = np.argsort(edges[leaf] @ (one - other), kind="stable")
+        order = np.argsort(_products(edges, leaf, one - other), kind="stable")
         middle = len(leaf) // 2
         pending += [leaf[order[:middle]], leaf[order[middle:]]]
+
+
+def _products(edges: np.ndarray, rows: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """edges[rows] @ line; a chunk at a time, since all of them as float32 would be a large copy."""
+    chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+    return np.concatenate([edges[chunk].astype(np.float32) @ line for chunk in chunks])
 
 
 def _nearest(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
