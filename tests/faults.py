@@ -1,4 +1,5 @@
-"""Fault suites try a few faults, and with FAULTS=whole in the environment all of them."""
+"""How much of the fault suites runs, a quick share or with FAULTS=whole in the environment all,
+and what they share."""
 
 import math
 import os
