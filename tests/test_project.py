@@ -219,6 +219,18 @@ def test_make_test_adds_the_packages_for_testing(folder: Folder) -> None:
 
 
 @needs_make
+def test_make_test_faults_runs_the_fault_suites_as_a_whole(folder: Folder) -> None:
+    (folder.path / "tests").mkdir()
+    suites = [f"tests/test_faults{name}.py" for name in ("", "_load", "_photos")]
+    for suite in suites:
+        (folder.path / suite).touch()
+    folder.python.write_text(FAKE_PYTHON + 'echo "FAULTS=$FAULTS" >> "$LOG"\n')
+    status, _, calls = folder.make("test-faults", "ARGS=-x")
+    assert status == 0
+    assert calls[-2:] == ["-m pytest " + " ".join(suites) + " -x", "FAULTS=whole"]
+
+
+@needs_make
 @pytest.mark.parametrize("step", [CREATE, INSTALL])
 def test_an_interrupted_install_is_done_again(folder: Folder, step: str) -> None:
     for _ in range(2):

@@ -172,7 +172,12 @@ def make_optimizer(model: nn.Module, own: nn.ModuleDict, config: Config) -> torc
         for parameter, twin in twins.items():
             twin.grad = None if parameter.grad is None else as_stored(parameter.grad)
 
+    def let_gradients_go(*_: object) -> None:
+        for twin in twins.values():
+            twin.grad = None
+
     optimizer.register_step_pre_hook(hand_over_gradients)
+    optimizer.register_step_post_hook(let_gradients_go)
     return optimizer
 
 
