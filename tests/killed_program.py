@@ -1,11 +1,11 @@
 """A script that gets a signal while it changes files.
 
-    python -m tests.killed_program FOLDER SIGNAL NUMBER MILLISECONDS SCRIPT [WORDS ...]
+    python -m tests.killed_program FOLDER NAME SIGNAL NUMBER MILLISECONDS SCRIPT [WORDS ...]
 
-Counts the changes below FOLDER: a file that is opened to be written, anything that is renamed or
-removed, a folder that is made. MILLISECONDS after the one of that NUMBER, or just before it where
-they are 0, comes SIGNAL, and FOLDER.changes says what the change was. With NUMBER 0 none comes,
-and the last line on stderr is how many changes there were.
+Counts the changes below FOLDER of what has NAME in its path: a file that is opened to be written,
+anything that is renamed or removed, a folder that is made. MILLISECONDS after the one of that
+NUMBER, or just before it where they are 0, comes SIGNAL. With NUMBER 0 none comes, and the last
+line on stderr is how many changes there were.
 """
 
 import os
@@ -19,7 +19,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def main(
-    folder: str, sent: int, number: int, milliseconds: float, script: str, *words: str
+    folder: str, name: str, ending: int, number: int, milliseconds: float, script: str, *words: str
 ) -> None:
     changes = 0
 
@@ -29,18 +29,15 @@ def main(
             return
         # Where a folder is emptied, names come without it.
         path = "" if isinstance(about[0], int) else os.fsdecode(about[0])
-        if not (path.startswith(folder + os.sep) or not os.path.isabs(path)):
+        if name not in path or (os.path.isabs(path) and not path.startswith(folder + os.sep)):
             return
         changes += 1
         if changes != number:
             return
-        line = f"{event} {path.removeprefix(folder)}\n".encode("utf-8", "surrogateescape")
-        descriptor = os.open(folder + ".changes", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.write(descriptor, line)
         if milliseconds:
-            threading.Timer(milliseconds / 1000, os.kill, (os.getpid(), sent)).start()
+            threading.Timer(milliseconds / 1000, os.kill, (os.getpid(), ending)).start()
         else:
-            os.kill(os.getpid(), sent)
+            os.kill(os.getpid(), ending)
 
     sys.addaudithook(watch)
     sys.argv = [script, *words]
@@ -52,4 +49,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), *sys.argv[5:])
+    folder, name, ending, number, milliseconds, *command = sys.argv[1:]
+    main(folder, name, int(ending), int(number), float(milliseconds), *command)
