@@ -305,7 +305,8 @@ class Config:
     )
     precision: str = setting(
         "auto", one_of("auto", "bf16", "float32"), "bf16, float32 or auto, which takes bfloat16 "
-        "autocast where the device computes it in hardware, and float32 elsewhere",
+        "autocast where the device computes it in hardware, and float32 elsewhere, and on a CPU "
+        "for images of 16 pixels or less",
         group=MACHINE,
     )
     cuda_graphs: bool = setting(
