@@ -6,8 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from config import UserError
+from typing import IO
 
 
 @contextmanager
@@ -32,7 +31,8 @@ def taken(folder: Path) -> Iterator[bool]:
 
 @contextmanager
 def only_one(lock: Path) -> Iterator[None]:
-    """Hold the lock file: one process at a time. A killed process frees it."""
+    """Hold the lock file: one process at a time, where the disk knows locks. A killed process frees
+    it, and the file goes when it is freed, unless the holder has given it another name."""
     while True:
         with lock.open("a") as held:
             try:
@@ -40,30 +40,35 @@ def only_one(lock: Path) -> Iterator[None]:
             except BlockingIOError:
                 print(f"waiting for another process in {str(lock.parent)!r} ...", file=sys.stderr)
                 fcntl.flock(held, fcntl.LOCK_EX)
-            try:  # the former holder has removed its file: this must be the one of that name
-                if not os.path.samestat(os.fstat(held.fileno()), lock.stat()):
-                    continue
-            except FileNotFoundError:
+            except OSError:
+                pass
+            # The former holder has removed its file: this must be the one of that name.
+            if not _is_named(held, lock):
                 continue
             try:
                 yield
             finally:
-                lock.unlink(missing_ok=True)
+                if _is_named(held, lock):
+                    lock.unlink()
             return
+
+
+def _is_named(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write to another name, then rename: nobody ever reads half a file, two processes may write
     it at once, and what a killed one has begun is gone when the next has written it.
 
-    Raises UserError where it cannot be written.
+    Raises OSError where it cannot be written.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with only_one(unfinished):
-            unfinished.write_bytes(data)
-            os.replace(unfinished, path)
-    except OSError as problem:
-        raise UserError(f"cannot write {str(path)!r}: {problem.strerror}") from problem
+    with only_one(unfinished):
+        unfinished.write_bytes(data)
+        os.replace(unfinished, path)

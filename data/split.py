@@ -55,7 +55,7 @@ class Split:
 
     def write_manifest(self, path: Path) -> None:
         """Write split.csv: path, class and split of each photo; whole or not at all."""
-        write_whole(path, self._manifest())
+        _write(path, self._manifest())
 
     def _manifest(self) -> bytes:
         parts = (PARTS[part] for part in self.part)
@@ -97,7 +97,7 @@ def _groups(photos: Photos, signatures: np.ndarray, folder: Path) -> np.ndarray:
         groups = group_duplicates(signatures)
         repeated = np.nonzero(groups != np.arange(len(groups)))[0]
         rows = ((photos.paths[one], photos.paths[groups[one]]) for one in repeated)
-        write_whole(remembered, to_csv([("path", "duplicate_of"), *rows]))
+        _write(remembered, to_csv([("path", "duplicate_of"), *rows]))
     return groups
 
 
@@ -190,6 +190,13 @@ def _from_csv(data: bytes) -> Any:
     """A csv reader of bytes that a spreadsheet may have saved with a byte order mark."""
     text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     return csv.reader(io.StringIO(text, newline=""), strict=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 
 def make_split(

@@ -18,7 +18,7 @@ from data.batches import cached_side
 from data.cache import decode_photos
 from data.photos import find_photos
 from data.split import split_photos
-from tests.test_batches import anonymous_megabytes
+from tests.faults import anonymous_megabytes
 from train import main
 
 IMAGE_SIZE = 8

@@ -1,10 +1,11 @@
 """Many tiny photos, all different but for the near duplicates that are planted among them."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from tests.photo_folders import encoded
 
 CLASSES = 11
 COPIED = 10  # one photo in ten is a copy of another
@@ -23,7 +24,7 @@ def make_many(folder: Path, count: int) -> dict[str, str]:
         for number, pixels in enumerate(clouds(draw, min(1000, originals - start)), start):
             image = Image.fromarray(pixels)
             name = f"class{number % CLASSES:02}/{number:06}.jpg"
-            data = encoded(image, 92)
+            data = encoded(image, quality=92)
             (folder / name).write_bytes(data)
             if number < copies:
                 twin = name.replace(".jpg", "-again.jpg")
@@ -50,13 +51,7 @@ def again(image: Image.Image, data: bytes, kind: int) -> bytes:
     if kind % 4 == 0:
         return data
     if kind % 4 == 1:
-        return encoded(image, 60)
+        return encoded(image, quality=60)
     if kind % 4 == 2:
-        return encoded(image.resize((60, 48), Image.Resampling.BICUBIC), 85)
-    return encoded(image.crop((0, 0, WIDTH, HEIGHT - 3)), 85)
-
-
-def encoded(image: Image.Image, quality: int) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return file.getvalue()
+        return encoded(image.resize((60, 48), Image.Resampling.BICUBIC), quality=85)
+    return encoded(image.crop((0, 0, WIDTH, HEIGHT - 3)), quality=85)

@@ -431,3 +431,21 @@ def test_only_one_holds_a_lock(tmp_path):
     assert not lock.exists()
     with only_one(lock):
         assert lock.exists()
+
+
+def test_what_several_processes_write_at_once_is_always_whole(tmp_path):
+    path = tmp_path / "file"
+    code = (
+        "import sys; from pathlib import Path; from data.locks import write_whole\n"
+        "for number in range(300):\n"
+        "    write_whole(Path(sys.argv[1]), sys.argv[2] * (1 + number % 7 * 5000))\n"
+        "    assert len(set(Path(sys.argv[1]).read_text())) == 1\n"
+    )
+    run = [sys.executable, "-c", code, path]
+    processes = [
+        subprocess.Popen([*run, letter], cwd=REPO, stderr=subprocess.PIPE, text=True)
+        for letter in "abc"
+    ]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], errors
+    assert os.listdir(tmp_path) == ["file"]

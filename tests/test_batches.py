@@ -27,6 +27,7 @@ from data.batches import (
     resampling,
     whole_pixels,
 )
+from tests.faults import anonymous_megabytes
 
 CPU = torch.device("cpu")
 AS_THEY_ARE = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # mean and std: levels stay levels
@@ -180,12 +181,6 @@ def test_memory_does_not_grow_with_the_number_of_photos(tmp_path):
     )]  # fmt: skip
     assert len(peaks) == 400
     assert max(peaks) < before + 100
-
-
-def anonymous_megabytes() -> float:
-    """Memory of this process that is no file's."""
-    status = Path("/proc/self/status").read_text("ascii")
-    return int(status.partition("RssAnon:")[2].split()[0]) / 1000
 
 
 # Photos of one colour each, which tells the row and through it the label: the red level is the

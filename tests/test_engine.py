@@ -336,7 +336,7 @@ def test_replayed_steps_compute_what_single_kernels_compute(optimizer):
     config = Config(epochs=3, optimizer=optimizer, lr=0.01, clip_norm=1.0)
     histories = []
     for graphs in (False, True):
-        training = start(config, small_model(dropout=0).to(device))
+        training = start(config, small_model(dropout=0, order=torch.channels_last).to(device))
         fit(
             training, OnDevice(46, 8), OnDevice(21, 8), config, Hardware(device, False, graphs),
             seed=0, after_epoch=lambda _: None,

@@ -40,8 +40,9 @@ SCRIPTS = {
 }  # fmt: skip
 KILLS = {BASELINE: 25 if WHOLE else 1, STUDENT: 50 if WHOLE else 2}
 # What a process may be at when its end comes, in the order in which it comes to it.
-MOMENTS = ("pixels.npy", "index.npz", "split-seed0", "settings.json", "tfevents", "best.pt",
-           "last.pt", "test_logits.npz", "history.csv", "split.csv", "result.json")  # fmt: skip
+MOMENTS = ("pixels.npy", "signatures.npy", "index.npz", "duplicates", "split-seed0",
+           "settings.json", "tfevents", "best.pt", "last.pt", "test_logits.npz", "history.csv",
+           "split.csv", "result.json")  # fmt: skip
 ASKED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 ENDINGS = [*4 * [signal.SIGKILL], *ASKED]
 GOES_ON = "stopped; the same command with --resume goes on"

@@ -53,7 +53,7 @@ def loads(tmp_path_factory) -> dict[int, Load]:
         folder = tmp_path_factory.mktemp(f"load{count}")
         planted = make_many(folder / "photos", count)
         stages = stages_of("prepare", folder / "photos", folder)
-        stages |= stages_of("train", folder / "photos", folder, str(min(512, count // 2)))
+        stages |= stages_of("train", folder / "photos", folder, str(min(512, SIZES[0] // 2)))
         (duplicates,) = (folder / "cache").glob("*/duplicates-*.csv")
         with duplicates.open(newline="") as file:
             first_of = {row["path"]: row["duplicate_of"] for row in csv.DictReader(file)}

@@ -228,8 +228,8 @@ def bare_speed(
 def plain_loop(
     words: Sequence[str], distils: bool, number: int, steps: int
 ) -> Iterator[Callable[[], float]]:
-    """A plain loop of the contender of that number, waiting in another process, which shares no
-    setting of the machine with ours; each call gives the speed of one round of it."""
+    """A plain loop of the contender of that number, waiting in another process, whose memory is
+    managed as usual; each call gives the speed of one round of it."""
     context = get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve_rounds, args=(words, distils, number, steps, there))
@@ -242,6 +242,7 @@ def plain_loop(
         return measured
 
     try:
+        here.recv()  # it has started, which would have taken time from our rounds
         yield speed
     finally:
         here.close()
@@ -251,13 +252,15 @@ def plain_loop(
 def serve_rounds(
     words: Sequence[str], distils: bool, number: int, steps: int, asked: Connection
 ) -> None:
-    """The other process: a round for each word that comes, until no more can come."""
-    config = parse(words, "", distils=distils)
+    """The other process: says that it is ready, and then the speed of a round for each word that
+    comes, until no more can come."""
+    config = replace(parse(words, "", distils=distils), photos_on="host")  # it opens the files
     with redirect_stdout(None):
         setup = prepare(config)
     model, objective, _ = contenders(setup, config, distils)[number][1]()
     loop = PlainLoop(setup, model, objective)
-    with suppress(EOFError):
+    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        asked.send("ready")
         while asked.recv():
             asked.send(loop.speed(steps))
 

@@ -173,7 +173,9 @@ def check_same(run: Run, wanted: dict[str, Any]) -> None:
         # A setting that did not exist when the run was started had what is its default now.
         earlier = recipe(Config()) | json.loads(path.read_text("utf-8"))
     except (ValueError, TypeError) as problem:
-        raise UserError(f"{path}: not readable; --overwrite starts the run anew") from problem
+        raise UserError(
+            f"{path}: not readable; delete {path.parent} and {run.checkpoints} to train it anew"
+        ) from problem
     for key, value in wanted.items():
         if earlier.get(key) != value:
             what = "--" + key.replace("_", "-") if key in recipe(Config()) else key

@@ -10,8 +10,10 @@ from config import UserError
 from utils.ranks import joined
 from utils.tracking import from_here, tensorboard_command
 
-# A full disk, a quota, a file too large for its disk, a folder that may not be written.
-OUT_OF_OUR_HANDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# A full disk, a quota, a file too large for its disk, a folder that may not be written, a disk that
+# fails or is gone.
+OUT_OF_OUR_HANDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+                    errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)  # fmt: skip
 
 
 def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
