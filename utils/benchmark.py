@@ -16,6 +16,7 @@ how long a command takes to its first step, without and with decoded photos, and
 are decoded by one thread.
 """
 
+import ctypes
 import gc
 import os
 import resource
@@ -324,6 +325,8 @@ def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif os.path.exists("/proc/self/clear_refs"):
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)  # what the model before has left, and this process keeps
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
