@@ -18,6 +18,7 @@ from PIL import ExifTags, Image
 
 from config import UserError
 from data.photos import Photos, UnreadablePhoto, find_photos, open_rgb
+from tests.odd_photos import grey3
 from tests.photo_folders import encoded
 
 REPO = Path(__file__).parents[1]
@@ -236,10 +237,6 @@ def test_grey_and_one_bit(tmp_path):
     assert np.array_equal(
         opened(tmp_path, encoded(bits, "PNG")), grey3(np.asarray(bits) * np.uint8(255))
     )
-
-
-def grey3(grey):
-    return np.repeat(grey[..., None], 3, axis=2)
 
 
 @pytest.mark.parametrize("name", ["PNG", "TIFF", "PPM"])
