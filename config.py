@@ -113,6 +113,13 @@ def tag_name(text: str) -> str:
     return text
 
 
+def tag_of_another(text: str) -> str:
+    """The tag of other runs than this command's."""
+    if not text:
+        raise ValueError("a tag")
+    return tag_name(text)
+
+
 def setting(
     default: Any,
     parse: Callable[[str], Any],
@@ -181,6 +188,11 @@ class Config:
         None, folder, "best.pt of a finished run that teaches all seeds, instead of one teacher "
         "trained for each seed",
         group=DISTILLATION, shown="the teacher's best of each seed", names_run=True,
+    )
+    teacher_tag: str | None = setting(
+        None, tag_of_another, "the teacher is the run that train.py left under this --tag, for "
+        "each seed its own: a teacher may need another recipe than its student",
+        group=DISTILLATION, shown="the student's tag and recipe", names_run=True,
     )
     teacher_epochs: int | None = setting(
         None, whole(1), "a schedule of its own for the teacher: from scratch, a large network "
@@ -460,10 +472,11 @@ def check_distillation(config: Config) -> None:
             "--reverse swaps the experiment's two models: leave it away and name the teacher and "
             "the student"
         )
-    if config.teacher_checkpoint and config.teacher_epochs:
+    ways = ("teacher_checkpoint", "teacher_tag", "teacher_epochs")
+    given = [_flag(way) for way in ways if getattr(config, way)]
+    if len(given) > 1:
         raise UserError(
-            "--teacher-epochs trains a teacher, --teacher-checkpoint brings one that is trained: "
-            "give one of the two"
+            f"{' and '.join(given)}: each says by itself which teacher it is; give one of them"
         )
     if config.allow_other_split and not config.teacher_checkpoint:
         raise UserError("--allow-other-split is about a --teacher-checkpoint, and none is given")

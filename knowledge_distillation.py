@@ -43,6 +43,14 @@ class Lineup:
             return [self.baseline]
         return [self.teacher, self.baseline]
 
+    @property
+    def needed(self) -> list[Run]:
+        """Those of them that are trained here where they are missing, by the student's recipe but
+        for the teacher's epochs; a teacher that is named by its tag may have any recipe."""
+        if self.baseline.config.teacher_tag is not None:
+            return [self.baseline]
+        return self.baselines
+
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, prepare, see to the baselines, distil every lesson for every seed, and compare."""
@@ -55,8 +63,9 @@ def main(arguments: Sequence[str]) -> None:
     lineups = [line_up(setup, seed, brought) for seed in config.seeds]
     baselines = [run for lineup in lineups for run in lineup.baselines]
     students = [run for lineup in lineups for run in lineup.students]
+    needed = [run for lineup in lineups for run in lineup.needed]
     results = []
-    with claimed(setup, students, needed=baselines):
+    with claimed(setup, students, needed):
         describe(setup)
         agenda = Agenda(baselines + students)
         for lineup in lineups:
@@ -104,11 +113,12 @@ def line_up(setup: Setup, seed: int, brought: dict[str, Any] | None) -> Lineup:
     if brought:
         teacher += f".{brought['digest'][:8]}"
     else:
-        own = with_teachers_schedule(config)
+        own = with_teachers_recipe(config)
         teacher_run = Run(run_name(setup, own, teacher, seed), teacher, seed, own)
-        if teacher_run.finished and not teacher_run.best.exists():
-            raise UserError(f"{teacher_run.best} is gone: train the teacher again with train.py")
-        if own != config:
+        check_teacher_run(setup, teacher_run)
+        if config.teacher_tag:
+            teacher += f".{own.tag}"
+        elif own != config:
             teacher += f".{own.epochs}epochs"
     students = []
     for method, alpha, temperature in product(config.method, config.alpha, config.temperature):
@@ -120,9 +130,29 @@ def line_up(setup: Setup, seed: int, brought: dict[str, Any] | None) -> Lineup:
     return Lineup(teacher_run, baseline, students)
 
 
-def with_teachers_schedule(config: Config) -> Config:
-    """The settings by which the teacher is trained: of a longer schedule, its tag tells, so that
-    `train.py --epochs 60 --tag 60epochs` makes the very teacher of --teacher-epochs 60."""
+def check_teacher_run(setup: Setup, run: Run) -> None:
+    """Raise UserError where a teacher that was named by its tag is not there or does not fit, and
+    where the weights of a finished one are gone."""
+    if run.finished and not run.best.exists():
+        raise UserError(f"{run.best} is gone: train the teacher again with train.py")
+    if run.config.teacher_tag is None:
+        return
+    if not run.finished:
+        raise UserError(
+            f"--teacher-tag {run.config.teacher_tag}: there is no finished run {run.name}; train "
+            f"it with train.py --models {run.model} --tag {run.config.teacher_tag}"
+        )
+    check_teacher(run.best, load_classifier(run.best)[1], setup)
+
+
+def with_teachers_recipe(config: Config) -> Config:
+    """The settings by which the teacher is trained, or the tag under which it was.
+
+    Of a longer schedule the tag tells, so that `train.py --epochs 60 --tag 60epochs` makes the
+    very teacher of --teacher-epochs 60.
+    """
+    if config.teacher_tag is not None:
+        return replace(config, tag=config.teacher_tag)
     epochs = config.teacher_epochs or config.epochs
     if epochs == config.epochs:
         return config

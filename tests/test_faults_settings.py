@@ -67,6 +67,7 @@ VALUES: dict[str, Words] = {
     "teacher": one(*["resnet18"] * 12, "resnet50", "densenet169"),
     "student": one(*["resnet18"] * 12, "resnet50"),
     "teacher_checkpoint": one(*["<teacher>"] * 8, "<nowhere>", "<text>", "<empty>"),
+    "teacher_tag": one("twin", "", "nobodys"),
     "teacher_epochs": one(1, 2, 3),
     "allow_other_split": FLAG,
     "method": several(*METHODS),
@@ -105,7 +106,7 @@ ALWAYS = {"data", "image_size", "epochs", "batch_size", "output", "cache"}
 # In all cases but a few: without them, it would be DenseNet169 each time.
 MOSTLY = {"models", "teacher", "student"}
 SELDOM = {"cuda_graphs", "reverse", "experiment", "resume", "overwrite", "allow_other_split"}
-SELDOM |= {"weight", "teacher_epochs", "pretrained"}
+SELDOM |= {"weight", "teacher_epochs", "teacher_tag", "pretrained"}
 
 
 def test_every_setting_is_drawn():

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
+import train
 from config import UserError
 from knowledge_distillation import main
 from models.checkpoint import save_checkpoint
@@ -266,6 +267,46 @@ def test_a_network_teaches_itself_and_the_roles_are_swapped(printed, words, outp
     reverse = result_of(output, "resnet50-from-resnet18-kd-a0.7-T2")
     assert (reverse["model"], reverse["teacher"]["arch"]) == ("resnet50", "resnet18")
     assert reverse["lesson"]["baseline"] == name_of("resnet50")
+
+
+def test_a_teacher_of_any_recipe_is_named_by_its_tag(printed, words, output, capsys):
+    lesson = [*PAIR, "--teacher-tag", "slow", "--seeds", "0", "1"]
+    before = sorted(output.rglob("*"))
+    with pytest.raises(UserError, match=rf"no finished run {name_of('resnet50-slow')}; .* --tag"):
+        main([*words, *lesson])
+    assert sorted(output.rglob("*")) == before
+    recipe = ["--models", "resnet50", "--tag", "slow", "--lr", "0.0001", "--mixup", "0.2"]
+    train.main([*words, *recipe, "--seeds", "0"])
+    with pytest.raises(UserError, match=f"no finished run {name_of('resnet50-slow', 1)}"):
+        main([*words, *lesson])
+    train.main([*words, *recipe, "--seeds", "1"])
+    capsys.readouterr()
+    main([*words, *lesson])
+    text = capsys.readouterr().out
+    assert "### resnet50.slow teaches resnet18\n" in text
+    assert "there is no such baseline yet" not in text
+    for seed in (0, 1):
+        student = result_of(output, "resnet18-from-resnet50.slow-kd-a0.7-T2", seed)
+        slow = result_of(output, "resnet50-slow", seed)
+        assert (student["teacher"]["run"], student["teacher"]["digest"]) == (
+            slow["run"], slow["digest"],
+        )  # fmt: skip
+        assert student["lesson"]["baseline"] == name_of("resnet18", seed)
+        assert (student["recipe"]["lr"], slow["recipe"]["lr"]) == (0.001, 0.0001)
+
+
+def test_a_tagged_teacher_of_another_split_is_refused_before_any_work(printed, words, output):
+    folder = output / "checkpoints" / name_of("resnet50-foreign")
+    results = output / "results" / name_of("resnet50-foreign")
+    shutil.copytree(output / "checkpoints" / name_of("resnet50"), folder)
+    shutil.copytree(output / "results" / name_of("resnet50"), results)
+    changed(folder / "best.pt", split="0123456789abcdef")
+    before = sorted(output.rglob("*"))
+    with pytest.raises(UserError, match="it has seen the student's test photos"):
+        main([*words, *PAIR, "--teacher-tag", "foreign"])
+    assert sorted(output.rglob("*")) == before
+    for made in (folder, results):
+        shutil.rmtree(made)
 
 
 @pytest.fixture
