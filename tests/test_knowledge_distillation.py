@@ -218,7 +218,7 @@ def test_finished_students_are_refused_and_with_resume_only_read(printed, words,
 @pytest.mark.parametrize(
     "broken",
     [
-        f"results/{name_of(KD)}/test_logits.npz", f"results/{name_of('resnet50')}/result.json",
+        f"results/{name_of(KD)}/result.json", f"results/{name_of('resnet50')}/result.json",
         f"results/{name_of('resnet18')}/settings.json",
         f"checkpoints/{name_of('resnet50')}/best.pt",
     ],
@@ -236,6 +236,20 @@ def test_a_broken_file_of_an_earlier_run_is_named(printed, words, output, broken
         assert len(str(problem.value).splitlines()) == 1
     finally:
         path.write_bytes(whole)
+
+
+def test_a_result_that_does_not_tell_which_photos_were_wrong_is_named(printed, words, output):
+    path = output / "results" / name_of(KD) / "result.json"
+    whole = path.read_text("utf-8")
+    earlier = json.loads(whole)
+    del earlier["test"]["wrong"]
+    path.write_text(json.dumps(earlier), "utf-8")
+    with pytest.raises(
+        UserError, match=rf"{name_of(KD)}.* earlier version.*--overwrite"
+    ) as problem:
+        main([*words, *PAIR, "--resume"])
+    assert len(str(problem.value).splitlines()) == 1
+    path.write_text(whole, "utf-8")
 
 
 def test_a_baseline_of_another_recipe_is_no_baseline(printed, words):

@@ -75,6 +75,8 @@ def test_a_runs_files_agree_with_each_other(finished):
     saved = np.load(folder / "test_logits.npz")
     accuracy = (saved["logits"].argmax(1) == saved["labels"]).mean()
     assert result["test"]["accuracy"] == pytest.approx(accuracy)
+    wrong = np.flatnonzero(saved["logits"].argmax(1) != saved["labels"])
+    assert result["test"]["wrong"] == wrong.tolist()
     assert np.array(result["test"]["confusion"]).sum() == len(saved["labels"])
     with (folder / "history.csv").open() as file:
         history = list(csv.DictReader(file))

@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -157,14 +156,13 @@ def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> 
 def recognised(result: Result) -> np.ndarray:
     """(photos,) bool: which test photos a run named rightly.
 
-    Raises UserError where the file that tells it is gone or broken."""
-    path = result["folder"] / "test_logits.npz"
-    try:
-        with np.load(path) as saved:
-            right: np.ndarray = saved["logits"].argmax(1) == saved["labels"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as problem:
+    Raises UserError for a result of an earlier version, which did not tell."""
+    test = result["test"]
+    if "wrong" not in test:
         raise UserError(
-            f"{path}: not readable, and without it there is no comparison; run "
-            f"{path.parent.name} again with --overwrite"
-        ) from problem
+            f"{result['folder'] / 'result.json'}: of an earlier version, which did not write down "
+            f"which photos were wrong; run {result['run']} again with --overwrite"
+        )
+    right = np.ones(test["photos"], dtype=bool)
+    right[test["wrong"]] = False
     return right
