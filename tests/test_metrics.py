@@ -164,6 +164,7 @@ def test_measure_names_the_recalls_and_survives_json():
     assert measured["accuracy"] == 0.5
     assert measured["recall"] == {"fog": 0.75, "hail": 0.5, "rain": 0}
     assert measured["confusion"] == [[3, 1, 0], [1, 1, 0], [1, 1, 0]]
+    assert measured["wrong"] == [i for i in range(8) if TRUTH[i] != PREDICTED[i]]
     assert measured["macro_f1"] == pytest.approx((6 / 9 + 2 / 5) / 3, abs=1e-6)
     right, wrong = math.log(1 + 2 * math.exp(-9)), math.log(math.exp(9) + 2)
     assert measured["loss"] == pytest.approx((4 * right + 4 * wrong) / 8, abs=1e-5)
