@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 
 from config import METHODS, MODELS, Config
 from data.batches import EvalBatches, Normalise, TrainBatches
@@ -241,6 +242,19 @@ def test_a_constant_added_to_a_photos_logits_changes_nothing(drawn, seed):
     torch.testing.assert_close(
         dist_loss(student + more, teacher + less, 4.0, 2.0), dist_loss(student, teacher, 4.0, 2.0)
     )
+
+
+def test_a_mean_over_the_classes_too_is_a_smaller_alpha():
+    """What docs/experiment_1 says of reduction="mean": with 11 classes, 0.7 becomes 0.175 and the
+    whole loss 0.364 times as large, which Adam does not notice."""
+    student, teacher, labels = 2 * draw(32, 11), 2 * draw(32, 11, seed=1), torch.arange(32) % 11
+    hard, alpha, temperature = functional.cross_entropy(student, labels), 0.7, 2.0
+    log_s, p_t = (student / temperature).log_softmax(1), (teacher / temperature).softmax(1)
+    mean = temperature**2 * functional.kl_div(log_s, p_t, reduction="none").mean()
+    other = 0.7 / 11 / (0.3 + 0.7 / 11)
+    assert other == pytest.approx(0.175, abs=1e-4)
+    ours = (1 - other) * hard + other * kd_loss(student, teacher, temperature)
+    torch.testing.assert_close((1 - alpha) * hard + alpha * mean, (0.3 + 0.7 / 11) * ours)
 
 
 def test_the_gradient_of_kd_keeps_its_scale_when_the_temperature_rises():

@@ -12,6 +12,7 @@ import torchvision
 
 import knowledge_distillation
 import train
+from config import pair, parse
 from models.checkpoint import save_checkpoint
 from models.factory import create_model
 from tests.photo_folders import make_photos
@@ -84,6 +85,10 @@ def test_a_training_command_of_the_readme_runs(words, photos, trained, tmp_path,
         small += ("--output", str(trained), "--resume") if distils else ("--output", str(tmp_path))
         small += () if distils else ("--models", "resnet18")
         small += ("--teacher-epochs", "2") if "--teacher-epochs" in words else ()
+    if "--teacher-tag" in words:  # such a teacher is there before
+        teacher, _ = pair(parse(words[2:], "", distils=True))
+        tag = words[words.index("--teacher-tag") + 1]
+        assert run_script(train.main, [*small, "--models", teacher, "--tag", tag]) == 0
     main = knowledge_distillation.main if words[1:2] == DISTIL else train.main
     try:
         status = run_script(main, [*words[2:], *small])

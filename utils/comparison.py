@@ -11,6 +11,7 @@ from config import UserError
 from utils.metrics import paired_interval
 from utils.tables import SEVEN_ROWS, SIZE_ROWS, Result, aligned, mean_and_spread, table
 
+Gain = tuple[float, float, float]
 NO_TEACHER = "no teacher"
 DIFFERENCE_HEAD = (
     "Student", "Seeds", "Validation accuracy", "Test accuracy", "KD − baseline [95 %]",
@@ -98,7 +99,7 @@ class Difference:
     name: str
     runs: list[Result]
     values: dict[str, list[float]]
-    gain: tuple[float, float, float] | None
+    gain: Gain | None
 
     def cells(self) -> list[str]:
         """The row as Markdown shows it."""
@@ -107,12 +108,8 @@ class Difference:
             key: mean_and_spread(values, specs.get(key, ".3f")) if values else ""
             for key, values in self.values.items()
         }
-        gain = ""
-        if self.gain:
-            mean, low, high = (100 * value for value in self.gain)
-            gain = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
         first, second, *others = texts.values()
-        return [self.name, str(len(self.runs)), first, second, gain, *others]
+        return [self.name, str(len(self.runs)), first, second, in_points(self.gain), *others]
 
     def record(self) -> dict[str, Any]:
         """The row as CSV has it: means, and sample standard deviations where there are seeds."""
@@ -140,9 +137,7 @@ def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> 
     paired = [run for run in runs if run.get("lesson") and run["lesson"]["baseline"] in by_name]
     gain = None
     if paired:
-        taught = np.stack([recognised(run) for run in paired])
-        alone = np.stack([recognised(by_name[run["lesson"]["baseline"]]) for run in paired])
-        gain = float(taught.mean() - alone.mean()), *paired_interval(taught, alone)
+        gain = gain_over(paired, [by_name[run["lesson"]["baseline"]] for run in paired])
     values = {
         "validation accuracy": [run["val"]["accuracy"] for run in runs],
         "test accuracy": [run["test"]["accuracy"] for run in runs],
@@ -151,6 +146,21 @@ def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> 
         "calibration error": [run["test"]["calibration_error"] for run in runs],
     }
     return Difference(name, runs, values, gain)
+
+
+def gain_over(runs: Sequence[Result], others: Sequence[Result]) -> Gain:
+    """How much better the runs are than the others: the mean difference in test accuracy, -1..1,
+    and the ends of its 95 % interval. The n-th run is compared with the n-th of the others."""
+    first, second = (np.stack([recognised(run) for run in side]) for side in (runs, others))
+    return float(first.mean() - second.mean()), *paired_interval(first, second)
+
+
+def in_points(gain: Gain | None) -> str:
+    """A gain as tables show it, in points (hundredths); nothing where there is none."""
+    if gain is None:
+        return ""
+    mean, low, high = (100 * value for value in gain)
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def recognised(result: Result) -> np.ndarray:

@@ -1,0 +1,158 @@
+"""What docs/ and README say is what the kept runs say: tables, figures, and the runs themselves."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import docs.evidence
+from config import UserError
+from docs.contents import DOCUMENTS, TABLES
+from docs.evidence import PLACE, RESULTS, gain, gain_over_teacher, keep, kept, written
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = sorted(path.parent for path in RESULTS.glob("*/result.json"))
+each_document = pytest.mark.parametrize("document", DOCUMENTS)
+each_run = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+
+
+@each_document
+def test_the_tables_in_a_document_are_what_the_kept_runs_give(document):
+    text = (ROOT / document).read_text("utf-8")
+    assert written(text, TABLES) == text, "run python -m docs.build"
+
+
+def test_every_table_has_a_place_and_every_kept_run_is_in_the_documents():
+    texts = [(ROOT / document).read_text("utf-8") for document in DOCUMENTS]
+    places = [match[2] for text in texts for match in PLACE.finditer(text)]
+    assert sorted(places) == sorted(TABLES)
+    assert len(places) >= 8
+
+
+@each_document
+def test_a_document_shows_pictures_that_are_there(document):
+    path = ROOT / document
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", path.read_text("utf-8"))
+    assert pictures or document == "docs/recipe.md"
+    for picture in pictures:
+        with Image.open(path.parent / picture) as image:
+            assert min(image.size) > 200
+
+
+@each_run
+def test_a_kept_run_agrees_with_its_history_and_itself(folder):
+    result = json.loads((folder / "result.json").read_text("utf-8"))
+    assert result["run"] == folder.name
+    assert sorted(path.name for path in folder.iterdir()) == ["history.csv", "result.json"]
+    with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
+        history = [
+            {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
+        ]
+    assert len(history) == result["epochs"] == result["recipe"]["epochs"]
+    table, test = result["table"], result["test"]
+    best = max(history, key=lambda row: (row["accuracy/val"], -row["loss/val"]))
+    assert result["best_epoch"] == best["epoch"]
+    assert table["best_val_accuracy"] == best["accuracy/val"]
+    assert table["best_val_loss"] == min(row["loss/val"] for row in history)
+    assert table["final_val_accuracy"] == history[-1]["accuracy/val"]
+    confusion = np.array(test["confusion"])
+    assert confusion.sum() == test["photos"] == result["photos"]["counts"]["test"]
+    assert len(test["wrong"]) == confusion.sum() - np.trace(confusion)
+    assert test["accuracy"] == table["test_accuracy"] == np.trace(confusion) / confusion.sum()
+
+
+def test_all_kept_runs_share_photos_split_and_precision():
+    results = [run for runs in kept().values() for run in runs]
+    assert len(results) == len(FOLDERS)
+    assert len({run["photos"]["split"] for run in results}) == 1
+    assert len({run["environment"]["precision"] for run in results}) == 1
+
+
+def test_students_are_compared_with_their_own_baselines_and_teachers():
+    students = {name: runs for name, runs in kept().items() if runs[0].get("lesson")}
+    assert students
+    for name, runs in students.items():
+        for measured, other in (
+            (gain(name), lambda run: run["lesson"]["baseline"]),
+            (gain_over_teacher(name), lambda run: run["teacher"]["run"]),
+        ):
+            assert measured
+            mean, low, high = measured
+            differences = []
+            for run in runs:
+                theirs = json.loads((RESULTS / other(run) / "result.json").read_text("utf-8"))
+                assert theirs["seed"] == run["seed"]
+                differences.append(run["test"]["accuracy"] - theirs["test"]["accuracy"])
+            assert mean == pytest.approx(np.mean(differences), abs=1e-9)
+            assert low <= mean <= high
+            assert 0 < high - low < 0.15
+        for run in runs:
+            teacher = json.loads(
+                (RESULTS / run["teacher"]["run"] / "result.json").read_text("utf-8")
+            )
+            assert teacher["digest"] == run["teacher"]["digest"]
+
+
+def test_a_place_is_filled_again_and_an_unknown_one_refused():
+    text = "before\n<!-- table: a b -->\nold\n\nolder\n<!-- end -->\nafter\n"
+    tables = {"a b": lambda: "| 1 |\n"}
+    filled = written(text, tables)
+    assert filled == "before\n<!-- table: a b -->\n\n| 1 |\n\n<!-- end -->\nafter\n"
+    assert written(filled, tables) == filled
+    with pytest.raises(UserError, match="'a b'"):
+        written(text, {})
+
+
+def test_runs_are_kept_without_what_is_large_or_of_other_photos(tmp_path, monkeypatch):
+    monkeypatch.setattr(docs.evidence, "RESULTS", tmp_path / "kept")
+    source = FOLDERS[0]
+    for name in (source.name, "sample-64px-resnet18-seed0"):
+        shutil.copytree(source, tmp_path / "output" / "results" / name)
+        (tmp_path / "output" / "results" / name / "test_logits.npz").write_bytes(b"large")
+    (tmp_path / "output" / "results" / (source.name + "1")).mkdir()  # not finished
+    try:
+        assert keep(tmp_path / "output") == [source.name]
+        kept_files = {path.name: path.read_bytes() for path in (tmp_path / "kept").rglob("*.*")}
+        assert kept_files == {path.name: path.read_bytes() for path in source.iterdir()}
+        assert len(kept()) == 1
+    finally:
+        kept.cache_clear()
+
+
+def test_one_command_makes_every_table_and_figure_again(tmp_path):
+    """In a copy of the repo whose tables are emptied and whose figures are gone."""
+    for name in ("config.py", "data", "models", "utils", "docs", "README.md"):
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("weather*", "__pycache__", "*.zip")
+            shutil.copytree(source, tmp_path / name, ignore=ignored)
+        else:
+            shutil.copy(source, tmp_path)
+    for document in DOCUMENTS:
+        path = tmp_path / document
+        path.write_text(PLACE.sub(r"\1\4", path.read_text("utf-8")), "utf-8")
+    screenshots = {"sample.png", "tensorboard.png"}
+    figures = [
+        path.relative_to(tmp_path)
+        for path in tmp_path.glob("docs/**/*.png")
+        if path.name not in screenshots
+    ]
+    assert len(figures) >= 14
+    for figure in figures:
+        (tmp_path / figure).unlink()
+    command = [sys.executable, "-m", "docs.build"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    for document in DOCUMENTS:
+        assert (tmp_path / document).read_text("utf-8") == (ROOT / document).read_text("utf-8")
+    for figure in figures:
+        with Image.open(tmp_path / figure) as made, Image.open(ROOT / figure) as shown:
+            assert made.size == shown.size
+            assert np.mean(np.asarray(made) != np.asarray(shown)) < 0.02, figure
