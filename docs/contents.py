@@ -3,36 +3,69 @@
 from collections.abc import Callable
 
 from config import EXPERIMENTS, ROOT
-from docs.evidence import comparisons, cost, gain, results, seven_rows
+from docs.evidence import (
+    alone,
+    comparisons,
+    cost,
+    grid,
+    lessons,
+    results,
+    runs,
+    seven_rows,
+)
+from utils.comparison import gain_over
 
-NAMES = {"densenet169": "DenseNet169", "resnet50": "ResNet50", "resnet18": "ResNet18"}
-KD = "kd-a0.7-T2"
 DOCUMENTS = ("README.md", "docs/recipe.md", *(f"docs/{name}/README.md" for name in EXPERIMENTS))
+NAMES = {"densenet169": "DenseNet169", "resnet50": "ResNet50", "resnet18": "ResNet18"}
+PATIENT = "patient"  # the tag of 60 epochs with mixup 0.2
+LESSON = "kd-a0.7-T2"
+
+
+def taught(teacher: str, student: str, lesson: str = LESSON, tag: str = "") -> str:
+    """The name of a student's runs, of a teacher such as resnet50 or resnet50.patient."""
+    return f"{student}-from-{teacher}-{lesson}" + (f"-{tag}" if tag else "")
+
+
+# Teachers and students of the main picture and table.
+STUDENTS = {
+    "DenseNet169 → ResNet18": taught("densenet169", "resnet18"),
+    "DenseNet169, 60 epochs → ResNet18": taught("densenet169.patient", "resnet18"),
+    "ResNet50 → ResNet18": taught("resnet50", "resnet18"),
+    "ResNet50, 60 epochs → ResNet18": taught("resnet50.patient", "resnet18"),
+    "ResNet18, 60 epochs → ResNet18": taught("resnet18.patient", "resnet18"),
+    "ResNet18 → ResNet18, both 60 epochs": taught("resnet18", "resnet18", tag=PATIENT),
+    "ResNet18 → ResNet50": taught("resnet18", "resnet50"),
+    "ResNet18 → DenseNet169": taught("resnet18", "densenet169"),
+}
+# What a ResNet18 can have without a teacher, beside what teachers give it.
+CONTROLS = {
+    "alone, 15 epochs": "resnet18",
+    "alone, 23 epochs: as long as with a teacher": "resnet18-23epochs",
+    "alone, 15 epochs, label smoothing 0.1": "resnet18-smooth",
+    "alone, 60 epochs, mixup 0.2": "resnet18-patient",
+    "alone, 60 epochs, mixup 1": "resnet18-60epochs.mixup1",
+    "15 epochs, taught by ResNet50 of 60": taught("resnet50.patient", "resnet18"),
+    "15 epochs, taught by ResNet18 of 60": taught("resnet18.patient", "resnet18"),
+    "60 epochs, mixup 0.2, taught by ResNet18 of 60": taught("resnet18", "resnet18", tag=PATIENT),
+}
 
 
 def basic(experiment: str) -> dict[str, str]:
     """The columns of a table of networks without a teacher, by the names of their runs."""
     teacher, student = EXPERIMENTS[experiment]
     return {
-        f"{NAMES[teacher]}, 15 epochs": teacher,
-        f"{NAMES[teacher]}, 60 epochs": f"{teacher}-patient",
-        f"{NAMES[student]}, 15 epochs": student,
-        f"{NAMES[student]}, 60 epochs": f"{student}-patient",
+        f"{NAMES[model]}, {epochs} epochs": model + tag
+        for model in (teacher, student)
+        for epochs, tag in ((15, ""), (60, f"-{PATIENT}"))
     }
 
 
-def taught(teacher: str, teacher_tag: str, student: str, lesson: str = KD, tag: str = "") -> str:
-    """The name of a student's runs."""
-    dot, dash = "." if teacher_tag else "", "-" if tag else ""
-    return f"{student}-from-{teacher}{dot}{teacher_tag}-{lesson}{dash}{tag}"
-
-
-def three(teacher: str, student: str, teacher_tag: str = "") -> dict[str, str]:
-    """The user's three columns: a teacher, its student alone, and the student taught."""
+def three(teacher: str, student: str) -> dict[str, str]:
+    """The user's three columns: a teacher, its student alone, and the student with it."""
     return {
-        "Teacher": f"{teacher}-{teacher_tag}" if teacher_tag else teacher,
+        "Teacher": teacher.replace(".", "-"),
         "Student": student,
-        "KD Student": taught(teacher, teacher_tag, student),
+        "KD Student": taught(teacher, student),
     }
 
 
@@ -41,15 +74,20 @@ def experiment_tables(experiment: str) -> dict[str, Callable[[], str]]:
     teacher, student = EXPERIMENTS[experiment]
     return {
         f"{experiment} basic": lambda: seven_rows(basic(experiment)),
-        f"{experiment} kd": lambda: seven_rows(three(teacher, student, "patient")),
-        f"{experiment} kd 15 epochs": lambda: seven_rows(three(teacher, student)),
+        f"{experiment} kd": lambda: seven_rows(three(teacher, student)),
+        f"{experiment} kd patient": lambda: seven_rows(three(f"{teacher}.{PATIENT}", student)),
         f"{experiment} reverse": lambda: seven_rows(three(student, teacher)),
-        f"{experiment} all": lambda: comparisons(LESSONS[experiment]),
     }
 
 
-LESSONS: dict[str, dict[str, str | tuple[str, str]]] = {}
 TABLES = {
+    "main": lambda: lessons(STUDENTS),
+    "controls": lambda: comparisons(CONTROLS, "resnet18"),
+    "alpha and temperature": lambda: grid(
+        taught("resnet18.patient", "resnet18", "kd-a{alpha}-T{temperature}"),
+        ("0.7", "0.9", "1"),
+        ("2", "4"),
+    ),
     **experiment_tables("experiment_1"),
     **experiment_tables("experiment_2"),
     "cost": cost,
@@ -63,8 +101,10 @@ def draw_figures() -> None:
 
     docs = ROOT / "docs"
     draw_illustrations(docs / "illustration")
+    gains = {title: gain_over(runs(name), alone(name)) for title, name in STUDENTS.items()}
+    draw_gains(docs / "illustration" / "result.png", gains)
     for experiment, (teacher, student) in EXPERIMENTS.items():
-        columns = results(three(teacher, student, "patient"))
+        columns = results(three(f"{teacher}.{PATIENT}", student))
         for quantity in ("accuracy", "loss"):
             name = f"{quantity.capitalize()}.png"
             draw_curves(docs / experiment / "basic" / name, results(basic(experiment)), quantity)

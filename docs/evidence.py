@@ -10,7 +10,7 @@ A table stands in a Markdown file between two comments, and `written` puts it th
 import re
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -79,48 +79,58 @@ def results(columns: dict[str, str]) -> Columns:
     }
 
 
-def comparisons(rows: dict[str, str | tuple[str, str]]) -> str:
-    """One row for each name of runs: accuracies, and what was gained over the same student without
-    a teacher, or over the other runs that are named beside it, and over the teacher."""
-    head = ("", "Seeds", "Validation accuracy", "Test accuracy", "Test loss", "− without teacher",
-            "− teacher")  # fmt: skip
+def lessons(rows: dict[str, str]) -> str:
+    """One row for each name of students: the test accuracy of their teachers, of themselves without
+    a teacher, and with it, and what was gained over either."""
+    head = ("", "Seeds", "Teacher", "Student", "KD Student", "KD − student", "KD − teacher")
     lines = []
-    for title, entry in rows.items():
-        name, other = (entry, None) if isinstance(entry, str) else entry
-        mine = runs(name)
-        lines.append(
-            [
-                title,
-                str(len(mine)),
-                mean_and_spread([run["val"]["accuracy"] for run in mine], ".2%"),
-                mean_and_spread([run["test"]["accuracy"] for run in mine], ".2%"),
-                mean_and_spread([run["test"]["loss"] for run in mine], ".3f"),
-                in_points(gain(name, other)),
-                in_points(gain_over_teacher(name)),
-            ]
-        )
+    for title, name in rows.items():
+        sides = taught_by(name), alone(name), runs(name)
+        accuracies = [[run["test"]["accuracy"] for run in side] for side in sides]
+        gains = [in_points(gain_over(runs(name), side)) for side in (alone(name), taught_by(name))]
+        cells = [mean_and_spread(values, ".2%") for values in accuracies]
+        lines.append([title, str(len(runs(name))), *cells, *gains])
     return aligned(head, lines)
 
 
-def gain(name: str, other: str | None = None) -> tuple[float, float, float] | None:
-    """Of students over the same without a teacher, or of any runs over the other ones of the same
-    seeds; None for runs that have neither."""
-    by_run = {run["run"]: run for group in kept().values() for run in group}
-    if other:
-        by_seed = {run["seed"]: run for run in runs(other)}
-        pairs = [(run, by_seed[run["seed"]]) for run in runs(name) if run["seed"] in by_seed]
-    else:
-        pairs = [
-            (run, by_run[run["lesson"]["baseline"]]) for run in runs(name) if run.get("lesson")
-        ]
-    return gain_over(*zip(*pairs, strict=True)) if pairs else None
+def comparisons(rows: dict[str, str], other: str) -> str:
+    """One row for each name of runs: what they came to, and their gain over the `other` runs of the
+    same seeds."""
+    head = ("", "Seeds", "Validation accuracy", "Test accuracy", "Test loss", "Gain")
+    lines = []
+    for title, name in rows.items():
+        read = [(run["val"]["accuracy"], run["test"]["accuracy"], run["test"]["loss"])
+                for run in runs(name)]  # fmt: skip
+        values = zip(zip(*read, strict=True), (".2%", ".2%", ".3f"), strict=True)
+        cells = [mean_and_spread(column, spec) for column, spec in values]
+        gain = in_points(gain_over(*paired(name, other))) if name != other else ""
+        lines.append([title, str(len(read)), *cells, gain])
+    return aligned(head, lines)
 
 
-def gain_over_teacher(name: str) -> tuple[float, float, float] | None:
-    """Of students over their own teachers; None for runs that had none."""
-    by_run = {run["run"]: run for group in kept().values() for run in group}
-    pairs = [(run, by_run[run["teacher"]["run"]]) for run in runs(name) if run.get("teacher")]
-    return gain_over(*zip(*pairs, strict=True)) if pairs else None
+def paired(name: str, other: str) -> tuple[list[Result], list[Result]]:
+    """The runs of two names, of the seeds that both have."""
+    first, second = results({"first": name, "second": other}).values()
+    return list(first), list(second)
+
+
+def alone(name: str) -> list[Result]:
+    """The same students without a teacher, seed by seed."""
+    return [run_named(run["lesson"]["baseline"]) for run in runs(name)]
+
+
+def taught_by(name: str) -> list[Result]:
+    """The students' teachers, seed by seed."""
+    return [run_named(run["teacher"]["run"]) for run in runs(name)]
+
+
+def run_named(whole_name: str) -> Result:
+    """A kept run by its whole name; raises UserError when it is not kept."""
+    for group in kept().values():
+        for run in group:
+            if run["run"] == whole_name:
+                return run
+    raise UserError(f"{RESULTS}: no run {whole_name} is kept there")
 
 
 def written(text: str, tables: dict[str, Callable[[], str]]) -> str:
@@ -152,3 +162,20 @@ def cost() -> str:
     everything = [minutes for times in kinds.values() for minutes in times]
     lines.append(["together", str(len(everything)), "", f"{sum(everything) / 60:.1f}"])
     return aligned(("", "Runs", "Minutes a run", "Hours"), lines)
+
+
+def grid(name: str, alphas: Sequence[str], temperatures: Sequence[str]) -> str:
+    """Best validation accuracy and lowest validation loss by α and T; `name` has places for both.
+    What was not tried stays empty."""
+    lines = []
+    for alpha in alphas:
+        cells = [f"α {alpha}"]
+        for temperature in temperatures:
+            tried = kept().get(name.format(alpha=alpha, temperature=temperature), [])
+            accuracy, loss = (
+                mean_and_spread([run["table"][key] for run in tried], spec) if tried else ""
+                for key, spec in (("best_val_accuracy", ".2%"), ("best_val_loss", ".3f"))
+            )
+            cells.append(f"{accuracy}, {loss}".strip(", "))
+        lines.append(cells)
+    return aligned(("", *(f"T {temperature}" for temperature in temperatures)), lines)
