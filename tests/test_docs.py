@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,19 @@ from PIL import Image
 import docs.evidence
 from config import UserError
 from docs.contents import DOCUMENTS, TABLES
-from docs.evidence import PLACE, RESULTS, alone, keep, kept, lessons, taught_by, written
+from docs.evidence import (
+    PLACE,
+    RESULTS,
+    alone,
+    comparisons,
+    cost,
+    grid,
+    keep,
+    kept,
+    lessons,
+    taught_by,
+    written,
+)
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/result.json"))
@@ -102,6 +115,56 @@ def test_students_are_compared_with_their_own_baselines_and_teachers():
         for run, baseline, own in zip(runs, alone(name), taught_by(name), strict=True):
             assert baseline["seed"] == own["seed"] == run["seed"]
             assert own["digest"] == run["teacher"]["digest"]
+
+
+def read(folder: str) -> dict[str, Any]:
+    return dict(json.loads((RESULTS / folder / "result.json").read_text("utf-8")))
+
+
+def cells(table: str) -> list[list[str]]:
+    """The cells below a Markdown table's head."""
+    return [[c.strip() for c in line.strip("|\n").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_a_comparison_is_with_the_same_seeds_of_the_other_runs():
+    name, other = "resnet18-patient", "resnet18"
+    ((title, seeds, val, test, _, points),) = cells(comparisons({"longer": name}, other))
+    folders = [path.name for path in FOLDERS if f"-{name}-seed" in path.name]
+    assert (title, int(seeds)) == ("longer", len(folders))
+    accuracies = np.array(
+        [
+            [
+                read(folder)["val"]["accuracy"],
+                read(folder)["test"]["accuracy"],
+                read(folder.replace(name, other))["test"]["accuracy"],
+            ]
+            for folder in folders
+        ]
+    )
+    mean = 100 * accuracies.mean(0)
+    assert float(val.split(" ")[0].removesuffix("%")) == pytest.approx(mean[0], abs=0.006)
+    assert float(test.split(" ")[0].removesuffix("%")) == pytest.approx(mean[1], abs=0.006)
+    assert float(points.split(" ")[0]) == pytest.approx(mean[1] - mean[2], abs=0.006)
+
+
+def test_a_grid_has_every_value_at_its_place():
+    name = "resnet18-from-resnet18.patient-kd-a{alpha}-T{temperature}"
+    rows = cells(grid(name, ("0.9", "1"), ("2", "4", "9")))
+    assert [row[0] for row in rows] == ["α 0.9", "α 1"]
+    for alpha, row in zip(("0.9", "1"), rows, strict=True):
+        for temperature, cell in zip("24", row[1:3], strict=True):
+            run = name.format(alpha=alpha, temperature=temperature)
+            table = read(f"weather-64px-{run}-seed0")["table"]
+            assert cell == f"{table['best_val_accuracy']:.2%}, {table['best_val_loss']:.3f}"
+        assert row[3] == ""
+
+
+def test_the_cost_is_that_of_all_runs():
+    *kinds, (together, count, _, hours) = cells(cost())
+    assert together == "together"
+    assert int(count) == len(FOLDERS) == sum(int(kind[1]) for kind in kinds)
+    seconds = sum(read(folder.name)["seconds"] for folder in FOLDERS)
+    assert float(hours) == pytest.approx(seconds / 3600, abs=0.051)
 
 
 def test_a_place_is_filled_again_and_an_unknown_one_refused():
