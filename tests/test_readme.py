@@ -1,6 +1,6 @@
-"""README's commands are run as they stand there, with small settings added at the end. The
-scripts' own tests start them as processes; here they run in this one, which need not import torch
-for each."""
+"""The commands of README and of the experiments' pages are run as they stand there, with small
+settings added at the end. The scripts' own tests start them as processes; here they run in this
+one, which need not import torch for each."""
 
 import re
 import shlex
@@ -20,7 +20,8 @@ from utils.script import run_script
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8") if (ROOT / "README.md").exists() else ""
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
+PAGES = [path.read_text("utf-8") for path in sorted(ROOT.glob("docs/experiment_*/README.md"))]
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", "\n".join([README, *PAGES]), re.M | re.S)
 COMMANDS = [
     words
     for line in "".join(BLOCKS).splitlines()
@@ -53,7 +54,7 @@ SMALL = ("--image-size", "32", "--batch-size", "8", "--epochs", "1", "--seeds", 
          "--warmup-epochs", "0")  # fmt: skip
 
 
-def test_the_readme_shows_commands_and_each_is_known():
+def test_commands_are_shown_and_each_is_known():
     assert ("make", "train") in COMMANDS
     assert ("make", "test") in COMMANDS
     for words in COMMANDS:
@@ -75,7 +76,7 @@ TRAINING = [w for w in dict.fromkeys(COMMANDS) if w[1:2] in (("train.py",), DIST
 
 
 @pytest.mark.parametrize("words", TRAINING, ids=" ".join)
-def test_a_training_command_of_the_readme_runs(words, photos, trained, tmp_path, capsys):
+def test_a_training_command_runs(words, photos, trained, tmp_path, capsys):
     small: tuple[str, ...] = ()
     if "--pretrained" in words:
         pytest.skip("downloads weights; tests/test_models.py gives it a file instead")
