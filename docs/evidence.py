@@ -35,7 +35,7 @@ PLACE = re.compile(r"(<!-- table: ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.S)
 
 @cache
 def kept() -> dict[str, list[Result]]:
-    """The results in docs/results by name, each name's in the order of their seeds."""
+    """The results in docs/results by name, each name's in the order of their seeds, from 0."""
     found: dict[str, list[Result]] = {}
     for path in sorted(RESULTS.glob("*/result.json")):
         if match := NAME.fullmatch(path.parent.name):
@@ -165,13 +165,13 @@ def cost() -> str:
 
 
 def grid(name: str, alphas: Sequence[str], temperatures: Sequence[str]) -> str:
-    """Best validation accuracy and lowest validation loss by α and T; `name` has places for both.
-    What was not tried stays empty."""
+    """Best validation accuracy and lowest validation loss of seed 0 by α and T; `name` has places
+    for both. What was not tried stays empty."""
     lines = []
     for alpha in alphas:
         cells = [f"α {alpha}"]
         for temperature in temperatures:
-            tried = kept().get(name.format(alpha=alpha, temperature=temperature), [])
+            tried = kept().get(name.format(alpha=alpha, temperature=temperature), [])[:1]
             accuracy, loss = (
                 mean_and_spread([run["table"][key] for run in tried], spec) if tried else ""
                 for key, spec in (("best_val_accuracy", ".2%"), ("best_val_loss", ".3f"))

@@ -15,13 +15,13 @@ Gain = tuple[float, float, float]
 NO_TEACHER = "no teacher"
 DIFFERENCE_HEAD = (
     "Student", "Seeds", "Validation accuracy", "Test accuracy", "KD − baseline [95 %]",
-    "Agreement with teacher", "KL to teacher", "Calibration error",
+    "KD − teacher [95 %]", "Agreement with teacher", "KL to teacher", "Calibration error",
 )  # fmt: skip
 DIFFERENCE_NOTE = """\
 KD − baseline is in points of test accuracy: each seed against the same seed without a teacher, on
 the same photos. Its 95 % interval is a bootstrap over seeds and photos; with one seed, over photos
-alone. Agreement is the share of test photos that student and teacher give one class, KL the mean
-of KL(teacher ‖ student) in nats.
+alone. KD − teacher is the same against the teacher. Agreement is the share of test photos that
+student and teacher give one class, KL the mean of KL(teacher ‖ student) in nats.
 """
 
 
@@ -93,13 +93,14 @@ class Difference:
     """One row of the comparison: a lesson, or none, over its seeds.
 
     `values` holds one number a seed; `gain` is KD minus baseline in test accuracy with the ends
-    of its 95 % interval, None where there is nothing to compare.
+    of its 95 % interval, `over_teacher` KD minus teacher; None where there is nothing to compare.
     """
 
     name: str
     runs: list[Result]
     values: dict[str, list[float]]
     gain: Gain | None
+    over_teacher: Gain | None
 
     def cells(self) -> list[str]:
         """The row as Markdown shows it."""
@@ -109,7 +110,8 @@ class Difference:
             for key, values in self.values.items()
         }
         first, second, *others = texts.values()
-        return [self.name, str(len(self.runs)), first, second, in_points(self.gain), *others]
+        gains = in_points(self.gain), in_points(self.over_teacher)
+        return [self.name, str(len(self.runs)), first, second, *gains, *others]
 
     def record(self) -> dict[str, Any]:
         """The row as CSV has it: means, and sample standard deviations where there are seeds."""
@@ -117,8 +119,10 @@ class Difference:
         for key, values in self.values.items():
             record[key] = statistics.fmean(values) if values else ""
             record[f"{key} std"] = statistics.stdev(values) if len(values) > 1 else ""
-        names = ("gain", "gain low", "gain high")
-        return record | dict(zip(names, self.gain or ("", "", ""), strict=True))
+        for name, gain in (("gain", self.gain), ("over teacher", self.over_teacher)):
+            names = (name, f"{name} low", f"{name} high")
+            record |= dict(zip(names, gain or ("", "", ""), strict=True))
+        return record
 
 
 def difference_rows(students: Sequence[Result], by_name: Mapping[str, Result]) -> list[Difference]:
@@ -138,6 +142,8 @@ def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> 
     gain = None
     if paired:
         gain = gain_over(paired, [by_name[run["lesson"]["baseline"]] for run in paired])
+    taught = [run for run in runs if run.get("teacher")]
+    over_teacher = gain_over(taught, [run["teacher"] for run in taught]) if taught else None
     values = {
         "validation accuracy": [run["val"]["accuracy"] for run in runs],
         "test accuracy": [run["test"]["accuracy"] for run in runs],
@@ -145,7 +151,7 @@ def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> 
         "kl": [run["agreement"]["kl"] for run in runs if "agreement" in run],
         "calibration error": [run["test"]["calibration_error"] for run in runs],
     }
-    return Difference(name, runs, values, gain)
+    return Difference(name, runs, values, gain, over_teacher)
 
 
 def gain_over(runs: Sequence[Result], others: Sequence[Result]) -> Gain:
