@@ -37,6 +37,16 @@ STUDENTS = {
     "ResNet18 → ResNet50": taught("resnet18", "resnet50"),
     "ResNet18 → DenseNet169": taught("resnet18", "densenet169"),
 }
+# Experiment 1 from a recipe by which it went wrong to one by which it does not, a step at a time.
+CAUSES = {
+    "constant lr, no crops, KL by reduction='mean'": taught(
+        "densenet169", "resnet18", "kd-a0.175-T2", "asitwas"
+    ),
+    "+ KL summed over the classes": taught("densenet169", "resnet18", tag="asitwas"),
+    "+ crops": taught("densenet169", "resnet18", tag="constant"),
+    "+ cosine schedule": taught("densenet169", "resnet18"),
+    "+ teacher of 60 epochs with mixup": taught("densenet169.patient", "resnet18"),
+}
 # What a ResNet18 can have without a teacher, beside what teachers give it.
 CONTROLS = {
     "alone, 15 epochs": "resnet18",
@@ -82,6 +92,7 @@ def experiment_tables(experiment: str) -> dict[str, Callable[[], str]]:
 
 TABLES = {
     "main": lambda: lessons(STUDENTS),
+    "causes": lambda: lessons(CAUSES),
     "controls": lambda: comparisons(CONTROLS, "resnet18"),
     "alpha and temperature": lambda: grid(
         taught("resnet18.patient", "resnet18", "kd-a{alpha}-T{temperature}"),
