@@ -211,14 +211,14 @@ class Config:
     )
     alpha: tuple[float, ...] = setting(
         (0.7,), number(0, 1), "share of the teacher in (1-alpha)*CE + alpha*T^2*KL; 0 is the "
-        "baseline, 1 leaves the labels out (of kd and dist); with the default T the best of 0.5, "
-        "0.7 and 0.9 on validation; several make a run each",
+        "baseline, 1 leaves the labels out (of kd and dist); on validation 0.7, 0.9 and 1 did "
+        "alike (docs/recipe.md); several make a run each",
         group=DISTILLATION, many=True, names_run=True,
     )
     temperature: tuple[float, ...] = setting(
         (2.0,), number(0.01, 1000), "T, which softens the teacher's and the student's answers, so "
-        "that the unlikely classes count; on validation 2 and 4 did alike, and 8 was worse for "
-        "every alpha; several make a run each",
+        "that the unlikely classes count; on validation 2 and 4 did alike (docs/recipe.md); "
+        "several make a run each",
         group=DISTILLATION, many=True, names_run=True,
     )
     weight: tuple[float, ...] | None = setting(

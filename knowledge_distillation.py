@@ -37,19 +37,17 @@ class Lineup:
     students: list[Run]
 
     @property
-    def baselines(self) -> list[Run]:
-        """Teacher and baseline, one run where a network is to teach itself."""
-        if self.teacher is None or self.teacher == self.baseline:
-            return [self.baseline]
-        return [self.teacher, self.baseline]
+    def tagged(self) -> Run | None:
+        """A teacher that was named by its tag: of any recipe, and never trained here."""
+        return self.teacher if self.baseline.config.teacher_tag else None
 
     @property
     def needed(self) -> list[Run]:
-        """Those of them that are trained here where they are missing, by the student's recipe but
-        for the teacher's epochs; a teacher that is named by its tag may have any recipe."""
-        if self.baseline.config.teacher_tag is not None:
+        """What is trained here where it is missing: teacher and baseline, one run where a network
+        is to teach itself."""
+        if self.teacher is None or self.tagged or self.teacher == self.baseline:
             return [self.baseline]
-        return self.baselines
+        return [self.teacher, self.baseline]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -61,15 +59,17 @@ def main(arguments: Sequence[str]) -> None:
     setup = prepare(config)
     check_lessons(setup, brought)
     lineups = [line_up(setup, seed, brought) for seed in config.seeds]
-    baselines = [run for lineup in lineups for run in lineup.baselines]
-    students = [run for lineup in lineups for run in lineup.students]
+    check_alike([lineup.tagged for lineup in lineups if lineup.tagged])
     needed = [run for lineup in lineups for run in lineup.needed]
+    students = [run for lineup in lineups for run in lineup.students]
     results = []
     with claimed(setup, students, needed):
         describe(setup)
-        agenda = Agenda(baselines + students)
+        agenda = Agenda(needed + students)
         for lineup in lineups:
-            results += [agenda.done(run, train_baseline(setup, run)) for run in lineup.baselines]
+            results += [agenda.done(run, train_baseline(setup, run)) for run in lineup.needed]
+            if lineup.tagged:
+                results.append(read_result(lineup.tagged))
             check_taught(lineup)
             teacher = None
             if not all(run.finished for run in lineup.students):
@@ -139,10 +139,22 @@ def check_teacher_run(setup: Setup, run: Run) -> None:
         return
     if not run.finished:
         raise UserError(
-            f"--teacher-tag {run.config.teacher_tag}: there is no finished run {run.name}; train "
-            f"it with train.py --models {run.model} --tag {run.config.teacher_tag}"
+            f"--teacher-tag {run.config.tag}: there is no finished run {run.name}; first train it: "
+            f"train.py --models {run.model} --tag {run.config.tag} --seeds {run.seed} "
+            f"--image-size {setup.image_size}"
         )
     check_teacher(run.best, load_classifier(run.best)[1], setup)
+
+
+def check_alike(teachers: Sequence[Run]) -> None:
+    """Raise UserError for teachers of one tag that were trained by different recipes: over seeds,
+    they would be averaged as one."""
+    for run in teachers[1:]:
+        if read_result(run)["recipe"] != read_result(teachers[0])["recipe"]:
+            raise UserError(
+                f"--teacher-tag {run.config.tag}: {teachers[0].name} and {run.name} were trained "
+                "by different recipes; give one of them another tag"
+            )
 
 
 def with_teachers_recipe(config: Config) -> Config:
@@ -185,6 +197,8 @@ def meet_teacher(setup: Setup, run: Run | None, baseline: dict[str, Any]) -> Tea
     path = run.best if run else setup.config.teacher_checkpoint
     assert path
     teacher = load_teacher(path, setup)
+    if run and read_result(run)["digest"] != teacher.digest:
+        raise UserError(f"{path} is not what {run.name} was tested with: train it again")
     theirs, own = teacher.about["val"]["accuracy"], baseline["val"]["accuracy"]
     print(
         f"teacher {teacher.about['run']}: validation accuracy {theirs:.2%}; "
@@ -193,7 +207,7 @@ def meet_teacher(setup: Setup, run: Run | None, baseline: dict[str, Any]) -> Tea
     if theirs < own:
         print(
             "WARNING  this teacher is weaker than its student and will hold it back; a longer "
-            "schedule\n         may help: --teacher-epochs"
+            "schedule\n         may help: --teacher-epochs or --teacher-tag"
         )
     if teacher.about["other_split"]:
         print("WARNING  this teacher learnt from another split and may know the test photos")

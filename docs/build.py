@@ -1,4 +1,4 @@
-"""Makes every figure and table in docs/ and README.md again, from docs/results alone.
+"""Makes the tables and figures of runs in docs/ and README.md again, from docs/results alone.
 
 pip install matplotlib
 python -m docs.build                 # of the runs that are kept in docs/results
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from config import ROOT, UserError
 from data.locks import write_whole
-from docs.contents import DOCUMENTS, TABLES
+from docs.contents import DOCUMENTS, TABLES, draw_figures
 from docs.evidence import keep, written
 
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
             path = ROOT / document
             write_whole(path, written(path.read_text("utf-8"), TABLES))
         draw()
-    except UserError as problem:
+    except (UserError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     return 0
@@ -40,8 +40,6 @@ def draw() -> None:
     except ModuleNotFoundError as missing:
         raise UserError("the figures need matplotlib: pip install matplotlib") from missing
     matplotlib.use("agg")
-    from docs.contents import draw_figures
-
     draw_figures()
 
 

@@ -10,12 +10,12 @@ A table stands in a Markdown file between two comments, and `written` puts it th
 import re
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import cache
 from pathlib import Path
 
 from config import ROOT, UserError
-from utils.comparison import gain_over, in_points
+from utils.comparison import Gain, gain_over, in_points
 from utils.tables import (
     SEVEN_ROWS,
     Columns,
@@ -30,7 +30,7 @@ RESULTS = ROOT / "docs" / "results"
 # All share photos and resolution, and seeds belong together: what is between names the runs.
 NAME = re.compile(r"weather-64px-(.+)-seed(\d+)")
 PARAMETERS = {"Parameters": (lambda r: r["parameters"], ",.0f")}
-PLACE = re.compile(r"(<!-- table: ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.S)
+PLACE = re.compile(r"(<!-- table: ([\w ]+) -->\n)((?:(?!<!-- table).)*?)(<!-- end -->)", re.S)
 
 
 @cache
@@ -52,17 +52,31 @@ def runs(name: str) -> list[Result]:
 
 def keep(output: Path) -> list[str]:
     """Copy result.json and history.csv of all finished runs on the photos that docs/ is about from
-    `output` into docs/results; returns their names."""
-    names = []
-    for path in sorted((output / "results").glob("*/result.json")):
-        if NAME.fullmatch(path.parent.name):
-            folder = RESULTS / path.parent.name
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in (path, path.parent / "history.csv"):
-                shutil.copy(file, folder)
-            names.append(folder.name)
+    `output` into docs/results; returns their names.
+
+    Raises UserError when there are none, or when they are of another split than those kept.
+    """
+    found = [
+        path.parent
+        for path in sorted((output / "results").glob("*/result.json"))
+        if NAME.fullmatch(path.parent.name)
+    ]
+    if not found:
+        raise UserError(
+            f"{output}: there is no finished run on the photos called weather, at 64 px"
+        )
+    splits = {run["photos"]["split"] for group in kept().values() for run in group}
+    for source in found:
+        split = read_result_file(source / "result.json")["photos"]["split"]
+        if splits - {split}:
+            raise UserError(f"{source}: of split {split}, and kept are runs of {splits}")
+    for source in found:
+        folder = RESULTS / source.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("result.json", "history.csv"):
+            shutil.copy(source / name, folder)
     kept.cache_clear()
-    return names
+    return [source.name for source in found]
 
 
 def seven_rows(columns: dict[str, str]) -> str:
@@ -71,65 +85,77 @@ def seven_rows(columns: dict[str, str]) -> str:
 
 
 def results(columns: dict[str, str]) -> Columns:
-    """The results behind names of runs, of the seeds that all of them have."""
+    """The results behind names of runs, of the seeds that all of them have; raises UserError when
+    there is no such seed."""
     groups = {title: runs(name) for title, name in columns.items()}
     shared = set.intersection(*({run["seed"] for run in group} for group in groups.values()))
+    if not shared:
+        raise UserError(f"{', '.join(columns.values())}: they have no seed in common")
     return {
         title: [run for run in group if run["seed"] in shared] for title, group in groups.items()
     }
 
 
-def lessons(rows: dict[str, str]) -> str:
+def lessons(rows: dict[str, str], seeds: Container[int] = range(2**31)) -> str:
     """One row for each name of students: the test accuracy of their teachers, of themselves without
     a teacher, and with it, and what was gained over either."""
     head = ("", "Seeds", "Teacher", "Student", "KD Student", "KD − student", "KD − teacher")
     lines = []
     for title, name in rows.items():
-        sides = taught_by(name), alone(name), runs(name)
-        accuracies = [[run["test"]["accuracy"] for run in side] for side in sides]
-        gains = [in_points(gain_over(runs(name), side)) for side in (alone(name), taught_by(name))]
-        cells = [mean_and_spread(values, ".2%") for values in accuracies]
-        lines.append([title, str(len(runs(name))), *cells, *gains])
+        taught = [run for run in runs(name) if run["seed"] in seeds]
+        sides = [taught_by(run) for run in taught], [alone(run) for run in taught], taught
+        cells = [
+            mean_and_spread([run["test"]["accuracy"] for run in side], ".2%") for side in sides
+        ]
+        gains = [
+            in_points(gain_over(list(zip(taught, side, strict=True)))) for side in sides[1::-1]
+        ]
+        lines.append([title, str(len(taught)), *cells, *gains])
     return aligned(head, lines)
 
 
 def comparisons(rows: dict[str, str], other: str) -> str:
     """One row for each name of runs: what they came to, and their gain over the `other` runs of the
-    same seeds."""
+    same seeds; seeds that the others do not have are left out."""
     head = ("", "Seeds", "Validation accuracy", "Test accuracy", "Test loss", "Gain")
     lines = []
     for title, name in rows.items():
+        mine, others = results({title: name, "": other}).values()
         read = [(run["val"]["accuracy"], run["test"]["accuracy"], run["test"]["loss"])
-                for run in runs(name)]  # fmt: skip
+                for run in mine]  # fmt: skip
         values = zip(zip(*read, strict=True), (".2%", ".2%", ".3f"), strict=True)
         cells = [mean_and_spread(column, spec) for column, spec in values]
-        gain = in_points(gain_over(*paired(name, other))) if name != other else ""
-        lines.append([title, str(len(read)), *cells, gain])
+        gain = in_points(gain_over(list(zip(mine, others, strict=True))))
+        lines.append([title, str(len(mine)), *cells, gain if name != other else ""])
     return aligned(head, lines)
 
 
-def paired(name: str, other: str) -> tuple[list[Result], list[Result]]:
-    """The runs of two names, of the seeds that both have."""
-    first, second = results({"first": name, "second": other}).values()
-    return list(first), list(second)
+def gain_of(name: str) -> Gain:
+    """Of students over the same without a teacher."""
+    gain = gain_over([(run, alone(run)) for run in runs(name)])
+    assert gain
+    return gain
 
 
-def alone(name: str) -> list[Result]:
-    """The same students without a teacher, seed by seed."""
-    return [run_named(run["lesson"]["baseline"]) for run in runs(name)]
+def alone(student: Result) -> Result:
+    """The same student without a teacher."""
+    return run_named(student["lesson"]["baseline"])
 
 
-def taught_by(name: str) -> list[Result]:
-    """The students' teachers, seed by seed."""
-    return [run_named(run["teacher"]["run"]) for run in runs(name)]
+def taught_by(student: Result) -> Result:
+    """The student's teacher; raises UserError when it was trained again since."""
+    teacher = run_named(student["teacher"]["run"])
+    if teacher["digest"] != student["teacher"]["digest"]:
+        raise UserError(f"{student['run']}: the teacher that is kept is not the one that taught it")
+    return teacher
 
 
 def run_named(whole_name: str) -> Result:
     """A kept run by its whole name; raises UserError when it is not kept."""
-    for group in kept().values():
-        for run in group:
-            if run["run"] == whole_name:
-                return run
+    match = NAME.fullmatch(whole_name)
+    for run in kept().get(match[1], []) if match else []:
+        if run["run"] == whole_name:
+            return run
     raise UserError(f"{RESULTS}: no run {whole_name} is kept there")
 
 
@@ -171,11 +197,10 @@ def grid(name: str, alphas: Sequence[str], temperatures: Sequence[str]) -> str:
     for alpha in alphas:
         cells = [f"α {alpha}"]
         for temperature in temperatures:
-            tried = kept().get(name.format(alpha=alpha, temperature=temperature), [])[:1]
-            accuracy, loss = (
-                mean_and_spread([run["table"][key] for run in tried], spec) if tried else ""
-                for key, spec in (("best_val_accuracy", ".2%"), ("best_val_loss", ".3f"))
-            )
-            cells.append(f"{accuracy}, {loss}".strip(", "))
+            tried = kept().get(name.format(alpha=alpha, temperature=temperature), [])
+            rows = [run["table"] for run in tried if run["seed"] == 0]
+            cells += [f"{r['best_val_accuracy']:.2%}, {r['best_val_loss']:.3f}" for r in rows] or [
+                ""
+            ]
         lines.append(cells)
     return aligned(("", *(f"T {temperature}" for temperature in temperatures)), lines)

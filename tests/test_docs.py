@@ -111,10 +111,9 @@ def test_students_are_compared_with_their_own_baselines_and_teachers():
             mean, low, high = map(float, re.findall(r"[-+][\d.]+", cell))
             assert mean == pytest.approx(sides[taught] - sides[side], abs=0.006)
             assert low <= mean <= high
-            assert high - low < 12
-        for run, baseline, own in zip(runs, alone(name), taught_by(name), strict=True):
-            assert baseline["seed"] == own["seed"] == run["seed"]
-            assert own["digest"] == run["teacher"]["digest"]
+        for run in runs:
+            assert alone(run)["seed"] == taught_by(run)["seed"] == run["seed"]
+            assert taught_by(run)["digest"] == run["teacher"]["digest"]
 
 
 def read(folder: str) -> dict[str, Any]:
@@ -175,6 +174,9 @@ def test_a_place_is_filled_again_and_an_unknown_one_refused():
     assert written(filled, tables) == filled
     with pytest.raises(UserError, match="'a b'"):
         written(text, {})
+    # A place without an end takes nothing that follows.
+    open_place = "<!-- table: a b -->\nprose\n"
+    assert written(open_place + text, tables) == open_place + filled
 
 
 def test_runs_are_kept_without_what_is_large_or_of_other_photos(tmp_path, monkeypatch):
@@ -186,22 +188,32 @@ def test_runs_are_kept_without_what_is_large_or_of_other_photos(tmp_path, monkey
     (tmp_path / "output" / "results" / (source.name + "1")).mkdir()  # not finished
     try:
         assert keep(tmp_path / "output") == [source.name]
-        kept_files = {path.name: path.read_bytes() for path in (tmp_path / "kept").rglob("*.*")}
+        found = (tmp_path / "kept" / source.name).iterdir()
+        kept_files = {path.name: path.read_bytes() for path in found}
         assert kept_files == {path.name: path.read_bytes() for path in source.iterdir()}
         assert len(kept()) == 1
+        result = read(source.name)
+        result["photos"]["split"] = "0123456789abcdef"
+        (tmp_path / "output" / "results" / source.name / "result.json").write_text(
+            json.dumps(result), "utf-8"
+        )
+        with pytest.raises(UserError, match="of split 0123456789abcdef, and kept are"):
+            keep(tmp_path / "output")
+        with pytest.raises(UserError, match="no finished run"):
+            keep(tmp_path / "outptu")
     finally:
         kept.cache_clear()
 
 
 def test_one_command_makes_every_table_and_figure_again(tmp_path):
     """In a copy of the repo whose tables are emptied and whose figures are gone."""
-    for name in ("config.py", "data", "models", "utils", "docs", "README.md"):
-        source = ROOT / name
-        if source.is_dir():
-            ignored = shutil.ignore_patterns("weather*", "__pycache__", "*.zip")
-            shutil.copytree(source, tmp_path / name, ignore=ignored)
-        else:
-            shutil.copy(source, tmp_path)
+    for name in ("config.py", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("data", "models", "utils"):  # without photos, which may lie in data/
+        (tmp_path / name).mkdir()
+        for source in (ROOT / name).glob("*.py"):
+            shutil.copy(source, tmp_path / name)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
     for document in DOCUMENTS:
         path = tmp_path / document
         path.write_text(PLACE.sub(r"\1\4", path.read_text("utf-8")), "utf-8")
@@ -216,7 +228,7 @@ def test_one_command_makes_every_table_and_figure_again(tmp_path):
         (tmp_path / figure).unlink()
     command = [sys.executable, "-m", "docs.build"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (run.returncode, run.stderr) == (0, "")
+    assert run.returncode == 0, run.stderr
     for document in DOCUMENTS:
         assert (tmp_path / document).read_text("utf-8") == (ROOT / document).read_text("utf-8")
     for figure in figures:

@@ -21,6 +21,9 @@ from knowledge_distillation import main
 from models.checkpoint import save_checkpoint
 from tests.boards import tensorboard, wait_for
 from tests.photo_folders import CLASSES, make_photos
+from utils.comparison import difference_rows
+from utils.metrics import paired_interval
+from utils.tables import read_result_file
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--image-size", "32", "--batch-size", "8", "--epochs", "2")
@@ -121,16 +124,15 @@ def test_the_differences_are_those_of_the_test_photos(printed, output):
         (FITNET, rows["fitnet, α 0.7, T 2, weight 100"]),
     ):
         for other, cell in zip(("resnet18", "resnet50"), cells, strict=True):
-            gains = []
-            for seed in (0, 1):
-                right = [
-                    (saved["logits"].argmax(1) == saved["labels"]).mean()
-                    for saved in (logits_of(output, what, seed), logits_of(output, other, seed))
-                ]
-                gains.append(100 * (right[0] - right[1]))
-            mean, low, high = map(float, re.findall(r"[-+][\d.]+", cell))
-            assert mean == pytest.approx(np.mean(gains), abs=0.01)
-            assert low <= mean <= high
+            right = [
+                np.stack([saved["logits"].argmax(1) == saved["labels"] for saved in by_seed])
+                for by_seed in (
+                    [logits_of(output, name, seed) for seed in (0, 1)] for name in (what, other)
+                )
+            ]
+            expected = right[0].mean() - right[1].mean(), *paired_interval(right[0], right[1])
+            measured = [float(value) for value in re.findall(r"[-+][\d.]+", cell)]
+            assert measured == pytest.approx([100 * value for value in expected], abs=0.01)
 
 
 def test_the_agreement_is_with_the_teacher_of_the_seed(printed, output):
@@ -240,18 +242,16 @@ def test_a_broken_file_of_an_earlier_run_is_named(printed, words, output, broken
         path.write_bytes(whole)
 
 
-def test_a_result_that_does_not_tell_which_photos_were_wrong_is_named(printed, words, output):
-    path = output / "results" / name_of(KD) / "result.json"
-    whole = path.read_text("utf-8")
-    earlier = json.loads(whole)
-    del earlier["test"]["wrong"]
-    path.write_text(json.dumps(earlier), "utf-8")
-    with pytest.raises(
-        UserError, match=rf"{name_of(KD)}.* earlier version.*--overwrite"
-    ) as problem:
-        main([*words, *PAIR, "--resume"])
-    assert len(str(problem.value).splitlines()) == 1
-    path.write_text(whole, "utf-8")
+def test_a_result_that_does_not_tell_which_photos_were_wrong_has_no_gain(printed, output):
+    results = {r["run"]: r for r in map(read_result_file, output.glob("results/*/result.json"))}
+    del results[name_of("resnet18", 1)]["test"]["wrong"]  # as earlier versions wrote it
+    rows = difference_rows([results[name_of(KD, seed)] for seed in (0, 1)], results)
+    only_seed_0 = difference_rows([results[name_of(KD)]], results)
+    assert rows[1].gain == only_seed_0[1].gain
+    for seed in (0, 1):
+        del results[name_of(KD, seed)]["test"]["wrong"]
+    rows = difference_rows([results[name_of(KD, seed)] for seed in (0, 1)], results)
+    assert (rows[1].gain, rows[1].over_teacher) == (None, None)
 
 
 def test_a_baseline_of_another_recipe_is_no_baseline(printed, words):
@@ -295,7 +295,11 @@ def test_a_teacher_of_any_recipe_is_named_by_its_tag(printed, words, output, cap
     train.main([*words, *recipe, "--seeds", "0"])
     with pytest.raises(UserError, match=f"no finished run {name_of('resnet50-slow', 1)}"):
         main([*words, *lesson])
-    train.main([*words, *recipe, "--seeds", "1"])
+    other = [word if word != "0.2" else "0.3" for word in recipe]
+    train.main([*words, *other, "--seeds", "1"])
+    with pytest.raises(UserError, match="were trained by different recipes"):
+        main([*words, *lesson])
+    train.main([*words, *recipe, "--seeds", "1", "--overwrite"])
     capsys.readouterr()
     main([*words, *lesson])
     text = capsys.readouterr().out
@@ -311,18 +315,25 @@ def test_a_teacher_of_any_recipe_is_named_by_its_tag(printed, words, output, cap
         assert (student["recipe"]["lr"], slow["recipe"]["lr"]) == (0.001, 0.0001)
 
 
-def test_a_tagged_teacher_of_another_split_is_refused_before_any_work(printed, words, output):
+def test_a_tagged_teacher_that_does_not_fit_is_refused_before_any_work(printed, words, output):
     folder = output / "checkpoints" / name_of("resnet50-foreign")
     results = output / "results" / name_of("resnet50-foreign")
     shutil.copytree(output / "checkpoints" / name_of("resnet50"), folder)
     shutil.copytree(output / "results" / name_of("resnet50"), results)
-    changed(folder / "best.pt", split="0123456789abcdef")
     before = sorted(output.rglob("*"))
-    with pytest.raises(UserError, match="it has seen the student's test photos"):
-        main([*words, *PAIR, "--teacher-tag", "foreign"])
-    assert sorted(output.rglob("*")) == before
-    for made in (folder, results):
-        shutil.rmtree(made)
+    try:
+        for change, says in (
+            ({"split": "0123456789abcdef"}, "it has seen the student's test photos"),
+            ({"image_size": 64}, "was trained at 64 px"),
+        ):
+            shutil.copy(output / "checkpoints" / name_of("resnet50") / "best.pt", folder)
+            changed(folder / "best.pt", **change)
+            with pytest.raises(UserError, match=says):
+                main([*words, *PAIR, "--teacher-tag", "foreign"])
+        assert sorted(output.rglob("*")) == before
+    finally:
+        for made in (folder, results):
+            shutil.rmtree(made)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from config import UserError
 from utils.metrics import paired_interval
 from utils.tables import SEVEN_ROWS, SIZE_ROWS, Result, aligned, mean_and_spread, table
 
@@ -138,12 +137,10 @@ def difference_rows(students: Sequence[Result], by_name: Mapping[str, Result]) -
 
 def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> Difference:
     """A lesson's row; seeds without a baseline are left out of the gain."""
-    paired = [run for run in runs if run.get("lesson") and run["lesson"]["baseline"] in by_name]
-    gain = None
-    if paired:
-        gain = gain_over(paired, [by_name[run["lesson"]["baseline"]] for run in paired])
-    taught = [run for run in runs if run.get("teacher")]
-    over_teacher = gain_over(taught, [run["teacher"] for run in taught]) if taught else None
+    taught = [run for run in runs if run.get("lesson")]
+    pairs = [(run, by_name.get(run["lesson"]["baseline"])) for run in taught]
+    gain = gain_over([(run, baseline) for run, baseline in pairs if baseline])
+    over_teacher = gain_over([(run, run["teacher"]) for run in taught])
     values = {
         "validation accuracy": [run["val"]["accuracy"] for run in runs],
         "test accuracy": [run["test"]["accuracy"] for run in runs],
@@ -154,10 +151,16 @@ def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> 
     return Difference(name, runs, values, gain, over_teacher)
 
 
-def gain_over(runs: Sequence[Result], others: Sequence[Result]) -> Gain:
-    """How much better the runs are than the others: the mean difference in test accuracy, -1..1,
-    and the ends of its 95 % interval. The n-th run is compared with the n-th of the others."""
-    first, second = (np.stack([recognised(run) for run in side]) for side in (runs, others))
+def gain_over(pairs: Sequence[tuple[Result, Result]]) -> Gain | None:
+    """How much better the first of each pair is than the second: the mean difference in test
+    accuracy, -1..1, and the ends of its 95 % interval. Pairs with a result of an earlier version,
+    which does not tell which photos were wrong, are left out; without pairs there is no gain."""
+    known = [pair for pair in pairs if all("wrong" in result["test"] for result in pair)]
+    if not known:
+        return None
+    first, second = (
+        np.stack([recognised(run) for run in side]) for side in zip(*known, strict=True)
+    )
     return float(first.mean() - second.mean()), *paired_interval(first, second)
 
 
@@ -170,15 +173,8 @@ def in_points(gain: Gain | None) -> str:
 
 
 def recognised(result: Result) -> np.ndarray:
-    """(photos,) bool: which test photos a run named rightly.
-
-    Raises UserError for a result of an earlier version, which did not tell."""
+    """(photos,) bool: which test photos a run named rightly."""
     test = result["test"]
-    if "wrong" not in test:
-        raise UserError(
-            f"{result['folder'] / 'result.json'}: of an earlier version, which did not write down "
-            f"which photos were wrong; run {result['run']} again with --overwrite"
-        )
     right = np.ones(test["photos"], dtype=bool)
     right[test["wrong"]] = False
     return right

@@ -74,8 +74,8 @@ def check_teacher(path: Path, description: dict[str, Any], setup: Setup) -> None
         raise UserError(
             f"{path}: this teacher was trained on split {description['split']}, the photos are "
             f"split as {setup.split.hash}: it has seen the student's test photos.\n"
-            "Train one on this split with train.py or, if it comes from elsewhere and the tables "
-            "may say so, give --allow-other-split"
+            "Train one on this split with train.py or, for a --teacher-checkpoint from elsewhere, "
+            "if the tables may say so, give --allow-other-split"
         )
 
 
