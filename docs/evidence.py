@@ -10,7 +10,7 @@ A table stands in a Markdown file between two comments, and `written` puts it th
 import re
 import shutil
 import statistics
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -79,15 +79,20 @@ def keep(output: Path) -> list[str]:
     return [source.name for source in found]
 
 
-def seven_rows(columns: dict[str, str]) -> str:
-    """The seven rows of validation, training and test, for columns by the names of their runs."""
-    return table("", results(columns), SEVEN_ROWS | PARAMETERS)
+def seven_rows(columns: Columns) -> str:
+    """The seven rows of validation, training and test, and the parameters."""
+    return table("", columns, SEVEN_ROWS | PARAMETERS)
 
 
-def results(columns: dict[str, str]) -> Columns:
+def each(columns: dict[str, str]) -> Columns:
+    """The results behind names of runs, of all seeds that each of them has."""
+    return {title: runs(name) for title, name in columns.items()}
+
+
+def together(columns: dict[str, str]) -> Columns:
     """The results behind names of runs, of the seeds that all of them have; raises UserError when
     there is no such seed."""
-    groups = {title: runs(name) for title, name in columns.items()}
+    groups = each(columns)
     shared = set.intersection(*({run["seed"] for run in group} for group in groups.values()))
     if not shared:
         raise UserError(f"{', '.join(columns.values())}: they have no seed in common")
@@ -96,13 +101,13 @@ def results(columns: dict[str, str]) -> Columns:
     }
 
 
-def lessons(rows: dict[str, str], seeds: Container[int] = range(2**31)) -> str:
+def lessons(rows: dict[str, str]) -> str:
     """One row for each name of students: the test accuracy of their teachers, of themselves without
     a teacher, and with it, and what was gained over either."""
     head = ("", "Seeds", "Teacher", "Student", "KD Student", "KD − student", "KD − teacher")
     lines = []
     for title, name in rows.items():
-        taught = [run for run in runs(name) if run["seed"] in seeds]
+        taught = runs(name)
         sides = [taught_by(run) for run in taught], [alone(run) for run in taught], taught
         cells = [
             mean_and_spread([run["test"]["accuracy"] for run in side], ".2%") for side in sides
@@ -120,7 +125,7 @@ def comparisons(rows: dict[str, str], other: str) -> str:
     head = ("", "Seeds", "Validation accuracy", "Test accuracy", "Test loss", "Gain")
     lines = []
     for title, name in rows.items():
-        mine, others = results({title: name, "": other}).values()
+        mine, others = together({title: name, "": other}).values()
         read = [(run["val"]["accuracy"], run["test"]["accuracy"], run["test"]["loss"])
                 for run in mine]  # fmt: skip
         values = zip(zip(*read, strict=True), (".2%", ".2%", ".3f"), strict=True)

@@ -1,23 +1,22 @@
 """Draws the figures of docs/ and README from docs/results. Needs matplotlib."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from utils.tables import Result
+from utils.tables import Columns, Result
 
-COLOURS = ("#2f6fb0", "#e08a1e", "#c8442f", "#4f8f5b")  # teacher, student, KD student, another
+COLOURS = ("#2f6fb0", "#e08a1e", "#c8442f", "#4f8f5b")
 GREY = "#8a8a8a"
-Columns = Mapping[str, Sequence[Result]]
 
 
 def draw_curves(path: Path, columns: Columns, quantity: str) -> None:
-    """One colour for each of `columns`, in the order teacher, student, KD student; `quantity` is
-    loss or accuracy. Validation is a line, training dashes; the band spans all seeds."""
+    """One colour for each of four `columns` at most, the teacher's blue first; `quantity` is loss or
+    accuracy. Validation is a line, training dashes; the band spans all seeds."""
     _, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
     for (name, runs), colour in zip(columns.items(), COLOURS, strict=False):
         for split, style in (("val", "-"), ("train", "--")):
