@@ -103,8 +103,9 @@ def together(columns: dict[str, str]) -> Columns:
 
 def lessons(rows: dict[str, str]) -> str:
     """One row for each name of students: the test accuracy of their teachers, of themselves without
-    a teacher, and with it, and what was gained over either."""
-    head = ("", "Seeds", "Teacher", "Student", "KD Student", "KD − student", "KD − teacher")
+    a teacher, and with it, what was gained over either, and over the student on validation."""
+    head = ("", "Seeds", "Teacher", "Student", "KD Student", "KD − student", "KD − teacher",
+            "validation: KD − student")  # fmt: skip
     lines = []
     for title, name in rows.items():
         taught = runs(name)
@@ -115,7 +116,9 @@ def lessons(rows: dict[str, str]) -> str:
         gains = [
             in_points(gain_over(list(zip(taught, side, strict=True)))) for side in sides[1::-1]
         ]
-        lines.append([title, str(len(taught)), *cells, *gains])
+        val = [run["val"]["accuracy"] - alone(run)["val"]["accuracy"] for run in taught]
+        cells += [*gains, f"{100 * statistics.fmean(val):+.2f}"]
+        lines.append([title, str(len(taught)), *cells])
     return aligned(head, lines)
 
 

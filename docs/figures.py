@@ -15,8 +15,8 @@ GREY = "#8a8a8a"
 
 
 def draw_curves(path: Path, columns: Columns, quantity: str) -> None:
-    """One colour for each of four `columns` at most, the teacher's blue first; `quantity` is loss or
-    accuracy. Validation is a line, training dashes; the band spans all seeds."""
+    """One colour for each of `columns`, four at most; `quantity` is loss or accuracy. Validation is
+    a line, training dashes; the band spans all seeds."""
     _, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
     for (name, runs), colour in zip(columns.items(), COLOURS, strict=False):
         for split, style in (("val", "-"), ("train", "--")):

@@ -93,7 +93,7 @@ def test_students_are_compared_with_their_own_baselines_and_teachers():
     assert students
     for name, runs in students.items():
         _, _, line = lessons({name: name}).splitlines()
-        _, title, seeds, teacher, student, taught, *gains, _ = map(str.strip, line.split("|"))
+        _, title, seeds, teacher, student, taught, *gains, val, _ = map(str.strip, line.split("|"))
         assert (title, int(seeds)) == (name, len(runs))
         sides = {}
         for side, folders in (
@@ -111,6 +111,8 @@ def test_students_are_compared_with_their_own_baselines_and_teachers():
             mean, low, high = map(float, re.findall(r"[-+][\d.]+", cell))
             assert mean == pytest.approx(sides[taught] - sides[side], abs=0.006)
             assert low <= mean <= high
+        vals = [run["val"]["accuracy"] - alone(run)["val"]["accuracy"] for run in runs]
+        assert float(val) == pytest.approx(100 * np.mean(vals), abs=0.006)
         for run in runs:
             assert alone(run)["seed"] == taught_by(run)["seed"] == run["seed"]
             assert taught_by(run)["digest"] == run["teacher"]["digest"]
