@@ -10,6 +10,7 @@ from docs.evidence import (
     gain_of,
     grid,
     lessons,
+    runs,
     seven_rows,
     together,
 )
@@ -99,7 +100,7 @@ def draw_figures() -> None:
 
     docs = ROOT / "docs"
     draw_illustrations(docs / "illustration")
-    gains = {title: gain_of(name) for title, name in STUDENTS.items()}
+    gains = {f"{title} ({len(runs(name))})": gain_of(name) for title, name in STUDENTS.items()}
     draw_gains(docs / "illustration" / "result.png", gains)
     for experiment, (teacher, student) in EXPERIMENTS.items():
         columns = three(f"{teacher}.{PATIENT}", student)

@@ -73,8 +73,9 @@ def draw_confusions(path: Path, columns: Columns) -> None:
 
 
 def draw_gains(path: Path, gains: Mapping[str, tuple[float, float, float]]) -> None:
-    """One line for each comparison: the gain in points of test accuracy and its 95 % interval."""
-    _, axes = plt.subplots(figsize=(8.6, 0.8 + 0.36 * len(gains)), layout="constrained")
+    """One line for each comparison, named with its number of seeds: the gain in points of test
+    accuracy and its 95 % interval."""
+    _, axes = plt.subplots(figsize=(8.6, 1.0 + 0.36 * len(gains)), layout="constrained")
     for place, (mean, low, high) in enumerate(gains.values()):
         colour = "#2e7d4f" if low > 0 else COLOURS[2] if high < 0 else GREY
         axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=2.4)
@@ -84,7 +85,8 @@ def draw_gains(path: Path, gains: Mapping[str, tuple[float, float, float]]) -> N
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(gains)), list(gains), fontsize=9)
     axes.set_ylim(len(gains) - 0.4, -0.8)
-    axes.set_xlabel("what the teacher adds to its student: points of test accuracy, 95 % interval")
+    axes.set_xlabel("what the teacher adds to its student, in points of test accuracy")
+    axes.set_title("teacher → student (seeds); 95 % intervals", fontsize=9, loc="left")
     finish(axes)
     save(path)
 
