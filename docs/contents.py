@@ -40,6 +40,8 @@ STUDENTS = {
 # What a ResNet18 can have without a teacher, beside what teachers give it.
 CONTROLS = {
     "alone, 15 epochs": "resnet18",
+    "alone, 23 epochs: as long as with a teacher": "resnet18-23epochs",
+    "alone, 15 epochs, label smoothing 0.1": "resnet18-smooth",
     "alone, 60 epochs, mixup 0.2": "resnet18-patient",
     "alone, 60 epochs, mixup 1": "resnet18-60epochs.mixup1",
     "15 epochs, taught by ResNet50 of 60": taught("resnet50.patient", "resnet18"),
