@@ -1,12 +1,17 @@
 """Settings that every test and every command started by a test shares."""
 
 import os
+import signal
 
 from hypothesis import settings
 
 # Set before torch is imported. The networks here are tiny: on a machine with many cores, waking
 # the threads would take longer than the work itself.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# A shell that starts the tests in the background has them ignore SIGINT, and so would every command
+# that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline, since a busy machine is not a bug. In CI the same examples are drawn every time.
 settings.register_profile("repo", deadline=None, derandomize=bool(os.environ.get("CI")))

@@ -27,7 +27,9 @@ SIZES = (2_000, 20_000, 200_000) if WHOLE else (200, 2_000)
 MOST_BYTES = {
     "listing": 400, "decoding": 600, "duplicates and split": 5_500, "train.py, one epoch": 600,
 }  # fmt: skip
-SPARE_SECONDS, SPARE_MEGABYTES = 1, 30  # what two equal runs may differ by
+# What two equal runs may differ by. Training's memory, which is kept when it is freed, was 691 to
+# 727 MB in eleven runs of 200 photos, 715 to 752 MB in eleven of 2,000, which make more steps.
+SPARE_SECONDS, SPARE_MEGABYTES = 1, {"train.py, one epoch": 80}
 
 
 class Load(NamedTuple):
@@ -93,7 +95,7 @@ def test_time_grows_no_faster_than_the_number_of_photos(loads, stage):
 def test_memory_grows_by_a_few_bytes_a_photo(loads, stage):
     megabytes = {count: load.stages[stage]["megabytes"] for count, load in loads.items()}
     for few, many in pairwise(megabytes):
-        allowed = MOST_BYTES[stage] * (many - few) / 1e6 + SPARE_MEGABYTES
+        allowed = MOST_BYTES[stage] * (many - few) / 1e6 + SPARE_MEGABYTES.get(stage, 30)
         assert megabytes[many] - megabytes[few] < allowed
 
 
