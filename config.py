@@ -240,7 +240,8 @@ class Config:
         group=PHOTOS, shown="224, or 64 on the sample", names_run=True,
     )
     split_seed: int = setting(
-        0, whole(0), "draws the 70/20/10 split; fixed, so that all seeds share the test photos",
+        0, whole(0), "draws the 70/20/10 split; fixed, so that all seeds share the test photos. "
+        "Runs of another stand beside those of 0, under names of their own",
         group=PHOTOS,
     )
     strict: bool = setting(

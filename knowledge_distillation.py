@@ -138,10 +138,11 @@ def check_teacher_run(setup: Setup, run: Run) -> None:
     if run.config.teacher_tag is None:
         return
     if not run.finished:
+        split = f" --split-seed {run.config.split_seed}" if run.config.split_seed else ""
         raise UserError(
             f"--teacher-tag {run.config.tag}: there is no finished run {run.name}; first train it: "
             f"train.py --models {run.model} --tag {run.config.tag} --seeds {run.seed} "
-            f"--image-size {setup.image_size}"
+            f"--image-size {setup.image_size}{split}"
         )
     check_teacher(run.best, load_classifier(run.best)[1], setup)
 

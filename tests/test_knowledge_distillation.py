@@ -315,6 +315,27 @@ def test_a_teacher_of_any_recipe_is_named_by_its_tag(printed, words, output, cap
         assert (student["recipe"]["lr"], slow["recipe"]["lr"]) == (0.001, 0.0001)
 
 
+def test_runs_of_another_split_stand_beside_the_others(printed, words, output, capsys):
+    """Its student is compared with, and taught by, runs of the same split."""
+    before = result_of(output, "resnet18")
+    other = [*words, "--split-seed", "3"]
+    with pytest.raises(UserError, match=r"no finished run .*resnet18-slow-split3-.* --split-seed"):
+        main([*other, "--teacher", "resnet18", "--student", "resnet18", "--teacher-tag", "slow"])
+    train.main([*other, "--models", "resnet18"])
+    capsys.readouterr()
+    main([*other, "--teacher", "resnet18", "--student", "resnet18"])
+    text = capsys.readouterr().out
+    assert f"{name_of('resnet18-split3')}: finished before, kept" in text
+    assert "there is no such baseline yet" not in text
+    student = result_of(output, "resnet18-from-resnet18-kd-a0.7-T2-split3")
+    alone = result_of(output, "resnet18-split3")
+    assert student["teacher"]["run"] == student["lesson"]["baseline"] == alone["run"]
+    assert student["photos"]["split"] == alone["photos"]["split"] != before["photos"]["split"]
+    assert result_of(output, "resnet18") == before
+    sections = command("--output", output, script="-m utils.report").split("## weather at")
+    assert sum(student["photos"]["split"] in section for section in sections) == 1
+
+
 def test_a_tagged_teacher_that_does_not_fit_is_refused_before_any_work(printed, words, output):
     folder = output / "checkpoints" / name_of("resnet50-foreign")
     results = output / "results" / name_of("resnet50-foreign")

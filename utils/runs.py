@@ -97,7 +97,8 @@ def run_name(setup: Setup, config: Config, what: str, seed: int) -> str:
     """A run's name: what is in it tells runs apart that may stand side by side."""
     start = "-pretrained" if config.pretrained else ""
     tag = f"-{config.tag}" if config.tag else ""
-    return f"{setup.photos_name}-{setup.image_size}px-{what}{start}{tag}-seed{seed}"
+    split = f"-split{config.split_seed}" if config.split_seed else ""
+    return f"{setup.photos_name}-{setup.image_size}px-{what}{start}{tag}{split}-seed{seed}"
 
 
 @contextmanager
