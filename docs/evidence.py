@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from config import ROOT, UserError
 from utils.comparison import Gain, gain_over, in_points
 from utils.tables import (
@@ -54,7 +56,8 @@ def keep(output: Path) -> list[str]:
     """Copy result.json and history.csv of all finished runs on the photos that docs/ is about from
     `output` into docs/results; returns their names.
 
-    Raises UserError when there are none, or when they are of another split than those kept.
+    Raises UserError when there are none, or when they are of another split than those kept that
+    were drawn by the same seed.
     """
     found = [
         path.parent
@@ -65,11 +68,12 @@ def keep(output: Path) -> list[str]:
         raise UserError(
             f"{output}: there is no finished run on the photos called weather, at 64 px"
         )
-    splits = {run["photos"]["split"] for group in kept().values() for run in group}
+    splits = {drawn_by(run): run["photos"]["split"] for group in kept().values() for run in group}
     for source in found:
-        split = read_result_file(source / "result.json")["photos"]["split"]
-        if splits - {split}:
-            raise UserError(f"{source}: of split {split}, and kept are runs of {splits}")
+        run = read_result_file(source / "result.json")
+        split, known = run["photos"]["split"], splits.get(drawn_by(run))
+        if known not in (None, split):
+            raise UserError(f"{source}: of split {split}, and kept are runs of {known}")
     for source in found:
         folder = RESULTS / source.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +81,11 @@ def keep(output: Path) -> list[str]:
             shutil.copy(source / name, folder)
     kept.cache_clear()
     return [source.name for source in found]
+
+
+def drawn_by(run: Result) -> int:
+    """The seed of the run's split."""
+    return int(run["recipe"]["split_seed"])
 
 
 def seven_rows(columns: Columns) -> str:
@@ -136,6 +145,33 @@ def comparisons(rows: dict[str, str], other: str) -> str:
         gain = in_points(gain_over(list(zip(mine, others, strict=True))))
         lines.append([title, str(len(mine)), *cells, gain if name != other else ""])
     return aligned(head, lines)
+
+
+def over_splits(columns: dict[str, str], splits: Sequence[int]) -> str:
+    """One row for each split, of the run whose seed is the split's, and their mean: the accuracies
+    of all columns, and in brackets what they are better than the first in points. Validation, then
+    test; a mean has the standard deviation over the splits beside it."""
+    lines = []
+    for part, title in (("val", "validation"), ("test", "test")):
+        accuracies = np.array(
+            [[of_split(name, split)[part]["accuracy"] for name in columns.values()]
+             for split in splits]
+        )  # fmt: skip
+        gains = 100 * (accuracies - accuracies[:, :1])
+        for split, row, gained in zip(splits, accuracies, gains, strict=True):
+            cells = [f"{a:.2%} ({g:+.2f})" for a, g in zip(row[1:], gained[1:], strict=True)]
+            lines.append([f"{title}, split {split}", f"{row[0]:.2%}", *cells])
+        first, *others = (mean_and_spread(list(column), ".2%") for column in accuracies.T)
+        spreads = [f"{gained.mean():+.2f} ± {gained.std(ddof=1):.2f}" for gained in gains.T[1:]]
+        cells = [f"{mean} ({spread})" for mean, spread in zip(others, spreads, strict=True)]
+        lines.append([f"{title}, mean", first, *cells])
+    return aligned(("", *columns), lines)
+
+
+def of_split(name: str, split: int) -> Result:
+    """The run of one split and the seed of the same number."""
+    ending = f"-split{split}" if split else ""
+    return run_named(f"weather-64px-{name}{ending}-seed{split}")
 
 
 def gain_of(name: str) -> Gain:

@@ -15,7 +15,7 @@ from PIL import Image
 
 import docs.evidence
 from config import UserError
-from docs.contents import DOCUMENTS, TABLES
+from docs.contents import DOCUMENTS, SPLITS, TABLES
 from docs.evidence import (
     PLACE,
     RESULTS,
@@ -26,6 +26,7 @@ from docs.evidence import (
     keep,
     kept,
     lessons,
+    over_splits,
     taught_by,
     written,
 )
@@ -81,10 +82,14 @@ def test_a_kept_run_agrees_with_its_history_and_itself(folder):
     assert test["accuracy"] == table["test_accuracy"] == np.trace(confusion) / confusion.sum()
 
 
-def test_all_kept_runs_share_photos_split_and_precision():
+def test_kept_runs_share_precision_and_those_of_one_splits_seed_their_split():
     results = [run for runs in kept().values() for run in runs]
     assert len(results) == len(FOLDERS)
-    assert len({run["photos"]["split"] for run in results}) == 1
+    splits = {(run["recipe"]["split_seed"], run["photos"]["split"]) for run in results}
+    assert len(splits) == len(dict(splits)) == len(set(dict(splits).values()))
+    for run in results:
+        seed = run["recipe"]["split_seed"]
+        assert (f"-split{seed}-seed" in run["run"]) == (seed > 0)
     assert len({run["environment"]["precision"] for run in results}) == 1
 
 
@@ -146,6 +151,35 @@ def test_a_comparison_is_with_the_same_seeds_of_the_other_runs():
     assert float(val.split(" ")[0].removesuffix("%")) == pytest.approx(mean[0], abs=0.006)
     assert float(test.split(" ")[0].removesuffix("%")) == pytest.approx(mean[1], abs=0.006)
     assert float(points.split(" ")[0]) == pytest.approx(mean[1] - mean[2], abs=0.006)
+
+
+def test_splits_stand_below_each_other_with_their_gains_and_means():
+    columns = {"alone": "resnet18", "taught": "resnet18-from-resnet18.patient-kd-a0.7-T2"}
+    rows = cells(over_splits(columns, SPLITS))
+    assert len(SPLITS) >= 3
+    for part, title, lines in (
+        ("val", "validation", rows[: len(SPLITS) + 1]),
+        ("test", "test", rows[len(SPLITS) + 1 :]),
+    ):
+        both = np.array(
+            [
+                [
+                    read(f"weather-64px-{name}{f'-split{k}' if k else ''}-seed{k}")[part][
+                        "accuracy"
+                    ]
+                    for name in columns.values()
+                ]
+                for k in SPLITS
+            ]
+        )
+        gains = 100 * (both[:, 1] - both[:, 0])
+        for split, (own, student), gain, line in zip(SPLITS, both, gains, lines, strict=False):
+            assert line[0] == f"{title}, split {split}"
+            assert line[1:] == [f"{own:.2%}", f"{student:.2%} ({gain:+.2f})"]
+        numbers = map(float, re.findall(r"[-+]?[\d.]+", " ".join(lines[-1][1:])))
+        means, spreads = 100 * both.mean(0), 100 * both.std(0, ddof=1)
+        expected = (means[0], spreads[0], means[1], spreads[1], gains.mean(), gains.std(ddof=1))
+        assert list(numbers) == pytest.approx(expected, abs=0.006)
 
 
 def test_a_grid_has_every_value_at_its_place():

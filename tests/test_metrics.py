@@ -236,3 +236,18 @@ def test_the_interval_agrees_with_a_bootstrap_written_out():
     assert low == pytest.approx(means[100], abs=0.012)
     assert high == pytest.approx(means[3899], abs=0.012)
     assert paired_interval(first, second) == (low, high)  # the same draws each time
+
+
+@pytest.mark.parametrize(("seeds", "seed_spread"), [(1, 0.0), (3, 0.01), (5, 0.0), (5, 0.01)])
+def test_the_interval_holds_the_true_gain_in_95_of_100_experiments(seeds, seed_spread):
+    """Photos differ in how likely either run is to recognise them, seeds in how good they are."""
+    draw, photos, gain, held = np.random.default_rng(0), 371, 0.02, 0
+    for _ in range(200):
+        chance = draw.beta(2, 0.7, photos) * 0.96 + 0.02
+        first, second = (
+            draw.random((seeds, photos)) < chance + extra + draw.normal(0, seed_spread, (seeds, 1))
+            for extra in (gain / 2, -gain / 2)
+        )
+        low, high = paired_interval(first, second, draws=1000)
+        held += low <= gain <= high
+    assert held >= 0.92 * 200
