@@ -32,6 +32,7 @@ def taught(teacher: str, student: str, lesson: str = LESSON) -> str:
 
 # Teachers and students of the main picture and table.
 STUDENTS = {
+    "DenseNet169, 3 epochs → ResNet18": taught("densenet169.hurried", "resnet18"),
     "DenseNet169 → ResNet18": taught("densenet169", "resnet18"),
     "DenseNet169, 60 epochs → ResNet18": taught("densenet169.patient", "resnet18"),
     "ResNet50 → ResNet18": taught("resnet50", "resnet18"),

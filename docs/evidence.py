@@ -223,7 +223,8 @@ def cost() -> str:
     for group in kept().values():
         for run in group:
             teacher = f" with {run['teacher']['arch']} as teacher" if run.get("teacher") else ""
-            kind = f"{run['model']}{teacher}, {run['epochs']} epochs"
+            ending = "" if run["epochs"] == 1 else "s"
+            kind = f"{run['model']}{teacher}, {run['epochs']} epoch{ending}"
             kinds.setdefault(kind, []).append(run["seconds"] / 60)
     lines = [
         [kind, str(len(minutes)), f"{statistics.median(minutes):.1f}", f"{sum(minutes) / 60:.1f}"]
