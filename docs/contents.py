@@ -38,7 +38,9 @@ STUDENTS = {
     "ResNet50 → ResNet18": taught("resnet50", "resnet18"),
     "ResNet50, 60 epochs → ResNet18": taught("resnet50.patient", "resnet18"),
     "ResNet18, 60 epochs → ResNet18": taught("resnet18.patient", "resnet18"),
-    "ResNet18, 60 epochs → ResNet18, 60 epochs": taught("resnet18", "resnet18") + f"-{PATIENT}",
+    "ResNet18, 60 epochs → ResNet18, 60 epochs": taught(
+        "resnet18", "resnet18", f"{LESSON}-{PATIENT}"
+    ),
     "ResNet18, 60 epochs → ResNet18 as found": taught(
         "resnet18.patient", "resnet18", f"{LESSON}-{AS_FOUND}"
     ),

@@ -71,8 +71,9 @@ def keep(output: Path) -> list[str]:
     splits = {drawn_by(run): run["photos"]["split"] for group in kept().values() for run in group}
     for source in found:
         run = read_result_file(source / "result.json")
-        split, known = run["photos"]["split"], splits.get(drawn_by(run))
-        if known not in (None, split):
+        split = run["photos"]["split"]
+        known = splits.setdefault(drawn_by(run), split)
+        if split != known:
             raise UserError(f"{source}: of split {split}, and kept are runs of {known}")
     for source in found:
         folder = RESULTS / source.name
