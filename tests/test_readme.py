@@ -1,6 +1,6 @@
-"""The commands of README and of the experiments' pages are run as they stand there, with small
-settings added at the end. The scripts' own tests start them as processes; here they run in this
-one, which need not import torch for each."""
+"""The commands of README, of the experiments' pages and of the recipe are run as they stand there,
+with small settings added at the end. The scripts' own tests start them as processes; here they run
+in this one, which need not import torch for each."""
 
 import re
 import shlex
@@ -20,7 +20,10 @@ from utils.script import run_script
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8") if (ROOT / "README.md").exists() else ""
-PAGES = [path.read_text("utf-8") for path in sorted(ROOT.glob("docs/experiment_*/README.md"))]
+PAGES = [
+    path.read_text("utf-8")
+    for path in (*sorted(ROOT.glob("docs/experiment_*/README.md")), ROOT / "docs" / "recipe.md")
+]
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", "\n".join([README, *PAGES]), re.M | re.S)
 COMMANDS = [
     words
