@@ -7,11 +7,11 @@ from docs.evidence import (
     comparisons,
     cost,
     each,
-    gain_of,
+    gain_of_teaching,
     grid,
     lessons,
+    on_splits,
     over_splits,
-    runs,
     seven_rows,
     together,
 )
@@ -30,6 +30,7 @@ def taught(teacher: str, student: str, lesson: str = LESSON) -> str:
     return f"{student}-from-{teacher}-{lesson}"
 
 
+STEADY = "ResNet18, 60 epochs → ResNet18"
 # Teachers and students of the main picture and table.
 STUDENTS = {
     "DenseNet169, 3 epochs → ResNet18": taught("densenet169.hurried", "resnet18"),
@@ -37,7 +38,7 @@ STUDENTS = {
     "DenseNet169, 60 epochs → ResNet18": taught("densenet169.patient", "resnet18"),
     "ResNet50 → ResNet18": taught("resnet50", "resnet18"),
     "ResNet50, 60 epochs → ResNet18": taught("resnet50.patient", "resnet18"),
-    "ResNet18, 60 epochs → ResNet18": taught("resnet18.patient", "resnet18"),
+    STEADY: taught("resnet18.patient", "resnet18"),
     "ResNet18, 60 epochs → ResNet18, 60 epochs": taught(
         "resnet18", "resnet18", f"{LESSON}-{PATIENT}"
     ),
@@ -76,6 +77,12 @@ CAUSES = {
 }
 
 
+def students() -> Columns:
+    """The groups of students of the main picture and table."""
+    over = on_splits(taught("resnet18.patient", "resnet18"), SPLITS)
+    return {f"{STEADY}, {len(SPLITS)} splits": over, **each(STUDENTS)}
+
+
 def basic(experiment: str) -> Columns:
     """The columns of networks without a teacher."""
     teacher, student = EXPERIMENTS[experiment]
@@ -109,7 +116,7 @@ def experiment_tables(experiment: str) -> dict[str, Callable[[], str]]:
 
 
 TABLES = {
-    "main": lambda: lessons(STUDENTS),
+    "main": lambda: lessons(students()),
     "controls": lambda: comparisons(CONTROLS, "resnet18"),
     "alpha and temperature": lambda: grid(
         taught("resnet18.patient", "resnet18", "kd-a{alpha}-T{temperature}"),
@@ -124,7 +131,7 @@ TABLES = {
         },
         SPLITS,
     ),
-    "causes": lambda: lessons(CAUSES),
+    "causes": lambda: lessons(each(CAUSES)),
     **experiment_tables("experiment_1"),
     **experiment_tables("experiment_2"),
     "cost": cost,
@@ -138,7 +145,9 @@ def draw_figures() -> None:
 
     docs = ROOT / "docs"
     draw_illustrations(docs / "illustration")
-    gains = {f"{title} ({len(runs(name))})": gain_of(name) for title, name in STUDENTS.items()}
+    gains = {
+        f"{title} ({len(group)})": gain_of_teaching(group) for title, group in students().items()
+    }
     draw_gains(docs / "illustration" / "result.png", gains)
     for experiment, (teacher, student) in EXPERIMENTS.items():
         columns = three(f"{teacher}.{PATIENT}", student)

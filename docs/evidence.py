@@ -111,21 +111,19 @@ def together(columns: dict[str, str]) -> Columns:
     }
 
 
-def lessons(rows: dict[str, str]) -> str:
-    """One row for each name of students: the test accuracy of their teachers, of themselves without
-    a teacher, and with it, what was gained over either, and over the student on validation."""
+def lessons(rows: Columns) -> str:
+    """One row for each group of students: the test accuracy of their teachers, of themselves
+    without a teacher, and with it, what was gained over either, and over the student on
+    validation."""
     head = ("", "Seeds", "Teacher", "Student", "KD Student", "KD − student", "KD − teacher",
             "validation: KD − student")  # fmt: skip
     lines = []
-    for title, name in rows.items():
-        taught = runs(name)
+    for title, taught in rows.items():
         sides = [taught_by(run) for run in taught], [alone(run) for run in taught], taught
         cells = [
             mean_and_spread([run["test"]["accuracy"] for run in side], ".2%") for side in sides
         ]
-        gains = [
-            in_points(gain_over(list(zip(taught, side, strict=True)))) for side in sides[1::-1]
-        ]
+        gains = [in_points(gain_of(taught, side)) for side in sides[1::-1]]
         val = [run["val"]["accuracy"] - alone(run)["val"]["accuracy"] for run in taught]
         cells += [*gains, f"{100 * statistics.fmean(val):+.2f}"]
         lines.append([title, str(len(taught)), *cells])
@@ -143,21 +141,22 @@ def comparisons(rows: dict[str, str], other: str) -> str:
                 for run in mine]  # fmt: skip
         values = zip(zip(*read, strict=True), (".2%", ".2%", ".3f"), strict=True)
         cells = [mean_and_spread(column, spec) for column, spec in values]
-        gain = in_points(gain_over(list(zip(mine, others, strict=True))))
-        lines.append([title, str(len(mine)), *cells, gain if name != other else ""])
+        gain = in_points(gain_of(mine, others)) if name != other else ""
+        lines.append([title, str(len(mine)), *cells, gain])
     return aligned(head, lines)
 
 
 def over_splits(columns: dict[str, str], splits: Sequence[int]) -> str:
     """One row for each split, of the run whose seed is the split's, and their mean: the accuracies
     of all columns, and in brackets what they are better than the first in points. Validation, then
-    test; a mean has the standard deviation over the splits beside it."""
+    test; a mean has the standard deviation over the splits beside it, and below that of the test
+    stands the gain with its interval."""
     lines = []
     for part, title in (("val", "validation"), ("test", "test")):
         accuracies = np.array(
-            [[of_split(name, split)[part]["accuracy"] for name in columns.values()]
-             for split in splits]
-        )  # fmt: skip
+            [[run[part]["accuracy"] for run in on_splits(name, splits)]
+             for name in columns.values()]
+        ).T  # fmt: skip
         gains = 100 * (accuracies - accuracies[:, :1])
         for split, row, gained in zip(splits, accuracies, gains, strict=True):
             cells = [f"{a:.2%} ({g:+.2f})" for a, g in zip(row[1:], gained[1:], strict=True)]
@@ -166,6 +165,9 @@ def over_splits(columns: dict[str, str], splits: Sequence[int]) -> str:
         spreads = [f"{gained.mean():+.2f} ± {gained.std(ddof=1):.2f}" for gained in gains.T[1:]]
         cells = [f"{mean} ({spread})" for mean, spread in zip(others, spreads, strict=True)]
         lines.append([f"{title}, mean", first, *cells])
+    without, *taught = (on_splits(name, splits) for name in columns.values())
+    intervals = [in_points(gain_of(mine, without)) for mine in taught]
+    lines.append(["test, mean gain [95 %]", "", *intervals])
     return aligned(("", *columns), lines)
 
 
@@ -175,11 +177,21 @@ def of_split(name: str, split: int) -> Result:
     return run_named(f"weather-64px-{name}{ending}-seed{split}")
 
 
-def gain_of(name: str) -> Gain:
-    """Of students over the same without a teacher."""
-    gain = gain_over([(run, alone(run)) for run in runs(name)])
+def on_splits(name: str, splits: Sequence[int]) -> list[Result]:
+    """One run for each split."""
+    return [of_split(name, split) for split in splits]
+
+
+def gain_of(mine: Sequence[Result], others: Sequence[Result]) -> Gain:
+    """How much better `mine` are than `others`, pair by pair, in test accuracy."""
+    gain = gain_over(list(zip(mine, others, strict=True)))
     assert gain
     return gain
+
+
+def gain_of_teaching(students: Sequence[Result]) -> Gain:
+    """Of students over the same without a teacher."""
+    return gain_of(students, [alone(student) for student in students])
 
 
 def alone(student: Result) -> Result:

@@ -26,10 +26,12 @@ from docs.evidence import (
     keep,
     kept,
     lessons,
+    on_splits,
     over_splits,
     taught_by,
     written,
 )
+from utils.metrics import paired_interval_over_splits
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/result.json"))
@@ -97,7 +99,7 @@ def test_students_are_compared_with_their_own_baselines_and_teachers():
     students = {name: runs for name, runs in kept().items() if runs[0].get("lesson")}
     assert students
     for name, runs in students.items():
-        _, _, line = lessons({name: name}).splitlines()
+        _, _, line = lessons({name: runs}).splitlines()
         _, title, seeds, teacher, student, taught, *gains, val, _ = map(str.strip, line.split("|"))
         assert (title, int(seeds)) == (name, len(runs))
         sides = {}
@@ -159,7 +161,7 @@ def test_splits_stand_below_each_other_with_their_gains_and_means():
     assert len(SPLITS) >= 3
     for part, title, lines in (
         ("val", "validation", rows[: len(SPLITS) + 1]),
-        ("test", "test", rows[len(SPLITS) + 1 :]),
+        ("test", "test", rows[len(SPLITS) + 1 : -1]),
     ):
         both = np.array(
             [
@@ -180,6 +182,24 @@ def test_splits_stand_below_each_other_with_their_gains_and_means():
         means, spreads = 100 * both.mean(0), 100 * both.std(0, ddof=1)
         expected = (means[0], spreads[0], means[1], spreads[1], gains.mean(), gains.std(ddof=1))
         assert list(numbers) == pytest.approx(expected, abs=0.006)
+
+
+def test_the_gain_over_splits_is_a_mean_with_the_interval_of_splits_and_photos():
+    columns = {"alone": "resnet18", "taught": "resnet18-from-resnet18.patient-kd-a0.7-T2"}
+    taught, without = (on_splits(name, SPLITS) for name in reversed(columns.values()))
+    *_, (_, _, in_table) = cells(over_splits(columns, SPLITS))
+    *_, in_lessons, _, _ = cells(lessons({"": taught}))[0]
+    first, second = ([hits(run) for run in runs] for runs in (taught, without))
+    gain = np.mean([a.mean() - b.mean() for a, b in zip(first, second, strict=True)])
+    expected = 100 * np.array([gain, *paired_interval_over_splits(first, second)])
+    for cell in (in_table, in_lessons):
+        found = [float(number) for number in re.findall(r"[-+][\d.]+", cell)]
+        assert found == pytest.approx(list(expected), abs=0.006)
+
+
+def hits(run: dict[str, Any]) -> np.ndarray:
+    """(1, photos): 1 for each test photo that was recognised, else 0."""
+    return 1 - np.isin(np.arange(run["test"]["photos"]), run["test"]["wrong"])[None]
 
 
 def test_a_grid_has_every_value_at_its_place():

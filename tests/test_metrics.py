@@ -17,6 +17,7 @@ from utils.metrics import (
     macro_f1,
     measure,
     paired_interval,
+    paired_interval_over_splits,
     recalls,
 )
 
@@ -249,5 +250,51 @@ def test_the_interval_holds_the_true_gain_in_95_of_100_experiments(seeds, seed_s
             for extra in (gain / 2, -gain / 2)
         )
         low, high = paired_interval(first, second, draws=1000)
+        held += low <= gain <= high
+    assert held >= 0.92 * 200
+
+
+def test_the_interval_over_one_split_is_that_of_its_seeds_and_photos():
+    first, second = recognised(3, 400, 0.8, 1), recognised(3, 400, 0.7, 2)
+    found = paired_interval_over_splits([first], [second])
+    assert found == pytest.approx(paired_interval(first, second), abs=0.004)
+
+
+def test_the_interval_over_splits_agrees_with_a_bootstrap_written_out():
+    """Splits have other photos, not as many, and not as many seeds."""
+    shapes = ((1, 40), (3, 30), (2, 50))
+    first = [recognised(*shape, 0.8 - 0.05 * k, k) for k, shape in enumerate(shapes)]
+    second = [recognised(*shape, 0.6, 9 + k) for k, shape in enumerate(shapes)]
+    differences = [a.astype(float) - b for a, b in zip(first, second, strict=True)]
+    draw, means = np.random.default_rng(9), []
+    for _ in range(4000):
+        drawn = [differences[k] for k in draw.integers(0, 3, 3)]
+        places = [[draw.integers(0, n, n) for n in difference.shape] for difference in drawn]
+        means.append(np.mean([d[np.ix_(*p)].mean() for d, p in zip(drawn, places, strict=True)]))
+    means.sort()
+    low, high = paired_interval_over_splits(first, second)
+    assert low == pytest.approx(means[100], abs=0.012)
+    assert high == pytest.approx(means[3899], abs=0.012)
+    assert paired_interval_over_splits(first, second) == (low, high)  # the same draws each time
+
+
+def test_the_interval_over_splits_holds_what_other_splits_would_change():
+    """Each split gains on all photos or loses on all: photos alone would show no doubt at all."""
+    sure, none = np.ones((1, 50), bool), np.zeros((1, 50), bool)
+    found = paired_interval_over_splits([sure, sure, none], [none, none, sure])
+    assert found == pytest.approx((-1, 1))
+
+
+@pytest.mark.parametrize("split_spread", [0.0, 0.01])
+def test_the_interval_over_splits_holds_the_true_gain_in_95_of_100_experiments(split_spread):
+    """Every split has photos of its own, and runs whose gain is its own."""
+    draw, photos, gain, held = np.random.default_rng(0), 371, 0.02, 0
+    for _ in range(200):
+        chance = draw.beta(2, 0.7, (7, 1, photos)) * 0.96 + 0.02
+        first, second = (
+            draw.random((7, 1, photos)) < chance + extra + draw.normal(0, split_spread, (7, 1, 1))
+            for extra in (gain / 2, -gain / 2)
+        )
+        low, high = paired_interval_over_splits(list(first), list(second), draws=1000)
         held += low <= gain <= high
     assert held >= 0.92 * 200

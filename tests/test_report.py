@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from config import Config, UserError, recipe
+from utils.comparison import over_splits
 from utils.report import read_results, render, section, write_report
 from utils.tables import mean_and_spread
 
@@ -169,6 +171,67 @@ def test_photos_splits_and_sizes_are_not_mixed():
     ]  # fmt: skip
     assert "2 classes: train 70, val 20, test 10; split abc123." in text
     assert "split ffff." in text
+
+
+def on_a_split(split: str, seed: int, wrong: list[int], **changes: Any) -> dict[str, Any]:
+    """A student of ten test photos, `wrong` of which were not recognised."""
+    name = f"weather-64px-resnet18-split{split}-seed{seed}"
+    accuracy = 1 - len(wrong) / 10
+    return result(
+        seed=seed, run=name, photos_split=split, recipe_split_seed=int(split),
+        val={"accuracy": accuracy - 0.25},
+        test={"accuracy": accuracy, "photos": 10, "wrong": wrong}, **changes,
+    )  # fmt: skip
+
+
+def taught_on_a_split(split: str, seed: int, wrong: list[int], **changes: Any) -> dict[str, Any]:
+    made = on_a_split(split, seed, wrong, **changes)
+    lesson = {
+        "method": "kd", "alpha": 0.7, "temperature": 2.0, "weight": None, "teacher": "resnet50",
+        "baseline": made["run"],
+    }  # fmt: skip
+    return made | {"run": f"{made['run']}-taught-{made['tag']}", "lesson": lesson}
+
+
+def test_lessons_of_several_splits_are_compared_over_these():
+    """Split 1 has two seeds, and counts as much as split 2 with one."""
+    alone = [on_a_split("1", 0, [0, 1, 2]), on_a_split("1", 1, [0, 1, 2]), on_a_split("2", 0, [5])]
+    taught = [
+        taught_on_a_split("1", 0, [0, 1]), taught_on_a_split("1", 1, []),
+        taught_on_a_split("2", 0, [5]),
+    ]  # fmt: skip
+    once = taught_on_a_split("2", 0, [5], tag="once")
+    without_baseline = taught_on_a_split("3", 0, [])
+    text = over_splits([*alone, *taught, once, without_baseline])
+    ((_, (lesson, photos, splits, runs, *accuracies, gain)),) = tables(text)
+    assert (lesson, photos) == ("resnet50 teaches resnet18, kd, α 0.7, T 2", "weather at 64 px")
+    assert (splits, runs) == ("2", "3")
+    means = [float(cell.split(" ")[0]) for cell in accuracies]
+    assert means == [55, 65, 80, 90]  # of 70 and 90, and of 90 and 90, and a quarter less
+    mean, low, high = (float(number) for number in re.findall(r"[-+][\d.]+", gain))
+    assert mean == 10
+    assert low == 0  # split 2 twice: nothing was gained there
+    assert 20 <= high <= 40
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"photos_name": "fog"}, {"photos_image_size": 96}, {"photos_classes": ["dew", "snow"]},
+        {"photos_counts": {"train": 1, "val": 1, "test": 10}}, {"recipe_epochs": 30},
+        {"tag": "longer"}, {"model": "resnet50"},
+    ],
+    ids=lambda other: "".join(other),
+)  # fmt: skip
+def test_splits_of_other_photos_or_recipes_are_not_averaged(other):
+    alone = [on_a_split("1", 0, [0, 1]), on_a_split("2", 0, [0, 1])]
+    first, second = taught_on_a_split("1", 0, [0]), taught_on_a_split("2", 0, [0])
+    assert tables(over_splits([*alone, first, second]))[0][1][2:4] == ["2", "2"]
+    changed = second | {
+        key: value for key, value in taught_on_a_split("2", 0, [0], **other).items() if key != "run"
+    }
+    assert over_splits([*alone, first, changed]) == ""
+    assert over_splits([*alone, first]) == over_splits(alone) == ""
 
 
 def test_the_sample_is_never_taken_for_photos():

@@ -7,10 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from utils.metrics import paired_interval
-from utils.tables import SEVEN_ROWS, SIZE_ROWS, Result, aligned, mean_and_spread, table
+from utils.metrics import paired_interval, paired_interval_over_splits
+from utils.tables import (
+    SEVEN_ROWS,
+    SIZE_ROWS,
+    Result,
+    aligned,
+    mean_and_spread,
+    printable,
+    table,
+)
 
 Gain = tuple[float, float, float]
+SPLITS_HEAD = (
+    "Student", "Photos", "Splits", "Runs", "Validation alone", "Validation, KD", "Test alone",
+    "Test, KD", "KD − baseline [95 %]",
+)  # fmt: skip
+SPLITS_NOTE = """\
+Each run against the one of its split and seed without a teacher; every split has other test photos
+and counts alike. ± is over the splits, the interval a bootstrap over these, their seeds and photos.
+"""
 NO_TEACHER = "no teacher"
 DIFFERENCE_HEAD = (
     "Student", "Seeds", "Validation accuracy", "Test accuracy", "KD − baseline [95 %]",
@@ -79,6 +95,46 @@ def as_it_taught(teacher: Result, by_name: Mapping[str, Result]) -> Result:
         "test_accuracy": teacher["test"]["accuracy"],
     }
     return teacher | {"table": table}
+
+
+def over_splits(results: Sequence[Result]) -> str:
+    """One row for each lesson that was taught on several splits of the same photos, with the mean
+    gain over these; empty when there is none."""
+    by_name = {result["run"]: result for result in results}
+    lessons: dict[tuple[str, ...], list[tuple[Result, Result]]] = {}
+    for run in results:
+        baseline = by_name.get(run["lesson"]["baseline"]) if run.get("lesson") else None
+        if baseline:
+            recipe = {key: value for key, value in run["recipe"].items() if key != "split_seed"}
+            photos = run["photos"]["classes"], sum(run["photos"]["counts"].values())
+            key = *title_of(run), f"{photos} {recipe}"
+            lessons.setdefault(key, []).append((run, baseline))
+    lines = []
+    for (*title, _), pairs in lessons.items():
+        splits: dict[str, list[tuple[Result, Result]]] = {}
+        for pair in pairs:
+            splits.setdefault(pair[0]["photos"]["split"], []).append(pair)
+        cells = [
+            mean_and_spread(
+                [statistics.fmean(pair[side][part]["accuracy"] for pair in split)
+                 for split in splits.values()],
+                ".2%",
+            )
+            for part in ("val", "test")
+            for side in (1, 0)
+        ]  # fmt: skip
+        counts = str(len(splits)), str(len(pairs))
+        if len(splits) > 1:
+            lines.append([*title, *counts, *cells, in_points(gain_over(pairs))])
+    return f"## Over splits\n\n{aligned(SPLITS_HEAD, lines)}\n{SPLITS_NOTE}" if lines else ""
+
+
+def title_of(student: Result) -> tuple[str, str]:
+    """What was taught by whom, and on which photos."""
+    lesson, photos = student["lesson"], student["photos"]
+    tag = f" ({student['tag']})" if student["tag"] else ""
+    taught = f"{lesson['teacher']} teaches {student['model']}{tag}, {lesson_name(lesson)}"
+    return taught, f"{printable(photos['name'])} at {photos['image_size']} px"
 
 
 def lesson_name(lesson: Mapping[str, Any]) -> str:
@@ -153,15 +209,26 @@ def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> 
 
 def gain_over(pairs: Sequence[tuple[Result, Result]]) -> Gain | None:
     """How much better the first of each pair is than the second: the mean difference in test
-    accuracy, -1..1, and the ends of its 95 % interval. Pairs with a result of an earlier version,
-    which does not tell which photos were wrong, are left out; without pairs there is no gain."""
-    known = [pair for pair in pairs if all("wrong" in result["test"] for result in pair)]
-    if not known:
+    accuracy, -1..1, and the ends of its 95 % interval, over seeds and photos, and where the pairs
+    are of several splits, over these, too: every split then counts alike.
+
+    Pairs with a result of an earlier version, which does not tell which photos were wrong, are left
+    out; without pairs there is no gain.
+    """
+    splits: dict[str, list[tuple[Result, Result]]] = {}
+    for pair in pairs:
+        if all("wrong" in result["test"] for result in pair):
+            splits.setdefault(pair[0]["photos"]["split"], []).append(pair)
+    if not splits:
         return None
     first, second = (
-        np.stack([recognised(run) for run in side]) for side in zip(*known, strict=True)
+        [np.stack([recognised(pair[side]) for pair in group]) for group in splits.values()]
+        for side in (0, 1)
     )
-    return float(first.mean() - second.mean()), *paired_interval(first, second)
+    mean = statistics.fmean(a.mean() - b.mean() for a, b in zip(first, second, strict=True))
+    if len(splits) == 1:
+        return mean, *paired_interval(first[0], second[0])
+    return mean, *paired_interval_over_splits(first, second)
 
 
 def in_points(gain: Gain | None) -> str:

@@ -1,5 +1,6 @@
 """Metrics: functions of all logits of a split, on the CPU in float32."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -90,13 +91,41 @@ def paired_interval(
     with replacement, so the interval holds what other seeds and what other photos would change;
     with a single seed it says nothing about seeds.
     """
+    return middle_95(drawn_means(first, second, draws, np.random.default_rng(seed)))
+
+
+def paired_interval_over_splits(
+    first: Sequence[np.ndarray], second: Sequence[np.ndarray], draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % interval of the mean over splits of mean(first − second), bootstrapped over splits
+    and, within each that is drawn, over its seeds and its test photos.
+
+    `first` and `second` have one (seeds, photos) bool array for each split, as for
+    `paired_interval`. Of a split that is drawn twice, seeds and photos are drawn anew.
+    """
+    random, splits = np.random.default_rng(seed), len(first)
+    means = [
+        drawn_means(mine, other, draws * splits, random).reshape(draws, splits)
+        for mine, other in zip(first, second, strict=True)
+    ]
+    which = random.integers(0, splits, (1, draws, splits))
+    return middle_95(np.take_along_axis(np.stack(means), which, 0).mean((0, 2)))
+
+
+def drawn_means(
+    first: np.ndarray, second: np.ndarray, draws: int, random: np.random.Generator
+) -> np.ndarray:
+    """(draws,) means of first − second over as many seeds and photos, drawn with replacement."""
     difference = first.astype(float) - second.astype(float)
     seeds, photos = difference.shape
     # Photos that fared alike are drawn together, which changes nothing but the time it takes.
     kinds, counts = np.unique(difference, axis=1, return_counts=True)
-    draw = np.random.default_rng(seed)
-    by_seed = draw.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
-    by_kind = draw.multinomial(photos, counts / photos, draws) / photos
-    means = (by_seed * (by_kind @ kinds.T)).sum(1)
+    by_seed = random.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+    by_kind = random.multinomial(photos, counts / photos, draws) / photos
+    return np.asarray((by_seed * (by_kind @ kinds.T)).sum(1))
+
+
+def middle_95(means: np.ndarray) -> tuple[float, float]:
+    """The ends of what holds 95 % of the means and leaves as many on either side."""
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from config import MODELS, ROOT, UserError
 from data.locks import write_whole
-from utils.comparison import comparison, difference_rows, pairs_of
+from utils.comparison import comparison, difference_rows, over_splits, pairs_of
 from utils.tables import (
     MORE_ROWS,
     SEVEN_ROWS,
@@ -42,13 +42,16 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def render(results: Iterable[Result]) -> str:
-    """All tables as Markdown: one section for each set of photos, split and resolution."""
+    """All tables as Markdown: one section for each set of photos, split and resolution, and one for
+    lessons that were taught on several splits."""
     sections: dict[tuple[str, int, str], list[Result]] = {}
     for result in results:
         photos = result["photos"]
         key = photos["name"], photos["image_size"], photos["split"]
         sections.setdefault(key, []).append(result)
-    return "\n".join(section(runs) for runs in sections.values())
+    texts = [section(runs) for runs in sections.values()]
+    texts += filter(None, [over_splits([run for runs in sections.values() for run in runs])])
+    return "\n".join(texts)
 
 
 def section(results: Sequence[Result]) -> str:
