@@ -26,16 +26,17 @@ EXPERIMENTS = {
 # Adding another torchvision classifier takes one name here.
 MODELS = ("densenet169", "resnet50", "resnet18")
 # How a teacher may teach (utils/distillation.py), and the default weight of the method's own term
-# where it has one. Feature and relation terms as in RepDistiller (Tian et al. 2020,
-# https://arxiv.org/abs/1910.10699), which takes them from the papers where these have one.
+# where it has one. Those of features and relations make the term end about as large as the
+# cross-entropy. RepDistiller's weights (Tian et al. 2020, https://arxiv.org/abs/1910.10699), a
+# hundred, ten, ten and thirty times as large, were worse on validation (docs/experiment_2).
 METHODS: dict[str, float | None] = {
     "kd": None,
     "dkd": 8.0,  # beta of the authors' code and of ResNet32x4 to ResNet8x4 in Zhao et al. 2022
     "dist": 2.0,  # beta and gamma of Huang et al. 2022
-    "fitnet": 100.0,
-    "attention": 1000.0,
-    "rkd": 1.0,  # of 25 distance + 50 angle
-    "sp": 3000.0,
+    "fitnet": 1.0,
+    "attention": 100.0,
+    "rkd": 0.1,  # of 25 distance + 50 angle
+    "sp": 100.0,
 }
 
 

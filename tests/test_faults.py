@@ -31,7 +31,7 @@ from tests.photo_folders import make_photos
 
 ROOT = Path(__file__).parents[1]
 BASELINE = "weather-32px-resnet18-mixed-seed3"
-STUDENT = "weather-32px-resnet18-from-resnet18.2epochs-fitnet-a0.7-T2-w100-mixed-seed3"
+STUDENT = "weather-32px-resnet18-from-resnet18.2epochs-fitnet-a0.7-T2-w1-mixed-seed3"
 # A short baseline; and a teacher, a baseline and a student with an adapter one after the other.
 SCRIPTS = {
     BASELINE: ["train.py", "--models", "resnet18"],

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 QUICK = ("--image-size", "32", "--batch-size", "8", "--epochs", "2")
 PAIR = ("--teacher", "resnet50", "--student", "resnet18")
 KD = "resnet18-from-resnet50-kd-a0.7-T2"
-FITNET = "resnet18-from-resnet50-fitnet-a0.7-T2-w100"
+FITNET = "resnet18-from-resnet50-fitnet-a0.7-T2-w1"
 
 
 def command(*words: object, script: str = "knowledge_distillation.py") -> str:
@@ -121,7 +121,7 @@ def test_the_differences_are_those_of_the_test_photos(printed, output):
     assert len(rows) == 2
     for what, cells in (
         (KD, rows["kd, α 0.7, T 2"]),
-        (FITNET, rows["fitnet, α 0.7, T 2, weight 100"]),
+        (FITNET, rows["fitnet, α 0.7, T 2, weight 1"]),
     ):
         for other, cell in zip(("resnet18", "resnet50"), cells, strict=True):
             right = [
@@ -178,7 +178,7 @@ def test_tensorboard_has_every_part_of_the_loss_and_the_runs_side_by_side(printe
         assert {f"{part}/{split}" for part in parts for split in ("train", "val")} <= set(tags)
         row = wait_for(board.sessions)[name_of(FITNET)]["hparams"]
         assert (row["method"], row["alpha"], row["temperature"]) == ("fitnet", 0.7, 2.0)
-        assert (row["weight"], row["teacher"]) == (100.0, "resnet50")
+        assert (row["weight"], row["teacher"]) == (1.0, "resnet50")
         layout = board.ask("/plugin/custom_scalars/layout")["category"]
         (charts,) = [c["chart"] for c in layout if c["title"] == "runs side by side"]
         for chart in charts:
@@ -191,13 +191,13 @@ def test_tensorboard_has_every_part_of_the_loss_and_the_runs_side_by_side(printe
 def test_the_report_compares_the_methods_and_writes_csv(printed, output):
     text = command("--output", output, script="-m utils.report")
     assert "### resnet50 teaches resnet18" in text
-    assert re.search(r"^\| fitnet, α 0.7, T 2, weight 100 +\| +2 \|", text, re.M)
+    assert re.search(r"^\| fitnet, α 0.7, T 2, weight 1 +\| +2 \|", text, re.M)
     # Distilled students are no column of the baselines' table.
     head = next(line for line in text.splitlines() if line.startswith("|"))
     assert "from" not in head
     with (output / "results" / "comparison.csv").open() as file:
         lessons = {row["lesson"]: row for row in csv.DictReader(file)}
-    assert list(lessons) == ["no teacher", "fitnet, α 0.7, T 2, weight 100", "kd, α 0.7, T 2"]
+    assert list(lessons) == ["no teacher", "fitnet, α 0.7, T 2, weight 1", "kd, α 0.7, T 2"]
     accuracies = [result_of(output, KD, seed)["test"]["accuracy"] for seed in (0, 1)]
     row = lessons["kd, α 0.7, T 2"]
     assert float(row["test accuracy"]) == pytest.approx(np.mean(accuracies))
