@@ -22,7 +22,7 @@ NAMES = {"densenet169": "DenseNet169", "resnet50": "ResNet50", "resnet18": "ResN
 PATIENT = "patient"  # the tag of 60 epochs with mixup 0.2
 AS_FOUND = "asitwas"  # that of whole photos and a constant learning rate
 LESSON = "kd-a0.7-T2"
-SPLITS = (0, 1, 4)
+SPLITS = (0, 1, 2, 3, 4)
 
 
 def taught(teacher: str, student: str, lesson: str = LESSON) -> str:
@@ -75,6 +75,30 @@ CAUSES = {
     "the same, teacher of 60 epochs with mixup": taught("densenet169.patient", "resnet18"),
     "the same, teacher of 3 epochs as found": taught("densenet169.hurried", "resnet18"),
 }
+# The seven ways to teach, all by the same ResNet50 of 60 epochs. Features and relations with their
+# default weights, then with the larger ones of RepDistiller.
+METHODS = {
+    "no teacher": "",
+    "kd": "kd-a0.7-T2",
+    "dkd, weight 8": "dkd-a0.7-T2-w8",
+    "dist, weight 2": "dist-a0.7-T2-w2",
+    "fitnet, weight 1": "fitnet-a0.7-T2-w1",
+    "attention, weight 100": "attention-a0.7-T2-w100",
+    "rkd, weight 0.1": "rkd-a0.7-T2-w0.1",
+    "sp, weight 100": "sp-a0.7-T2-w100",
+    "fitnet, weight 100": "fitnet-a0.7-T2-w100",
+    "attention, weight 1000": "attention-a0.7-T2-w1000",
+    "rkd, weight 1": "rkd-a0.7-T2-w1",
+    "sp, weight 3000": "sp-a0.7-T2-w3000",
+}
+
+
+def methods() -> dict[str, str]:
+    """The names of ResNet18's runs by method."""
+    return {
+        title: taught(f"resnet50.{PATIENT}", "resnet18", lesson) if lesson else "resnet18"
+        for title, lesson in METHODS.items()
+    }
 
 
 def students() -> Columns:
@@ -131,6 +155,7 @@ TABLES = {
         },
         SPLITS,
     ),
+    "methods": lambda: comparisons(methods(), methods()["kd"]),
     "causes": lambda: lessons(each(CAUSES)),
     **experiment_tables("experiment_1"),
     **experiment_tables("experiment_2"),

@@ -124,39 +124,37 @@ def lessons(rows: Columns) -> str:
             mean_and_spread([run["test"]["accuracy"] for run in side], ".2%") for side in sides
         ]
         gains = [in_points(gain_of(taught, side)) for side in sides[1::-1]]
-        val = [run["val"]["accuracy"] - alone(run)["val"]["accuracy"] for run in taught]
-        cells += [*gains, f"{100 * statistics.fmean(val):+.2f}"]
-        lines.append([title, str(len(taught)), *cells])
+        on_validation = in_points(gain_of(taught, sides[1], "val"))
+        lines.append([title, str(len(taught)), *cells, *gains, on_validation])
     return aligned(head, lines)
 
 
 def comparisons(rows: dict[str, str], other: str) -> str:
-    """One row for each name of runs: what they came to, and their gain over the `other` runs of the
-    same seeds; seeds that the others do not have are left out."""
-    head = ("", "Seeds", "Validation accuracy", "Test accuracy", "Test loss", "Gain")
+    """One row for each name of runs: what they came to, and their gains over the `other` runs of
+    the same seeds; seeds that the others do not have are left out."""
+    head = ("", "Seeds", "Validation accuracy", "Validation gain", "Test accuracy", "Test gain",
+            "Test loss")  # fmt: skip
     lines = []
     for title, name in rows.items():
         mine, others = together({title: name, "": other}).values()
-        read = [(run["val"]["accuracy"], run["test"]["accuracy"], run["test"]["loss"])
-                for run in mine]  # fmt: skip
-        values = zip(zip(*read, strict=True), (".2%", ".2%", ".3f"), strict=True)
-        cells = [mean_and_spread(column, spec) for column, spec in values]
-        gain = in_points(gain_of(mine, others)) if name != other else ""
-        lines.append([title, str(len(mine)), *cells, gain])
+        cells = []
+        for part in ("val", "test"):
+            cells.append(mean_and_spread([run[part]["accuracy"] for run in mine], ".2%"))
+            cells.append(in_points(gain_of(mine, others, part)) if name != other else "")
+        loss = mean_and_spread([run["test"]["loss"] for run in mine], ".3f")
+        lines.append([title, str(len(mine)), *cells, loss])
     return aligned(head, lines)
 
 
 def over_splits(columns: dict[str, str], splits: Sequence[int]) -> str:
     """One row for each split, of the run whose seed is the split's, and their mean: the accuracies
-    of all columns, and in brackets what they are better than the first in points. Validation, then
-    test; a mean has the standard deviation over the splits beside it, and below that of the test
-    stands the gain with its interval."""
+    of all columns, and in brackets what they are better than the first in points. A mean has the
+    standard deviation over the splits beside it, and below it the gain with its interval.
+    Validation, then test."""
+    groups = [on_splits(name, splits) for name in columns.values()]
     lines = []
     for part, title in (("val", "validation"), ("test", "test")):
-        accuracies = np.array(
-            [[run[part]["accuracy"] for run in on_splits(name, splits)]
-             for name in columns.values()]
-        ).T  # fmt: skip
+        accuracies = np.array([[run[part]["accuracy"] for run in group] for group in groups]).T
         gains = 100 * (accuracies - accuracies[:, :1])
         for split, row, gained in zip(splits, accuracies, gains, strict=True):
             cells = [f"{a:.2%} ({g:+.2f})" for a, g in zip(row[1:], gained[1:], strict=True)]
@@ -165,9 +163,8 @@ def over_splits(columns: dict[str, str], splits: Sequence[int]) -> str:
         spreads = [f"{gained.mean():+.2f} ± {gained.std(ddof=1):.2f}" for gained in gains.T[1:]]
         cells = [f"{mean} ({spread})" for mean, spread in zip(others, spreads, strict=True)]
         lines.append([f"{title}, mean", first, *cells])
-    without, *taught = (on_splits(name, splits) for name in columns.values())
-    intervals = [in_points(gain_of(mine, without)) for mine in taught]
-    lines.append(["test, mean gain [95 %]", "", *intervals])
+        intervals = [in_points(gain_of(group, groups[0], part)) for group in groups[1:]]
+        lines.append([f"{title}, mean gain [95 %]", "", *intervals])
     return aligned(("", *columns), lines)
 
 
@@ -182,9 +179,9 @@ def on_splits(name: str, splits: Sequence[int]) -> list[Result]:
     return [of_split(name, split) for split in splits]
 
 
-def gain_of(mine: Sequence[Result], others: Sequence[Result]) -> Gain:
-    """How much better `mine` are than `others`, pair by pair, in test accuracy."""
-    gain = gain_over(list(zip(mine, others, strict=True)))
+def gain_of(mine: Sequence[Result], others: Sequence[Result], part: str = "test") -> Gain:
+    """How much better `mine` are than `others`, pair by pair, in accuracy on test or val."""
+    gain = gain_over(list(zip(mine, others, strict=True)), part)
     assert gain
     return gain
 

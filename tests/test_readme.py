@@ -92,9 +92,10 @@ def test_a_training_command_runs(words, photos, trained, tmp_path, capsys):
         small += () if distils else ("--models", "resnet18")
         small += ("--teacher-epochs", "2") if "--teacher-epochs" in words else ()
     if "--teacher-tag" in words:  # such a teacher is there before
-        teacher, _ = pair(parse(words[2:], "", distils=True))
-        tag = words[words.index("--teacher-tag") + 1]
-        assert run_script(train.main, [*small, "--models", teacher, "--tag", tag]) == 0
+        given = parse(words[2:], "", distils=True)
+        teacher, _ = pair(given)
+        of_it = ("--tag", str(given.teacher_tag), "--split-seed", str(given.split_seed))
+        assert run_script(train.main, [*small, "--models", teacher, *of_it]) == 0
     main = knowledge_distillation.main if words[1:2] == DISTIL else train.main
     try:
         status = run_script(main, [*words[2:], *small])

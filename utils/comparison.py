@@ -20,8 +20,8 @@ from utils.tables import (
 
 Gain = tuple[float, float, float]
 SPLITS_HEAD = (
-    "Student", "Photos", "Splits", "Runs", "Validation alone", "Validation, KD", "Test alone",
-    "Test, KD", "KD − baseline [95 %]",
+    "Student", "Photos", "Splits", "Runs", "Validation alone", "Validation with teacher",
+    "Validation gain [95 %]", "Test alone", "Test with teacher", "Test gain [95 %]",
 )  # fmt: skip
 SPLITS_NOTE = """\
 Each run against the one of its split and seed without a teacher; every split has other test photos
@@ -114,18 +114,18 @@ def over_splits(results: Sequence[Result]) -> str:
         splits: dict[str, list[tuple[Result, Result]]] = {}
         for pair in pairs:
             splits.setdefault(pair[0]["photos"]["split"], []).append(pair)
-        cells = [
-            mean_and_spread(
-                [statistics.fmean(pair[side][part]["accuracy"] for pair in split)
-                 for split in splits.values()],
-                ".2%",
-            )
-            for part in ("val", "test")
-            for side in (1, 0)
-        ]  # fmt: skip
         counts = str(len(splits)), str(len(pairs))
+        cells = []
+        for part in ("val", "test"):
+            for side in (1, 0):
+                means = [
+                    statistics.fmean(pair[side][part]["accuracy"] for pair in split)
+                    for split in splits.values()
+                ]
+                cells.append(mean_and_spread(means, ".2%"))
+            cells.append(in_points(gain_over(pairs, part)))
         if len(splits) > 1:
-            lines.append([*title, *counts, *cells, in_points(gain_over(pairs))])
+            lines.append([*title, *counts, *cells])
     return f"## Over splits\n\n{aligned(SPLITS_HEAD, lines)}\n{SPLITS_NOTE}" if lines else ""
 
 
@@ -207,22 +207,22 @@ def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> 
     return Difference(name, runs, values, gain, over_teacher)
 
 
-def gain_over(pairs: Sequence[tuple[Result, Result]]) -> Gain | None:
-    """How much better the first of each pair is than the second: the mean difference in test
-    accuracy, -1..1, and the ends of its 95 % interval, over seeds and photos, and where the pairs
-    are of several splits, over these, too: every split then counts alike.
+def gain_over(pairs: Sequence[tuple[Result, Result]], part: str = "test") -> Gain | None:
+    """How much better the first of each pair is than the second: the mean difference in accuracy
+    on `part` (test or val), -1..1, and the ends of its 95 % interval, over seeds and photos, and
+    where the pairs are of several splits, over these, too: every split then counts alike.
 
     Pairs with a result of an earlier version, which does not tell which photos were wrong, are left
     out; without pairs there is no gain.
     """
     splits: dict[str, list[tuple[Result, Result]]] = {}
     for pair in pairs:
-        if all("wrong" in result["test"] for result in pair):
+        if all("wrong" in result[part] for result in pair):
             splits.setdefault(pair[0]["photos"]["split"], []).append(pair)
     if not splits:
         return None
     first, second = (
-        [np.stack([recognised(pair[side]) for pair in group]) for group in splits.values()]
+        [np.stack([recognised(pair[side][part]) for pair in group]) for group in splits.values()]
         for side in (0, 1)
     )
     mean = statistics.fmean(a.mean() - b.mean() for a, b in zip(first, second, strict=True))
@@ -239,9 +239,8 @@ def in_points(gain: Gain | None) -> str:
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def recognised(result: Result) -> np.ndarray:
-    """(photos,) bool: which test photos a run named rightly."""
-    test = result["test"]
-    right = np.ones(test["photos"], dtype=bool)
-    right[test["wrong"]] = False
+def recognised(measured: Mapping[str, Any]) -> np.ndarray:
+    """(photos,) bool: which photos of a split were named rightly, from its metrics."""
+    right = np.ones(measured["photos"], dtype=bool)
+    right[measured["wrong"]] = False
     return right
