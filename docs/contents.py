@@ -149,7 +149,8 @@ TABLES = {
     ),
     "splits": lambda: over_splits(
         {
-            "alone": "resnet18",
+            "alone, 15 epochs": "resnet18",
+            "23 epochs": "resnet18-23epochs",
             "label smoothing 0.1": "resnet18-smooth",
             "taught by ResNet18 of 60": taught("resnet18.patient", "resnet18"),
         },

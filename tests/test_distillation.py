@@ -519,7 +519,7 @@ def test_the_objective_is_the_formula_written_out_and_so_are_its_gradients(teach
         weighted = float(METHODS[method] or 0) * term
         expected = expected + weighted
         named[method] = term
-        assert weighted > 0.01 * expected
+        assert weighted > 0.005 * expected  # far above the tolerance of 1e-4
     same = [int(s.argmax() == t.argmax()) for s, t in zip(logits, teacher_logits, strict=True)]
     assert 0 < sum(same) < 4
     named["agreement"] = torch.tensor(sum(same) / 4)
