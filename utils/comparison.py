@@ -68,9 +68,8 @@ def one_pair(students: Sequence[Result], by_name: Mapping[str, Result]) -> str:
     if rows[0].name == NO_TEACHER:
         columns["Student"] = rows[0].runs
     columns["KD Student"] = best.runs
-    tag = f" ({students[0]['tag']})" if students[0]["tag"] else ""
     text = [
-        f"### {students[0]['lesson']['teacher']} teaches {students[0]['model']}{tag}\n",
+        f"### {who_teaches_whom(students[0])}\n",
         table("", columns, SEVEN_ROWS | SIZE_ROWS),
     ]
     if len(lessons) > 1:
@@ -111,30 +110,41 @@ def over_splits(results: Sequence[Result]) -> str:
             lessons.setdefault(key, []).append((run, baseline))
     lines = []
     for (*title, _), pairs in lessons.items():
-        splits: dict[str, list[tuple[Result, Result]]] = {}
-        for pair in pairs:
-            splits.setdefault(pair[0]["photos"]["split"], []).append(pair)
-        counts = str(len(splits)), str(len(pairs))
-        cells = []
+        splits = by_split(pairs)
+        if len(splits) == 1:
+            continue
+        cells = [*title, str(len(splits)), str(len(pairs))]
         for part in ("val", "test"):
             for side in (1, 0):
                 means = [
                     statistics.fmean(pair[side][part]["accuracy"] for pair in split)
-                    for split in splits.values()
+                    for split in splits
                 ]
                 cells.append(mean_and_spread(means, ".2%"))
             cells.append(in_points(gain_over(pairs, part)))
-        if len(splits) > 1:
-            lines.append([*title, *counts, *cells])
+        lines.append(cells)
     return f"## Over splits\n\n{aligned(SPLITS_HEAD, lines)}\n{SPLITS_NOTE}" if lines else ""
+
+
+def by_split(pairs: Iterable[tuple[Result, Result]]) -> list[list[tuple[Result, Result]]]:
+    """The pairs of each split together."""
+    splits: dict[str, list[tuple[Result, Result]]] = {}
+    for pair in pairs:
+        splits.setdefault(pair[0]["photos"]["split"], []).append(pair)
+    return list(splits.values())
 
 
 def title_of(student: Result) -> tuple[str, str]:
     """What was taught by whom, and on which photos."""
-    lesson, photos = student["lesson"], student["photos"]
-    tag = f" ({student['tag']})" if student["tag"] else ""
-    taught = f"{lesson['teacher']} teaches {student['model']}{tag}, {lesson_name(lesson)}"
+    photos = student["photos"]
+    taught = f"{who_teaches_whom(student)}, {lesson_name(student['lesson'])}"
     return taught, f"{printable(photos['name'])} at {photos['image_size']} px"
+
+
+def who_teaches_whom(student: Result) -> str:
+    """A pair of teacher and student, as a heading calls it."""
+    tag = f" ({student['tag']})" if student["tag"] else ""
+    return f"{student['lesson']['teacher']} teaches {student['model']}{tag}"
 
 
 def lesson_name(lesson: Mapping[str, Any]) -> str:
@@ -215,14 +225,11 @@ def gain_over(pairs: Sequence[tuple[Result, Result]], part: str = "test") -> Gai
     Pairs with a result of an earlier version, which does not tell which photos were wrong, are left
     out; without pairs there is no gain.
     """
-    splits: dict[str, list[tuple[Result, Result]]] = {}
-    for pair in pairs:
-        if all("wrong" in result[part] for result in pair):
-            splits.setdefault(pair[0]["photos"]["split"], []).append(pair)
+    splits = by_split(pair for pair in pairs if all("wrong" in result[part] for result in pair))
     if not splits:
         return None
     first, second = (
-        [np.stack([recognised(pair[side][part]) for pair in group]) for group in splits.values()]
+        [np.stack([recognised(pair[side][part]) for pair in group]) for group in splits]
         for side in (0, 1)
     )
     mean = statistics.fmean(a.mean() - b.mean() for a, b in zip(first, second, strict=True))

@@ -44,14 +44,14 @@ def read_results(folder: Path) -> list[Result]:
 def render(results: Iterable[Result]) -> str:
     """All tables as Markdown: one section for each set of photos, split and resolution, and one for
     lessons that were taught on several splits."""
+    everything = list(results)
     sections: dict[tuple[str, int, str], list[Result]] = {}
-    for result in results:
+    for result in everything:
         photos = result["photos"]
         key = photos["name"], photos["image_size"], photos["split"]
         sections.setdefault(key, []).append(result)
-    texts = [section(runs) for runs in sections.values()]
-    texts += filter(None, [over_splits([run for runs in sections.values() for run in runs])])
-    return "\n".join(texts)
+    texts = [*map(section, sections.values()), over_splits(everything)]
+    return "\n".join(filter(None, texts))
 
 
 def section(results: Sequence[Result]) -> str:
