@@ -493,7 +493,10 @@ def test_the_objective_is_the_formula_written_out_and_so_are_its_gradients(teach
     # 64 pixels, for a last map of more than one.
     images, student = photos(64), network(1).train()
     teacher.train()
-    objective = distillation(lesson(method, 0.6, 3.0), teacher, label_smoothing=0.1)
+    # At its default weight the term of rkd is too small a part of this loss to be seen.
+    weight = 1.0 if method == "rkd" else METHODS[method]
+    taught = Lesson(method, 0.6, 3.0, weight)
+    objective = distillation(taught, teacher, label_smoothing=0.1)
     loss, logits, parts = objective(student, images, TRUTH)
 
     logits_by_hand, maps = by_hand(student, images)
@@ -516,10 +519,10 @@ def test_the_objective_is_the_formula_written_out_and_so_are_its_gradients(teach
     named = {"ce": plain, name: soft}
     if method in TERMS:
         term = term_by_hand(method, maps, teacher_maps, objective.own["adapter"] if own else None)
-        weighted = float(METHODS[method] or 0) * term
+        weighted = float(weight or 0) * term
         expected = expected + weighted
         named[method] = term
-        assert weighted > 0.005 * expected  # far above the tolerance of 1e-4
+        assert weighted > 0.01 * expected
     same = [int(s.argmax() == t.argmax()) for s, t in zip(logits, teacher_logits, strict=True)]
     assert 0 < sum(same) < 4
     named["agreement"] = torch.tensor(sum(same) / 4)
