@@ -115,8 +115,12 @@ def line_up(setup: Setup, seed: int, brought: dict[str, Any] | None) -> Lineup:
     else:
         own = with_teachers_recipe(config)
         teacher_run = Run(run_name(setup, own, teacher, seed), teacher, seed, own)
+        if config.teacher_tag and not teacher_run.finished:
+            teacher_run = of_the_other_start(setup, teacher_run)
         check_teacher_run(setup, teacher_run)
         if config.teacher_tag:
+            if teacher_run.config.pretrained != config.pretrained:
+                teacher += ".scratch" if config.pretrained else ".pretrained"
             teacher += f".{own.tag}"
         elif own != config:
             teacher += f".{own.epochs}epochs"
@@ -130,6 +134,14 @@ def line_up(setup: Setup, seed: int, brought: dict[str, Any] | None) -> Lineup:
     return Lineup(teacher_run, baseline, students)
 
 
+def of_the_other_start(setup: Setup, run: Run) -> Run:
+    """For a student from scratch the pretrained teacher of the same tag, or the other way about;
+    the `run` itself where there is none."""
+    config = replace(run.config, pretrained=not run.config.pretrained)
+    other = Run(run_name(setup, config, run.model, run.seed), run.model, run.seed, config)
+    return other if other.finished else run
+
+
 def check_teacher_run(setup: Setup, run: Run) -> None:
     """Raise UserError where a teacher that was named by its tag is not there or does not fit, and
     where the weights of a finished one are gone."""
@@ -140,9 +152,9 @@ def check_teacher_run(setup: Setup, run: Run) -> None:
     if not run.finished:
         split = f" --split-seed {run.config.split_seed}" if run.config.split_seed else ""
         raise UserError(
-            f"--teacher-tag {run.config.tag}: there is no finished run {run.name}; first train it: "
-            f"train.py --models {run.model} --tag {run.config.tag} --seeds {run.seed} "
-            f"--image-size {setup.image_size}{split}"
+            f"--teacher-tag {run.config.tag}: there is no finished run {run.name}; first train it, "
+            f"on the same --data: train.py --models {run.model} --tag {run.config.tag} "
+            f"--seeds {run.seed} --image-size {setup.image_size}{split}"
         )
     check_teacher(run.best, load_classifier(run.best)[1], setup)
 

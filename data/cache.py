@@ -10,6 +10,7 @@ run that is killed, or photos that change, never leave a wrong cache behind.
 import hashlib
 import os
 import shutil
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +30,7 @@ from data.locks import only_one
 from data.photos import Photos, UnreadablePhoto, open_rgb
 
 # Raised whenever the same photos would decode to other pixels, signatures or files than before.
-VERSION = 2
+VERSION = 3
 # Signatures must not depend on the cached resolution, or the split would.
 SIGNATURE_SIDE = 256
 PHOTOS_PER_TASK = 32
@@ -45,6 +46,7 @@ class Decoded:
         pixels: (M, side, side, 3) uint8 RGB, memory-mapped read-only, one row per file found.
         rows: (N,) int64, the row of `pixels` of each readable photo.
         signed: (M, D) uint8 signatures, memory-mapped read-only, one row per file found.
+        digest: 16 hex digits that stand for the bytes of the readable files, in their order.
         unreadable: (path, reason) of each file that was left out.
     """
 
@@ -53,6 +55,7 @@ class Decoded:
     pixels: np.ndarray
     rows: np.ndarray
     signed: np.ndarray
+    digest: str
     unreadable: tuple[tuple[str, str], ...]
 
     @property
@@ -93,13 +96,15 @@ def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int, stric
         )
     for label, name in enumerate(photos.classes):
         if not (decoded.photos.labels == label).any():
-            raise UserError(f"{photos.root / name}: none of its photos can be read")
+            reason = next(why for path, why in decoded.unreadable if path.startswith(f"{name}/"))
+            raise UserError(f"{photos.root / name}: none of its photos can be read ({reason})")
     return decoded
 
 
 def _load(ready: Path, photos: Photos) -> Decoded:
     with np.load(ready / "index.npz") as index:
         readable, reasons = index["readable"], index["reasons"].tolist()
+        sums = index["sums"][readable]
     left_out = [path for path, fine in zip(photos.paths, readable, strict=True) if not fine]
     return Decoded(
         folder=ready.parent,
@@ -107,6 +112,7 @@ def _load(ready: Path, photos: Photos) -> Decoded:
         pixels=np.load(ready / "pixels.npy", mmap_mode="r"),
         rows=np.flatnonzero(readable),
         signed=np.load(ready / "signatures.npy", mmap_mode="r"),
+        digest=hashlib.sha256(sums.astype("<u4").tobytes()).hexdigest()[:16],
         unreadable=tuple(zip(left_out, reasons, strict=True)),
     )
 
@@ -120,6 +126,7 @@ def _decode_into(ready: Path, photos: Photos, side: int, workers: int) -> None:
         photos.paths[start : start + PHOTOS_PER_TASK] for start in range(0, count, PHOTOS_PER_TASK)
     )
     reasons: list[str] = []
+    sums: list[int] = []
     with (
         _new_array(unfinished / "pixels.npy", (count, side, side, 3)) as pixel_file,
         _new_array(unfinished / "signatures.npy", (count, SIGNATURE_LENGTH)) as signature_file,
@@ -128,15 +135,17 @@ def _decode_into(ready: Path, photos: Photos, side: int, workers: int) -> None:
     ):
         work = partial(_decode_task, photos.root, side)
         with closing(in_order(pool, work, tasks, ahead=4 * workers)) as results:
-            for pixels, signed, failed in results:
+            for pixels, signed, summed, failed in results:
                 pixel_file.write(pixels.tobytes())
                 signature_file.write(signed.tobytes())
+                sums.extend(summed)
                 reasons.extend(failed)
                 bar.update(len(failed))
     np.savez(
         unfinished / "index.npz",
         readable=np.array([not reason for reason in reasons]),
         reasons=np.array([reason for reason in reasons if reason], dtype=str),
+        sums=np.array(sums, dtype=np.uint32),
     )
     unfinished.rename(ready)
     for older in ready.parent.glob(f"{side}px-*"):
@@ -175,22 +184,24 @@ def in_order(
 
 def _decode_task(
     root: Path, side: int, paths: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Pixels, signatures and reasons for being unreadable ("" if not) of a few photos."""
+) -> tuple[np.ndarray, np.ndarray, list[int], list[str]]:
+    """Of a few photos: pixels, signatures, CRC-32 of the files, and reasons for being unreadable
+    ("" if they are not)."""
     pixels = np.zeros((len(paths), side, side, 3), np.uint8)
     signatures = np.zeros((len(paths), SIGNATURE_LENGTH), np.uint8)
-    reasons = [""] * len(paths)
+    sums, reasons = [0] * len(paths), [""] * len(paths)
     for row, path in enumerate(paths):
         try:
             image = open_rgb(root / path, SIGNATURE_SIDE)
             signatures[row] = signature(image)
             if side > SIGNATURE_SIDE:
                 image = open_rgb(root / path, side)
-        except UnreadablePhoto as problem:
+            sums[row] = zlib.crc32((root / path).read_bytes())
+        except (UnreadablePhoto, OSError) as problem:  # the latter when it vanishes meanwhile
             reasons[row] = str(problem)
             continue
         pixels[row] = _squash(image, side)
-    return pixels, signatures, reasons
+    return pixels, signatures, sums, reasons
 
 
 def read_square(path: Path, side: int) -> np.ndarray:

@@ -29,6 +29,16 @@ FORMATS = ("JPEG", "PNG", *(name for name in Image.ID if name not in {"JPEG", "P
 SUFFIXES = frozenset(
     suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS
 )
+# Photos that Pillow does not decode: they are named as unreadable, not passed over in silence.
+FOREIGN = (
+    frozenset(
+        {".heic", ".heif", ".hif", ".jxl", ".avif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf"}
+        | {".raf", ".rw2", ".pef", ".srw"}
+    )
+    - SUFFIXES
+)
+# Folders of these names alone are parts of somebody's split.
+PART_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 # The largest photo that is let through (Pillow's limit of 89 million pixels) is smaller than this
 # in any format; the limit keeps a file of many gigabytes from being read into memory.
 MAX_FILE_BYTES = 1 << 30
@@ -87,6 +97,11 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     root, class_folders = _descend_wrappers(root)
     if not class_folders:
         raise UserError(f"no class folders in {str(path)!r}: {LAYOUT}")
+    if len(class_folders) > 1 and {name.lower() for name in class_folders} <= PART_NAMES:
+        raise UserError(
+            f"{str(root)!r} is divided into {', '.join(class_folders)}, not into classes: put all "
+            "photos of a class into one folder, and they are split here"
+        )
     # A link from one class folder to another, or to one above, must not lend photos a wrong class.
     elsewhere = {_identity(folder) for folder in (root, *root.resolve().parents)}
     elsewhere |= {_identity(root / name) for name in class_folders}
@@ -167,7 +182,7 @@ def _is(entry: os.DirEntry[str], kind: str) -> bool:
 
 
 def _is_photo(entry: os.DirEntry[str]) -> bool:
-    if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+    if os.path.splitext(entry.name)[1].lower() in SUFFIXES | FOREIGN:
         return True
     if not _is(entry, "file"):
         return False
@@ -203,6 +218,8 @@ def open_rgb(path: Path, short_side: int) -> Image.Image:
     except UnreadablePhoto:
         raise
     except UnidentifiedImageError as error:
+        if (suffix := path.suffix.lower()) in FOREIGN:
+            raise UnreadablePhoto(f"{suffix} is not decoded here: save it as JPEG") from error
         raise UnreadablePhoto("not an image, or broken in its first bytes") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadablePhoto("too large: " + _one_line(error)) from error

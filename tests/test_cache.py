@@ -2,7 +2,9 @@
 
 import fcntl
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +185,23 @@ def test_a_time_or_a_file_more_or_less_makes_another_cache(photos):
     assert len(names) == 5
 
 
+def test_the_digest_is_that_of_the_readable_files_wherever_they_lie(photos, tmp_path):
+    first = decode(photos).digest
+    assert re.fullmatch("[0-9a-f]{16}", first)
+    assert decode(photos, 8).digest == first
+    copy = shutil.copytree(photos, tmp_path / "elsewhere" / "weather")
+    os.utime(copy / "fog" / "000.png", ns=(0, 1))
+    assert decode(copy).digest == first
+    # The same pixels and the same number of bytes: only the bytes tell.
+    path = copy / "fog" / "000.png"
+    path.write_bytes(path.read_bytes() + b"0")
+    longer = decode(copy).digest
+    path.write_bytes(path.read_bytes()[:-1] + b"1")
+    other = decode(copy).digest
+    path.write_bytes(b"")
+    assert len({first, longer, other, decode(copy).digest}) == 4
+
+
 def test_what_cannot_be_read_is_listed_and_left_out_without_shifting_the_others(photos):
     (photos / "fog" / "000.png").write_bytes(b"")
     (photos / "rain" / "007.png").write_text("no photo")
@@ -235,7 +254,7 @@ def test_strict_stops_at_photos_that_cannot_be_read_also_from_the_cache(photos):
 def test_a_class_without_a_readable_photo_is_named(photos):
     for path in (photos / "hail").iterdir():
         path.write_bytes(b"x")
-    with pytest.raises(UserError, match=r"weather/hail: none of its photos can be read"):
+    with pytest.raises(UserError, match=r"/hail: none of its photos can be read \(not an image"):
         decode(photos)
 
 

@@ -315,6 +315,57 @@ def test_a_teacher_of_any_recipe_is_named_by_its_tag(printed, words, output, cap
         assert (student["recipe"]["lr"], slow["recipe"]["lr"]) == (0.001, 0.0001)
 
 
+def test_a_tagged_teacher_may_be_pretrained_where_its_student_is_not(printed, words, output):
+    """Told by its name alone: this one is a copy of another."""
+    name = name_of("resnet50-pretrained-big")
+    for folder in (output / "checkpoints", output / "results"):
+        shutil.copytree(folder / name_of("resnet50"), folder / name)
+    main([*words, *PAIR, "--teacher-tag", "big"])
+    student = result_of(output, "resnet18-from-resnet50.pretrained.big-kd-a0.7-T2")
+    assert student["teacher"]["run"] == name
+    assert student["lesson"]["baseline"] == name_of("resnet18")
+
+
+def test_photos_of_the_same_names_are_not_taken_for_those_of_the_baselines(
+    printed, words, photos, output, tmp_path
+):
+    """One photo of another folder holds something else, and a copy of the folder does not."""
+    copy = tmp_path / "weather"
+    shutil.copytree(photos, copy)
+    there = [str(copy) if word == str(photos) else word for word in words]
+    train.main([*there, "--models", "resnet18", "--resume"])
+    before = sorted((output / "checkpoints").rglob("*"))
+    (copy / "rain" / "0.jpg").write_bytes((copy / "rain" / "1.jpg").read_bytes() + b"\0")
+    for wanted in ([*PAIR, "--alpha", "0.45"], ["--teacher", "resnet18", "--student", "resnet18"]):
+        with pytest.raises(UserError, match=r"other photos, though of the same names: .*--tag"):
+            main([*there, *wanted])
+    with pytest.raises(UserError, match="other photos, though of the same names"):
+        train.main([*there, "--models", "resnet18", "--resume"])
+    assert sorted((output / "checkpoints").rglob("*")) == before
+
+
+@pytest.mark.parametrize("left", [("result.json", "settings.json"), ("settings.json",)])
+def test_without_its_settings_a_run_is_still_known_by_what_is_left(
+    left, printed, words, output, tmp_path
+):
+    """An unfinished run by its last checkpoint, a finished one by its result."""
+    name = name_of("resnet18")
+    for kind in ("checkpoints", "results"):
+        shutil.copytree(output / kind / name, tmp_path / kind / name)
+    for file in left:
+        (tmp_path / "results" / name / file).unlink()
+    there = [str(tmp_path) if word == str(output) else word for word in words]
+    again = [*there, "--models", "resnet18", "--resume"]
+    with pytest.raises(UserError, match=r"was started with --lr 0\.001, not 0\.05"):
+        train.main([*again, "--lr", "0.05"])
+    shutil.copytree(words[1], tmp_path / "weather")
+    (tmp_path / "weather" / "rain" / "0.jpg").rename(tmp_path / "weather" / "rain" / "a.jpg")
+    with pytest.raises(UserError, match="was started with split "):
+        train.main(["--data", str(tmp_path / "weather"), *again[2:]])
+    train.main(again)
+    assert result_of(tmp_path, "resnet18")["digest"] == result_of(output, "resnet18")["digest"]
+
+
 def test_runs_of_another_split_stand_beside_the_others(printed, words, output, capsys):
     """Its student is compared with, and taught by, runs of the same split."""
     before = result_of(output, "resnet18")
@@ -345,6 +396,7 @@ def test_a_tagged_teacher_that_does_not_fit_is_refused_before_any_work(printed, 
     try:
         for change, says in (
             ({"split": "0123456789abcdef"}, "it has seen the student's test photos"),
+            ({"photos": "0123456789abcdef"}, "other photos of the same names"),
             ({"image_size": 64}, "was trained at 64 px"),
         ):
             shutil.copy(output / "checkpoints" / name_of("resnet50") / "best.pt", folder)
@@ -463,6 +515,13 @@ def test_dkd_with_two_classes_is_refused_before_any_work(photos, words, tmp_path
     with pytest.raises(UserError, match="--method dkd: it needs three classes"):
         main(["--data", str(tmp_path / "two"), *QUICK, *place, *PAIR, "--method", "dkd"])
     assert not (tmp_path / "o").exists()
+
+
+def test_a_teacher_whose_first_images_would_be_too_small_is_refused(words):
+    """A student of one epoch sees whole images at once, its teacher of ten does not."""
+    lesson = ["--teacher", "densenet169", "--student", "resnet18", "--grow-from", "0.5"]
+    with pytest.raises(UserError, match=r"--grow-from 0\.5: densenet169 needs 29 pixels"):
+        main([*words, *lesson, "--epochs", "1", "--teacher-epochs", "10"])
 
 
 def test_a_teacher_that_was_trained_again_is_not_taken_for_the_one_that_taught(

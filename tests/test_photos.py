@@ -146,6 +146,16 @@ def test_odd_files_do_not_hang_and_are_listed_where_their_names_say_photo(tmp_pa
             open_rgb(photos.root / path, 8)
 
 
+@pytest.mark.parametrize("suffix", [".heic", ".HEIF", ".jxl", ".CR3", ".nef"])
+def test_photos_that_pillow_does_not_decode_are_listed_with_what_to_do(tmp_path, suffix):
+    """Phones' and cameras' own formats: to pass over them would lose a class in silence."""
+    make(tmp_path, "rain/1.jpg", "snow/1.jpg")
+    (tmp_path / "snow" / f"2{suffix}").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0" + bytes(500))
+    assert find_photos(tmp_path, tmp_path).paths == ("rain/1.jpg", "snow/1.jpg", f"snow/2{suffix}")
+    with pytest.raises(UnreadablePhoto, match=f"{suffix.lower()} is not decoded.*JPEG"):
+        open_rgb(tmp_path / "snow" / f"2{suffix}", 8)
+
+
 def test_linked_class_folders_are_followed(tmp_path):
     make(tmp_path, "store/one/1.jpg", "store/two/1.jpg")
     root = tmp_path / "photos"
@@ -176,6 +186,8 @@ def test_odd_names(tmp_path):
         (["data/rain/1.jpg"], "only one class, 'rain'"),
         (["rain/1.jpg", "snow/notes.txt"], "class folder 'snow'"),
         (["rain/1.jpg", "snow/.hidden/1.jpg"], "class folder 'snow'"),
+        (["train/rain/1.jpg", "test/rain/2.jpg"], "divided into test, train, not into classes"),
+        (["all/Train/rain/1.jpg", "all/Val/rain/2.jpg", "all/Test/rain/3.jpg"], "Test, Train, Val"),
     ],
 )
 def test_folders_without_classes_are_errors(tmp_path, names, said):

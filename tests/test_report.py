@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from config import Config, UserError, recipe
-from utils.comparison import over_splits
+from utils.comparison import comparison, over_splits
 from utils.report import read_results, render, section, write_report
 from utils.tables import mean_and_spread
 
@@ -191,6 +191,55 @@ def taught_on_a_split(split: str, seed: int, wrong: list[int], **changes: Any) -
         "baseline": made["run"],
     }  # fmt: skip
     return made | {"run": f"{made['run']}-taught-{made['tag']}", "lesson": lesson}
+
+
+def measured(made: dict[str, Any]) -> dict[str, Any]:
+    """With what a comparison of teacher and student shows besides, the teacher's numbers too."""
+    made["test"] |= {"calibration_error": 0.1, "loss": 0.5}
+    teacher = {
+        "run": f"teacher-{made['seed']}", "digest": "0", "other_split": False, "parameters": 1,
+        "inference_images_per_second": 1.0, "epochs": 1, "val": made["val"], "test": made["test"],
+    }  # fmt: skip
+    of_students = {"teacher": teacher, "agreement": {"top1": 1.0, "kl": 0.0}}
+    return made | {"inference_images_per_second": 1.0} | (of_students if "lesson" in made else {})
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("recipe", {"lr": 0.5}), ("photos", {"split": "9"}), ("photos", {"digest": "ffff"}),
+        ("photos", {"image_size": 9}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_baseline_that_was_made_again_in_another_way_is_none(part, change):
+    """With --overwrite and another recipe, or on other photos."""
+    alone = measured(on_a_split("1", 0, [0, 1], photos_digest="aaaa"))
+    taught = measured(taught_on_a_split("1", 0, [0], photos_digest="aaaa"))
+    text = comparison([alone, taught])
+    assert "| no teacher" in text
+    assert "+10.00 [" in text
+    text = comparison([alone | {part: alone[part] | change}, taught])
+    assert "| no teacher" not in text
+    assert "+10.00 [" not in text
+
+
+def test_the_first_table_is_of_the_lesson_with_most_seeds_and_of_no_other_seed():
+    """One lucky seed of another temperature is no better than two seeds of this."""
+
+    def lesson(seed: int, temperature: float, wrong: list[int]) -> dict[str, Any]:
+        made = measured(taught_on_a_split("1", seed, wrong))
+        about = made["lesson"] | {"temperature": temperature}
+        return made | {"run": f"{made['run']}-T{temperature:g}", "lesson": about}
+
+    steady = [lesson(seed, 2.0, [0, 1]) for seed in (0, 1)]
+    baselines = [measured(on_a_split("1", seed, [0, 1, 2])) for seed in (0, 1, 2)]
+    text = comparison([lesson(2, 4.0, []), *steady, *baselines])
+    assert tables(text)[0][0] == ["", "Teacher, 2 seeds", "Student, 2 seeds", "KD Student, 2 seeds"]
+    assert "The KD student is kd, α 0.7, T 2: of 2, the one with most seeds." in text
+    better = [lesson(seed, 4.0, []) for seed in (0, 1)]
+    text = comparison([*better, *steady, *baselines])
+    assert "The KD student is kd, α 0.7, T 4: of 2, the best on validation." in text
 
 
 def test_lessons_of_several_splits_are_compared_over_these():

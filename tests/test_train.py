@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torchvision.models import resnet18
 
 from tests.boards import tensorboard, wait_for
 from tests.photo_folders import CLASSES, make_photos
+from utils.script import run_script
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -227,6 +229,28 @@ def test_weights_that_cannot_be_had_are_missed_before_any_work(photos, tmp_path,
     assert errors[0].startswith("error: --pretrained: ")
     assert not (tmp_path / "o").exists()
     assert not (tmp_path / "c").exists()
+
+
+def test_a_command_that_is_stopped_tells_how_to_go_on(capsys):
+    def stopped(arguments: Sequence[str]) -> None:
+        raise KeyboardInterrupt
+
+    for words, says in (
+        (["--epochs", "9"], "the same command with --resume goes on"),
+        (["--overwrite"], "the same command with --resume instead of --overwrite goes on"),
+    ):
+        assert run_script(stopped, words) == 130
+        assert capsys.readouterr().err == f"\nstopped; {says}\n"
+
+
+def test_a_file_where_a_folder_of_the_output_belongs_is_told_in_one_line(photos, tmp_path):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "results").touch()
+    run = command(
+        "--data", photos, *QUICK, "--output", tmp_path / "o", "--cache", tmp_path / "c", fails=True
+    )
+    assert run.returncode == 2
+    assert re.fullmatch(r"error: \S+/o/results\S*: .*\n", run.stderr)
 
 
 def test_a_disk_that_is_full_is_told_in_one_line(photos, tmp_path):

@@ -59,23 +59,30 @@ def pairs_of(results: Iterable[Result]) -> list[list[Result]]:
 
 
 def one_pair(students: Sequence[Result], by_name: Mapping[str, Result]) -> str:
-    """The tables of one teacher and one student, of all lessons and seeds."""
+    """The tables of one teacher and one student, of all lessons and seeds. The first is of the
+    lesson that is best on validation, among those with most seeds, and of its seeds alone."""
     rows = difference_rows(students, by_name)
     lessons = [row for row in rows if row.name != NO_TEACHER]
-    best = max(lessons, key=lambda row: statistics.fmean(row.values["validation accuracy"]))
-    teachers = {student["teacher"]["run"]: student["teacher"] for student in students}
+    most = max(len(row.runs) for row in lessons)
+    repeated = [row for row in lessons if len(row.runs) == most]
+    best = max(repeated, key=lambda row: statistics.fmean(row.values["validation accuracy"]))
+    teachers = {student["teacher"]["run"]: student["teacher"] for student in best.runs}
     columns = {"Teacher": [as_it_taught(teacher, by_name) for teacher in teachers.values()]}
-    if rows[0].name == NO_TEACHER:
-        columns["Student"] = rows[0].runs
+    if baselines := baselines_of(best.runs, by_name):
+        columns["Student"] = baselines
     columns["KD Student"] = best.runs
     text = [
         f"### {who_teaches_whom(students[0])}\n",
         table("", columns, SEVEN_ROWS | SIZE_ROWS),
     ]
     if len(lessons) > 1:
-        text.append(f"The KD student is {best.name}: of {len(lessons)}, the best on validation.\n")
+        text.append(
+            f"The KD student is {best.name}: of {len(repeated)}, the best on validation.\n"
+            if len(repeated) > 1
+            else f"The KD student is {best.name}: of {len(lessons)}, the one with most seeds.\n"
+        )
     text += [aligned(DIFFERENCE_HEAD, [row.cells() for row in rows]), DIFFERENCE_NOTE]
-    if any(teacher["other_split"] for teacher in teachers.values()):
+    if any(student["teacher"]["other_split"] for student in students):
         text.append(
             "WARNING: the teacher learnt from another split and may have seen the test photos.\n"
         )
@@ -96,14 +103,31 @@ def as_it_taught(teacher: Result, by_name: Mapping[str, Result]) -> Result:
     return teacher | {"table": table}
 
 
+def baseline_of(student: Result, by_name: Mapping[str, Result]) -> Result | None:
+    """The same network without a teacher; None of a baseline, and where there is none of the
+    student's photos, split and recipe, as after another --overwrite."""
+    baseline = by_name.get(student["lesson"]["baseline"]) if student.get("lesson") else None
+    if baseline is None or baseline["recipe"] != student["recipe"]:
+        return None
+    theirs, own = baseline["photos"], student["photos"]
+    alike = all(theirs[key] == own[key] for key in ("image_size", "split"))
+    digests = theirs.get("digest"), own.get("digest")  # earlier versions wrote none
+    return baseline if alike and (None in digests or digests[0] == digests[1]) else None
+
+
+def baselines_of(students: Sequence[Result], by_name: Mapping[str, Result]) -> list[Result]:
+    """Each of the students' baselines once."""
+    found = filter(None, (baseline_of(student, by_name) for student in students))
+    return list({baseline["run"]: baseline for baseline in found}.values())
+
+
 def over_splits(results: Sequence[Result]) -> str:
     """One row for each lesson that was taught on several splits of the same photos, with the mean
     gain over these; empty when there is none."""
     by_name = {result["run"]: result for result in results}
     lessons: dict[tuple[str, ...], list[tuple[Result, Result]]] = {}
     for run in results:
-        baseline = by_name.get(run["lesson"]["baseline"]) if run.get("lesson") else None
-        if baseline:
+        if baseline := baseline_of(run, by_name):
             recipe = {key: value for key, value in run["recipe"].items() if key != "split_seed"}
             photos = run["photos"]["classes"], sum(run["photos"]["counts"].values())
             key = *title_of(run), f"{photos} {recipe}"
@@ -195,8 +219,7 @@ def difference_rows(students: Sequence[Result], by_name: Mapping[str, Result]) -
     by_lesson: dict[str, list[Result]] = {}
     for student in students:
         by_lesson.setdefault(lesson_name(student["lesson"]), []).append(student)
-    names = dict.fromkeys(student["lesson"]["baseline"] for student in students)
-    baselines = [by_name[name] for name in names if name in by_name]
+    baselines = baselines_of(students, by_name)
     rows = {NO_TEACHER: baselines} if baselines else {}
     return [difference(name, runs, by_name) for name, runs in (rows | by_lesson).items()]
 
@@ -204,7 +227,7 @@ def difference_rows(students: Sequence[Result], by_name: Mapping[str, Result]) -
 def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> Difference:
     """A lesson's row; seeds without a baseline are left out of the gain."""
     taught = [run for run in runs if run.get("lesson")]
-    pairs = [(run, by_name.get(run["lesson"]["baseline"])) for run in taught]
+    pairs = [(run, baseline_of(run, by_name)) for run in taught]
     gain = gain_over([(run, baseline) for run, baseline in pairs if baseline])
     over_teacher = gain_over([(run, run["teacher"]) for run in taught])
     values = {

@@ -45,6 +45,10 @@ from utils.tracking import Tracker
 # Raised whenever a reader of older results would misread newer ones.
 RESULT_FORMAT = 1
 MISTAKES_SHOWN = 24
+OTHER_PHOTOS = (
+    "was trained on other photos, though of the same names: give a new run a name of its own with "
+    "--tag NAME, or do the earlier one again with --overwrite"
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def check_and_make_folders(setup: Setup, claimed: Sequence[Run], used: Sequence[
                 f"{run.name} {state}: --resume keeps what is there and does the rest, --overwrite "
                 "does it again, --tag NAME puts a new run beside it"
             )
-        if config.resume and (run.results / "settings.json").exists():
+        if config.resume:
             check_same(run, settings_of(setup, run))
     for run in claimed:
         if config.overwrite:
@@ -162,6 +166,7 @@ def settings_of(setup: Setup, run: Run) -> dict[str, Any]:
         "image_size": setup.image_size,
         "classes": list(setup.classes),
         "split": setup.split.hash,
+        "photos": setup.decoded.digest,
         **recipe(run.config),
         **(run.lesson or {}),
     }
@@ -169,21 +174,42 @@ def settings_of(setup: Setup, run: Run) -> dict[str, Any]:
 
 def check_same(run: Run, wanted: dict[str, Any]) -> None:
     """Raise UserError when the run under this name was started with other settings."""
-    path = run.results / "settings.json"
-    try:
-        # A setting that did not exist when the run was started had what is its default now.
-        earlier = recipe(Config()) | json.loads(path.read_text("utf-8"))
-    except (ValueError, TypeError) as problem:
-        raise UserError(
-            f"{path}: not readable; delete {path.parent} and {run.checkpoints} to train it anew"
-        ) from problem
+    # A setting that did not exist then had what is its default now, and of the photos of earlier
+    # versions only the names are known.
+    earlier = recipe(Config()) | {"photos": wanted["photos"]} | started_with(run, wanted)
     for key, value in wanted.items():
-        if earlier.get(key) != value:
-            what = "--" + key.replace("_", "-") if key in recipe(Config()) else key
+        if earlier.get(key) == value:
+            continue
+        if key == "photos":
+            raise UserError(f"{run.name} {OTHER_PHOTOS}")
+        what = "--" + key.replace("_", "-") if key in recipe(Config()) else key
+        raise UserError(
+            f"{run.name} was started with {what} {earlier.get(key)}, not {value}: resume it "
+            "with the same, or give a new run a name of its own with --tag NAME"
+        )
+
+
+def started_with(run: Run, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that was started before, as settings.json has them or, if that is gone,
+    result.json or the last checkpoint; as `wanted` when it never was."""
+    path, last = run.results / "settings.json", run.checkpoints / "last.pt"
+    if path.exists():
+        try:
+            return dict(json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError) as problem:
             raise UserError(
-                f"{run.name} was started with {what} {earlier.get(key)}, not {value}: resume it "
-                "with the same, or give a new run a name of its own with --tag NAME"
-            )
+                f"{path}: not readable; delete {path.parent} and {run.checkpoints} to train it anew"
+            ) from problem
+    if run.finished:
+        known = read_result(run)
+        known |= known["photos"] | {"photos": known["photos"].get("digest", wanted["photos"])}
+    elif last.exists():
+        known = load_checkpoint(last)
+        known["model"] = known.get("arch")
+    else:
+        return wanted
+    known |= known.get("recipe", {}) | (known.get("lesson") or {})
+    return {key: known[key] for key in wanted if key in known}
 
 
 def train_and_test(
@@ -208,6 +234,7 @@ def train_and_test(
         "mean": list(MEAN),
         "std": list(STD),
         "split": setup.split.hash,
+        "photos": setup.decoded.digest,
         "seed": run.seed,
         "recipe": recipe(config),
         "lesson": run.lesson,
@@ -300,6 +327,7 @@ def measure_run(
             "classes": list(setup.classes),
             "counts": setup.counts,
             "split": setup.split.hash,
+            "digest": setup.decoded.digest,
             "unreadable": len(setup.decoded.unreadable),
         },
         "recipe": recipe(run.config),

@@ -10,10 +10,11 @@ from config import UserError
 from utils.ranks import joined
 from utils.tracking import from_here, tensorboard_command
 
-# A full disk, a quota, a file too large for its disk, a folder that may not be written, a disk that
-# fails or is gone.
+# A full disk, a quota, a file too large for its disk, a folder that may not be written or whose
+# name a file has, a disk that fails or is gone.
 OUT_OF_OUR_HANDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-                    errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)  # fmt: skip
+                    errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE,
+                    errno.ENODEV, errno.ENOTCONN)  # fmt: skip
 
 
 def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
@@ -39,7 +40,8 @@ def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
         print(f"error: {what}{problem.strerror}; once mended, --resume goes on", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        print("\nstopped; the same command with --resume goes on", file=sys.stderr)
+        instead = " instead of --overwrite" if "--overwrite" in arguments else ""
+        print(f"\nstopped; the same command with --resume{instead} goes on", file=sys.stderr)
         return 143 if isinstance(stopped, Terminated) else 130
     finally:
         signal.signal(signal.SIGTERM, before)

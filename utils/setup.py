@@ -181,7 +181,7 @@ def find_hardware(config: Config) -> Hardware:
 
 def with_safe_precision(hardware: Hardware, config: Config, image_size: int) -> Hardware:
     """Float32 where training in bfloat16 would go wrong; UserError where that was asked for."""
-    least = growing_side(1, epochs=config.epochs, side=image_size, first=config.grow_from)
+    least = smallest_side(config, image_size)
     if hardware.device.type != "cpu" or not hardware.bf16 or least > NO_BF16_ON_CPU:
         return hardware
     if config.precision == "bf16":
@@ -222,13 +222,21 @@ def find_data(config: Config) -> tuple[Path, bool]:
     return draw_sample(config.cache / "sample"), True
 
 
+def smallest_side(config: Config, image_size: int) -> int:
+    """Of the images that training starts with, the teacher's where it has a schedule of its own."""
+    return min(
+        growing_side(1, epochs=epochs, side=image_size, first=config.grow_from)
+        for epochs in (config.epochs, config.teacher_epochs or config.epochs)
+    )
+
+
 def check_image_size(config: Config, image_size: int) -> None:
     """Raise UserError for an image that a model's layers would shrink to nothing."""
     for model in model_names(config):
         least = smallest_image(model)
         if image_size < least:
             raise UserError(f"--image-size {image_size}: {model} needs {least} pixels or more")
-        if growing_side(1, epochs=config.epochs, side=image_size, first=config.grow_from) < least:
+        if smallest_side(config, image_size) < least:
             raise UserError(
                 f"--grow-from {config.grow_from:g}: {model} needs {least} pixels from the start"
             )

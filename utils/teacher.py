@@ -46,7 +46,7 @@ def load_teacher(path: Path, setup: Setup) -> Teacher:
         "arch": description["arch"],
         "epochs": description["recipe"].get("epochs"),
         "digest": digest,
-        "other_split": description["split"] != setup.split.hash,
+        "other_split": not of_this_split(description, setup),
         "parameters": sum(p.numel() for p in model.parameters()),
         "inference_images_per_second": speed,
         "val": val,
@@ -70,13 +70,25 @@ def check_teacher(path: Path, description: dict[str, Any], setup: Setup) -> None
         )
     if (description["mean"], description["std"]) != (list(MEAN), list(STD)):
         raise UserError(f"{path}: this teacher expects photos that are normalised in another way")
-    if description["split"] != setup.split.hash and not setup.config.allow_other_split:
+    if not of_this_split(description, setup) and not setup.config.allow_other_split:
+        theirs = (
+            "other photos of the same names: it may have seen"
+            if description["split"] == setup.split.hash
+            else f"split {description['split']}, the photos are split as {setup.split.hash}: "
+            "it has seen"
+        )
         raise UserError(
-            f"{path}: this teacher was trained on split {description['split']}, the photos are "
-            f"split as {setup.split.hash}: it has seen the student's test photos.\n"
+            f"{path}: this teacher was trained on {theirs} the student's test photos.\n"
             "Train one on this split with train.py or, for a --teacher-checkpoint from elsewhere, "
             "if the tables may say so, give --allow-other-split"
         )
+
+
+def of_this_split(description: dict[str, Any], setup: Setup) -> bool:
+    """Whether a teacher that is so described learnt from the student's training photos; of those
+    of earlier versions, from photos of these names."""
+    photos = setup.split.hash, setup.decoded.digest
+    return (description["split"], description.get("photos", photos[1])) == photos
 
 
 def measure_validation(setup: Setup, model: nn.Module) -> tuple[dict[str, Any], float]:
