@@ -19,7 +19,7 @@ from typing import Any
 from config import METHODS, Config, UserError, pair, parse
 from models.checkpoint import load_classifier, weights_digest
 from utils.agenda import Agenda
-from utils.comparison import comparison
+from utils.comparison import comparison, whole_recipe
 from utils.distillation import Distillation, Lesson
 from utils.engine import CrossEntropy
 from utils.runs import Run, claimed, plan, read_result, run_name, train_and_test
@@ -163,7 +163,7 @@ def check_alike(teachers: Sequence[Run]) -> None:
     """Raise UserError for teachers of one tag that were trained by different recipes: over seeds,
     they would be averaged as one."""
     for run in teachers[1:]:
-        if read_result(run)["recipe"] != read_result(teachers[0])["recipe"]:
+        if whole_recipe(read_result(run)) != whole_recipe(read_result(teachers[0])):
             raise UserError(
                 f"--teacher-tag {run.config.tag}: {teachers[0].name} and {run.name} were trained "
                 "by different recipes; give one of them another tag"

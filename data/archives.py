@@ -37,6 +37,7 @@ MAX_ENTRIES = 2_000_000
 
 # Deeper than any data set, and shallow enough for shutil.rmtree, which recurses.
 MAX_DEPTH = 64
+MAX_LINKS = 8  # one after the other, until there is a file
 
 _CHUNK = 1 << 20
 Opener = Callable[[], IO[bytes]]
@@ -47,8 +48,9 @@ def unpack(archive: Path, into: Path) -> Path:
 
     The format is told by content. Only folders and regular files are made, under names that are
     relative and without "..", so nothing can be written elsewhere; a link inside the archive
-    becomes the file that it leads to. The folder appears when it is complete, and the same archive
-    (path, size, time of change) is unpacked once. Two processes may ask for it at once.
+    becomes the file that it leads to, and one to a folder is left out. The folder appears when it
+    is complete, and the same archive (path, size, time of change) is unpacked once. Two processes
+    may ask for it at once.
 
     Raises UserError: not an archive, encrypted, broken, a path or link that leads out, a device
     file, far larger than its packed size, too many entries, or no room on the disk.
@@ -91,9 +93,14 @@ def _unpack(archive: Path, folder: Path) -> None:
     try:
         folder.mkdir()
         with archive.open("rb") as file:
-            entries = _zip_entries if file.read(2) == b"PK" else _tar_entries
+            zipped = file.read(4) in (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
+        entries = _zip_entries if zipped else _tar_entries
         links = _write_entries(entries(archive, folder), folder, archive.stat().st_size)
         for name, source in links.items():
+            for _ in range(MAX_LINKS):
+                if (folder / source).is_file():
+                    break
+                source = links.get(source, source)
             if (folder / source).is_file() and not (folder / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 os.link(folder / source, folder / name)
@@ -211,12 +218,12 @@ def _link(name: str, to: str) -> str:
 
 def _decompressed(archive: Path) -> IO[bytes]:
     with archive.open("rb") as file:
-        start = file.read(6)
+        start = file.read(10)
     if start.startswith(b"\x1f\x8b"):
         return cast("IO[bytes]", gzip.open(archive))
-    if start.startswith(b"BZh"):
+    if start.startswith(b"BZh") and start.endswith(b"1AY&SY"):
         return cast("IO[bytes]", bz2.open(archive))
-    if start == b"\xfd7zXZ\0":
+    if start.startswith(b"\xfd7zXZ\0"):
         return cast("IO[bytes]", lzma.open(archive))
     return archive.open("rb")
 

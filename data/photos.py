@@ -211,6 +211,8 @@ def open_rgb(path: Path, short_side: int) -> Image.Image:
         if data.startswith(b"\xff\xd8\xff") and not data.endswith(_END):
             data = _with_end_marker(data)
         image = _decode(data, short_side)
+        if image.format == "TIFF" and path.suffix.lower() in FOREIGN:
+            raise UnreadablePhoto(f"{path.suffix} holds no more than a preview: save it as JPEG")
         turn = _turn(image)
         image = _to_rgb(image)
         image.info.clear()  # the orientation in it no longer holds

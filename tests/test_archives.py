@@ -192,16 +192,26 @@ def test_a_file_is_never_written_through_a_link(tmp_path):
     assert not list(outside.iterdir())
 
 
+@pytest.mark.parametrize("start", ["PK", "BZh", "BZh9"])
+def test_a_tar_is_no_zip_for_the_first_letters_of_its_first_name(tmp_path, start):
+    """An uncompressed tar begins with that name."""
+    files = {f"{start}U/rain/1.jpg": b"1", f"{start}U/snow/1.jpg": b"2"}
+    assert contents(unpack(write_tar(tmp_path / "a.tar", files, "w:"), tmp_path / "into")) == files
+
+
 def test_links_inside_become_the_files_they_lead_to(tmp_path):
     links = [
         ("snow/hard.jpg", tarfile.LNKTYPE, "rain/1.jpg"),
         ("snow/soft.jpg", tarfile.SYMTYPE, "../rain/1.jpg"),
         ("snow/nothing.jpg", tarfile.SYMTYPE, "nowhere"),
         ("snow/self.jpg", tarfile.SYMTYPE, "self.jpg"),
+        ("rain/twice.jpg", tarfile.SYMTYPE, "third.jpg"),
+        ("rain/third.jpg", tarfile.SYMTYPE, "1.jpg"),
         ("rain/1.jpg", tarfile.SYMTYPE, "../snow/soft.jpg"),
     ]
     folder = unpack(write_tar(tmp_path / "a.tar", {"rain/1.jpg": b"1"}, members=links), tmp_path)
-    same = dict.fromkeys(("rain/1.jpg", "snow/hard.jpg", "snow/soft.jpg"), b"1")
+    linked = ("snow/hard.jpg", "snow/soft.jpg", "rain/twice.jpg", "rain/third.jpg")
+    same = dict.fromkeys(("rain/1.jpg", *linked), b"1")
     assert contents(folder) == same
     assert not any(path.is_symlink() for path in folder.rglob("*"))
 

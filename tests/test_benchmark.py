@@ -68,10 +68,12 @@ def test_the_plain_loop_trains_the_same_network_on_the_same_photos(setup):
     _, make = contenders(setup, parse(["--models", "resnet18"], ""))[0]
     model, objective, _ = make()
     before = model.state_dict()["fc.weight"].clone()
+    (setup.decoded.photos.root / ".hidden").mkdir()  # it would be the first class
     loop = PlainLoop(setup, model, objective)
     rows = setup.split.indices("train")
     expected = [setup.decoded.photos.paths[i] for i in rows]
     root = setup.decoded.photos.root
+    (root / ".hidden").rmdir()
     samples = loop.loader.dataset.samples  # type: ignore[attr-defined]
     assert sorted(Path(path).relative_to(root).as_posix() for path, _ in samples) == sorted(
         expected
@@ -85,6 +87,9 @@ def test_the_plain_loop_trains_the_same_network_on_the_same_photos(setup):
 def test_the_first_step_is_that_of_a_whole_command(words, monkeypatch, capsys):
     main([*words, "--models", "resnet18", "--first-step"])
     assert capsys.readouterr().out == ""
+    # At 24 px DenseNet169, which no one asked for, would fail.
+    own = ["--distil", "--teacher", "resnet18", "--student", "resnet18", "--image-size", "24"]
+    main([*words, *own, "--first-step"])
     monkeypatch.setattr(benchmark, "STARTS", 1)
     told = first_step([*words, "--models", "resnet18"])
     cold, warm = map(float, re.findall(r"(\d+\.\d) s", told))

@@ -156,6 +156,17 @@ def test_photos_that_pillow_does_not_decode_are_listed_with_what_to_do(tmp_path,
         open_rgb(tmp_path / "snow" / f"2{suffix}", 8)
 
 
+@pytest.mark.parametrize("suffix", [".nef", ".DNG"])
+def test_the_preview_in_a_raw_file_is_not_taken_for_the_photo(tmp_path, suffix):
+    """Such a file is a TIFF whose first image is a thumbnail."""
+    path = tmp_path / f"raw{suffix}"
+    path.write_bytes(encoded(Image.fromarray(landscape()), "TIFF"))
+    with pytest.raises(UnreadablePhoto, match=f"{suffix} holds no more than a preview"):
+        open_rgb(path, 8)
+    path.write_bytes(encoded(Image.fromarray(landscape()), "JPEG"))  # whatever its name says
+    assert open_rgb(path, 8).mode == "RGB"
+
+
 def test_linked_class_folders_are_followed(tmp_path):
     make(tmp_path, "store/one/1.jpg", "store/two/1.jpg")
     root = tmp_path / "photos"

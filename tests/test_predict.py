@@ -140,6 +140,7 @@ def odd(photos) -> Path:
     upright.convert("L").save(folder / "e grey.png")
     upright.save(folder / "f\nerror: 100 %.png")
     upright.save(folder / "g\udcff\x1b[31m.png")
+    (folder / "h phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500))
     (folder / "notes.txt").write_text("no photo, and not named like one")
     (folder / ".hidden.png").write_bytes(b"not shown")
     (folder / "inner.jpg" / "1.jpg").write_bytes((photos / "rain" / "2.jpg").read_bytes())
@@ -159,7 +160,8 @@ def test_odd_files_stop_neither_each_other_nor_the_command(best, odd, photos):
         assert classes[same] == classes[0]
         assert probabilities[same] == probabilities[0]
     assert all(len(answers) == 3 for answers in classes)
-    broken, gone = run.stderr.splitlines()
+    broken, phone, gone = run.stderr.splitlines()
+    assert phone == f"error: {odd}/h phone.heic: .heic is not decoded here: save it as JPEG"
     assert broken.startswith(f"error: {odd}/d broken.jpg: ")
     assert gone == f"error: {odd}/gone.jpg: No such file or directory"
 

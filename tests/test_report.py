@@ -224,6 +224,14 @@ def test_a_baseline_that_was_made_again_in_another_way_is_none(part, change):
     assert "+10.00 [" not in text
 
 
+def test_a_baseline_of_an_earlier_version_is_one_and_lacks_settings_that_came_later():
+    alone, taught = measured(on_a_split("1", 0, [0, 1])), measured(taught_on_a_split("1", 0, [0]))
+    del alone["recipe"]["grow_from"]
+    assert "+10.00 [" in comparison([alone, taught])
+    taught["recipe"]["grow_from"] = 0.5
+    assert "+10.00 [" not in comparison([alone, taught])
+
+
 def test_the_first_table_is_of_the_lesson_with_most_seeds_and_of_no_other_seed():
     """One lucky seed of another temperature is no better than two seeds of this."""
 

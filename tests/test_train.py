@@ -171,7 +171,11 @@ def test_a_finished_run_is_never_overwritten_unasked(finished, photos):
     assert "started with --lr 0.001, not 0.01" in other.stderr
     assert weights.stat().st_mtime_ns == before
 
+    # What a notebook leaves beside the results it has shown.
+    twin = output / "results" / "weather-32px-resnet18-twin-seed0"
+    (twin / ".ipynb_checkpoints").mkdir(parents=True)
     again = command(*words, "--overwrite", "--tag", "twin")
+    assert not (twin / ".ipynb_checkpoints").exists()
     assert "resnet18 (twin)" in again.stdout
     assert weights.stat().st_mtime_ns == before
     report = command("--output", output, script="-m utils.report")
@@ -237,7 +241,7 @@ def test_a_command_that_is_stopped_tells_how_to_go_on(capsys):
 
     for words, says in (
         (["--epochs", "9"], "the same command with --resume goes on"),
-        (["--overwrite"], "the same command with --resume instead of --overwrite goes on"),
+        (["--overwrite"], "once an epoch is done, --resume instead of --overwrite goes on"),
     ):
         assert run_script(stopped, words) == 130
         assert capsys.readouterr().err == f"\nstopped; {says}\n"

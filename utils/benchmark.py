@@ -33,6 +33,7 @@ from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
     config = parse(words, __doc__, distils="--distil" in flags)
     setup = prepare(config)
     if "--first-step" in flags:
-        model, objective, _ = contenders(setup, config)[0][1]()
+        model, objective, _ = contenders(setup, config, "--distil" in flags)[0][1]()
         training = Training(model, objective, make_optimizer(model, objective.own, config))
         train_epoch(
             training,
@@ -266,6 +267,17 @@ def serve_rounds(
             asked.send(loop.speed(steps))
 
 
+class Listed(ImageFolder):
+    """Of the classes that are given: without hidden folders, which would shift the labels."""
+
+    def __init__(self, classes: Sequence[str], *arguments: Any, **more: Any) -> None:
+        self.numbers = {name: label for label, name in enumerate(classes)}
+        super().__init__(*arguments, **more)
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        return list(self.numbers), self.numbers
+
+
 class PlainLoop:
     """The loop that one writes first: nothing in it is slow on purpose, and nothing made fast."""
 
@@ -282,9 +294,13 @@ class PlainLoop:
             ]
         )
         self.device = setup.hardware.device
-        self.loader = DataLoader(
-            ImageFolder(
-                str(photos.root), augment, is_valid_file=chosen.__contains__, allow_empty=True
+        self.loader: DataLoader[Any] = DataLoader(
+            Listed(
+                photos.classes,
+                str(photos.root),
+                augment,
+                is_valid_file=chosen.__contains__,
+                allow_empty=True,
             ),
             config.batch_size,
             shuffle=True,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from config import Config, recipe
 from utils.metrics import paired_interval, paired_interval_over_splits
 from utils.tables import (
     SEVEN_ROWS,
@@ -54,7 +55,7 @@ def pairs_of(results: Iterable[Result]) -> list[list[Result]]:
         if lesson := result.get("lesson"):
             photos = [str(result["photos"][key]) for key in ("name", "image_size", "split")]
             key = (*photos, lesson["teacher"], result["model"], result["tag"])
-            pairs.setdefault((*key, str(result["recipe"])), []).append(result)
+            pairs.setdefault((*key, str(whole_recipe(result))), []).append(result)
     return list(pairs.values())
 
 
@@ -107,12 +108,17 @@ def baseline_of(student: Result, by_name: Mapping[str, Result]) -> Result | None
     """The same network without a teacher; None of a baseline, and where there is none of the
     student's photos, split and recipe, as after another --overwrite."""
     baseline = by_name.get(student["lesson"]["baseline"]) if student.get("lesson") else None
-    if baseline is None or baseline["recipe"] != student["recipe"]:
+    if baseline is None or whole_recipe(baseline) != whole_recipe(student):
         return None
     theirs, own = baseline["photos"], student["photos"]
     alike = all(theirs[key] == own[key] for key in ("image_size", "split"))
     digests = theirs.get("digest"), own.get("digest")  # earlier versions wrote none
     return baseline if alike and (None in digests or digests[0] == digests[1]) else None
+
+
+def whole_recipe(result: Result) -> dict[str, Any]:
+    """Its recipe, with the defaults of settings that there were not yet when it was trained."""
+    return recipe(Config()) | result["recipe"]
 
 
 def baselines_of(students: Sequence[Result], by_name: Mapping[str, Result]) -> list[Result]:
@@ -128,9 +134,8 @@ def over_splits(results: Sequence[Result]) -> str:
     lessons: dict[tuple[str, ...], list[tuple[Result, Result]]] = {}
     for run in results:
         if baseline := baseline_of(run, by_name):
-            recipe = {key: value for key, value in run["recipe"].items() if key != "split_seed"}
             photos = run["photos"]["classes"], sum(run["photos"]["counts"].values())
-            key = *title_of(run), f"{photos} {recipe}"
+            key = *title_of(run), f"{photos} {whole_recipe(run) | {'split_seed': None}}"
             lessons.setdefault(key, []).append((run, baseline))
     lines = []
     for (*title, _), pairs in lessons.items():

@@ -47,7 +47,7 @@ RESULT_FORMAT = 1
 MISTAKES_SHOWN = 24
 OTHER_PHOTOS = (
     "was trained on other photos, though of the same names: give a new run a name of its own with "
-    "--tag NAME, or do the earlier one again with --overwrite"
+    "--tag NAME, or do the earlier one again with its script's --overwrite"
 )
 
 
@@ -150,10 +150,13 @@ def check_and_make_folders(setup: Setup, claimed: Sequence[Run], used: Sequence[
             check_same(run, settings_of(setup, run))
     for run in claimed:
         if config.overwrite:
-            for folder in (run.checkpoints, run.logs):
-                shutil.rmtree(folder, ignore_errors=True)
-            for file in run.results.iterdir():  # the folder itself is what keeps others away
-                file.unlink()
+            # First what says that the run is finished; the folder itself keeps others away.
+            (run.results / "result.json").unlink(missing_ok=True)
+            for path in (run.checkpoints, run.logs, *run.results.iterdir()):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
         if not run.finished:
             write_json(run.results / "settings.json", settings_of(setup, run))
 

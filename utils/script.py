@@ -40,8 +40,10 @@ def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
         print(f"error: {what}{problem.strerror}; once mended, --resume goes on", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        instead = " instead of --overwrite" if "--overwrite" in arguments else ""
-        print(f"\nstopped; the same command with --resume{instead} goes on", file=sys.stderr)
+        how = "the same command with --resume goes on"
+        if "--overwrite" in arguments:
+            how = "once an epoch is done, --resume instead of --overwrite goes on"
+        print(f"\nstopped; {how}", file=sys.stderr)
         return 143 if isinstance(stopped, Terminated) else 130
     finally:
         signal.signal(signal.SIGTERM, before)
