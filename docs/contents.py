@@ -6,6 +6,7 @@ from config import EXPERIMENTS, ROOT
 from docs.evidence import (
     comparisons,
     cost,
+    differences,
     each,
     gain_of_teaching,
     grid,
@@ -31,6 +32,7 @@ def taught(teacher: str, student: str, lesson: str = LESSON) -> str:
 
 
 STEADY = "ResNet18, 60 epochs → ResNet18"
+PATIENT_TEACHING = "ResNet18, 60 epochs → ResNet18, 60 epochs"
 # Teachers and students of the main picture and table.
 STUDENTS = {
     "DenseNet169, 3 epochs → ResNet18": taught("densenet169.hurried", "resnet18"),
@@ -39,9 +41,7 @@ STUDENTS = {
     "ResNet50 → ResNet18": taught("resnet50", "resnet18"),
     "ResNet50, 60 epochs → ResNet18": taught("resnet50.patient", "resnet18"),
     STEADY: taught("resnet18.patient", "resnet18"),
-    "ResNet18, 60 epochs → ResNet18, 60 epochs": taught(
-        "resnet18", "resnet18", f"{LESSON}-{PATIENT}"
-    ),
+    PATIENT_TEACHING: taught("resnet18", "resnet18", f"{LESSON}-{PATIENT}"),
     "ResNet18, 60 epochs → ResNet18 as found": taught(
         "resnet18.patient", "resnet18", f"{LESSON}-{AS_FOUND}"
     ),
@@ -52,7 +52,7 @@ STUDENTS = {
 # What a ResNet18 can have without a teacher, beside what teachers give it.
 CONTROLS = {
     "alone, 15 epochs": "resnet18",
-    "alone, 23 epochs: as long as with a teacher": "resnet18-23epochs",
+    "alone, 23 epochs": "resnet18-23epochs",
     "alone, 15 epochs, label smoothing 0.1": "resnet18-smooth",
     "alone, 60 epochs, mixup 0.2": "resnet18-patient",
     "alone, 60 epochs, mixup 1": "resnet18-60epochs.mixup1",
@@ -103,8 +103,11 @@ def methods() -> dict[str, str]:
 
 def students() -> Columns:
     """The groups of students of the main picture and table."""
-    over = on_splits(taught("resnet18.patient", "resnet18"), SPLITS)
-    return {f"{STEADY}, {len(SPLITS)} splits": over, **each(STUDENTS)}
+    over = {
+        f"{title}, {len(SPLITS)} splits": on_splits(STUDENTS[title], SPLITS)
+        for title in (STEADY, PATIENT_TEACHING)
+    }
+    return {**over, **each(STUDENTS)}
 
 
 def basic(experiment: str) -> Columns:
@@ -156,6 +159,27 @@ TABLES = {
         },
         SPLITS,
     ),
+    "differences": lambda: differences(
+        {
+            "taught by ResNet18 of 60, 15 epochs − alone, 23 epochs": (
+                STUDENTS[STEADY],
+                "resnet18-23epochs",
+            ),
+            "teacher of 60 epochs − its student of 15": (f"resnet18-{PATIENT}", STUDENTS[STEADY]),
+            "its student of 60 epochs − its student of 15": (
+                STUDENTS[PATIENT_TEACHING],
+                STUDENTS[STEADY],
+            ),
+        },
+        SPLITS,
+    ),
+    "patient splits": lambda: over_splits(
+        {
+            "alone, 60 epochs": f"resnet18-{PATIENT}",
+            "taught by that for 60 epochs": STUDENTS[PATIENT_TEACHING],
+        },
+        SPLITS,
+    ),
     "methods": lambda: comparisons(methods(), methods()["kd"]),
     "causes": lambda: lessons(each(CAUSES)),
     **experiment_tables("experiment_1"),
@@ -171,10 +195,14 @@ def draw_figures() -> None:
 
     docs = ROOT / "docs"
     draw_illustrations(docs / "illustration")
-    gains = {
-        f"{title} ({len(group)})": gain_of_teaching(group) for title, group in students().items()
+    rows = {f"{title} ({len(group)})": group for title, group in students().items()}
+    panels = {
+        f"{title} photos; 95 % intervals": {
+            row: gain_of_teaching(group, part) for row, group in rows.items()
+        }
+        for part, title in (("test", "test, 371"), ("val", "validation, 750"))
     }
-    draw_gains(docs / "illustration" / "result.png", gains)
+    draw_gains(docs / "illustration" / "result.png", panels)
     for experiment, (teacher, student) in EXPERIMENTS.items():
         columns = three(f"{teacher}.{PATIENT}", student)
         for quantity in ("accuracy", "loss"):

@@ -146,6 +146,16 @@ def comparisons(rows: dict[str, str], other: str) -> str:
     return aligned(head, lines)
 
 
+def differences(rows: dict[str, tuple[str, str]], splits: Sequence[int]) -> str:
+    """One row for each two names of runs: how much better the first are than the second on
+    validation and on test, over `splits`."""
+    lines = []
+    for title, names in rows.items():
+        mine, others = (on_splits(name, splits) for name in names)
+        lines.append([title, *(in_points(gain_of(mine, others, part)) for part in ("val", "test"))])
+    return aligned((f"over {len(splits)} splits", "Validation", "Test"), lines)
+
+
 def over_splits(columns: dict[str, str], splits: Sequence[int]) -> str:
     """One row for each split, of the run whose seed is the split's, and their mean: the accuracies
     of all columns, and in brackets what they are better than the first in points. A mean has the
@@ -186,9 +196,9 @@ def gain_of(mine: Sequence[Result], others: Sequence[Result], part: str = "test"
     return gain
 
 
-def gain_of_teaching(students: Sequence[Result]) -> Gain:
-    """Of students over the same without a teacher."""
-    return gain_of(students, [alone(student) for student in students])
+def gain_of_teaching(students: Sequence[Result], part: str = "test") -> Gain:
+    """Of students over the same without a teacher, in accuracy on test or val."""
+    return gain_of(students, [alone(student) for student in students], part)
 
 
 def alone(student: Result) -> Result:

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from utils.comparison import Gain
 from utils.tables import Columns, Result
 
 COLOURS = ("#2f6fb0", "#e08a1e", "#c8442f", "#4f8f5b")
@@ -72,22 +73,27 @@ def draw_confusions(path: Path, columns: Columns) -> None:
     save(path)
 
 
-def draw_gains(path: Path, gains: Mapping[str, tuple[float, float, float]]) -> None:
-    """One line for each comparison, named with its number of seeds: the gain in points of test
-    accuracy and its 95 % interval."""
-    _, axes = plt.subplots(figsize=(8.6, 1.0 + 0.36 * len(gains)), layout="constrained")
-    for place, (mean, low, high) in enumerate(gains.values()):
-        colour = "#2e7d4f" if low > 0 else COLOURS[2] if high < 0 else GREY
-        axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=2.4)
-        axes.plot([100 * mean], [place], "o", color=colour, markersize=7)
-        axes.text(100 * mean, place - 0.2, f"{100 * mean:+.1f}", ha="center", va="bottom",
-                  fontsize=8, color=colour)  # fmt: skip
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(gains)), list(gains), fontsize=9)
-    axes.set_ylim(len(gains) - 0.4, -0.8)
-    axes.set_xlabel("what the teacher adds to its student, in points of test accuracy")
-    axes.set_title("teacher → student (seeds); 95 % intervals", fontsize=9, loc="left")
-    finish(axes)
+def draw_gains(path: Path, panels: Mapping[str, Mapping[str, Gain]]) -> None:
+    """One panel for each of `panels`, side by side, and in it a line for each comparison, the same
+    in all: the gain in points of accuracy and its 95 % interval."""
+    titles = list(next(iter(panels.values())))
+    _, side_by_side = plt.subplots(
+        1, len(panels), figsize=(9.6, 1.1 + 0.36 * len(titles)), sharex=True, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for (panel, gains), axes in zip(panels.items(), np.atleast_1d(side_by_side), strict=True):
+        for place, (mean, low, high) in enumerate(gains.values()):
+            colour = "#2e7d4f" if low > 0 else COLOURS[2] if high < 0 else GREY
+            axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=2.4)
+            axes.plot([100 * mean], [place], "o", color=colour, markersize=7)
+            axes.text(100 * mean, place - 0.2, f"{100 * mean:+.1f}", ha="center", va="bottom",
+                      fontsize=8, color=colour, bbox={"color": "white", "pad": 0})  # fmt: skip
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(titles)), titles, fontsize=9)
+        axes.set_ylim(len(titles) - 0.4, -0.8)
+        axes.set_xlabel("KD − student, points of accuracy", fontsize=9)
+        axes.set_title(panel, fontsize=10, loc="left")
+        finish(axes)
     save(path)
 
 

@@ -22,6 +22,7 @@ from docs.evidence import (
     alone,
     comparisons,
     cost,
+    differences,
     grid,
     keep,
     kept,
@@ -203,6 +204,13 @@ def test_the_gain_over_splits_is_a_mean_with_the_interval_of_splits_and_photos()
         for cell in (in_lessons, row[-1]):
             found = [float(number) for number in re.findall(r"[-+][\d.]+", cell)]
             assert found == pytest.approx(list(expected), abs=0.006)
+
+
+def test_differences_are_those_of_the_tables_over_splits():
+    longer, taught = "resnet18-23epochs", "resnet18-from-resnet18.patient-kd-a0.7-T2"
+    rows = cells(over_splits({"": longer, " ": taught}, SPLITS))
+    ((*found,),) = cells(differences({"it": (taught, longer)}, SPLITS))
+    assert found == ["it", rows[len(SPLITS) + 1][-1], rows[-1][-1]]
 
 
 def hits(measured: dict[str, Any]) -> np.ndarray:
