@@ -362,21 +362,20 @@ from pathlib import Path
 from data.cache import decode_photos
 from data.photos import find_photos
 
-opened = 0
+opened = set()
 
 def interrupt(event, arguments):
-    global opened
     if event == "open" and str(arguments[0]).endswith(".png"):
-        opened += 1
-        if opened == 40:
+        if len(opened) == 39 and str(arguments[0]) not in opened:
             os.kill(os.getpid(), signal.SIGINT)
+        opened.add(str(arguments[0]))
 
 photos, cache = find_photos(Path(sys.argv[1]), Path()), Path(sys.argv[2])
 sys.addaudithook(interrupt)
 try:
     decode_photos(photos, 16, cache, workers=1, strict=False)
 except KeyboardInterrupt:
-    print(opened)
+    print(len(opened))
 """
 
 
