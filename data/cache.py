@@ -27,7 +27,7 @@ from tqdm import tqdm
 from config import UserError
 from data.duplicates import signature
 from data.locks import only_one
-from data.photos import Photos, UnreadablePhoto, open_rgb
+from data.photos import Photos, UnreadablePhoto, decode_rgb, open_rgb, read_photo
 
 # Raised whenever the same photos would decode to other pixels, signatures or files than before.
 VERSION = 3
@@ -192,12 +192,13 @@ def _decode_task(
     sums, reasons = [0] * len(paths), [""] * len(paths)
     for row, path in enumerate(paths):
         try:
-            image = open_rgb(root / path, SIGNATURE_SIDE)
+            data, suffix = read_photo(root / path), Path(path).suffix
+            image = decode_rgb(data, suffix, SIGNATURE_SIDE)
             signatures[row] = signature(image)
             if side > SIGNATURE_SIDE:
-                image = open_rgb(root / path, side)
-            sums[row] = zlib.crc32((root / path).read_bytes())
-        except (UnreadablePhoto, OSError) as problem:  # the latter when it vanishes meanwhile
+                image = decode_rgb(data, suffix, side)
+            sums[row] = zlib.crc32(data)
+        except UnreadablePhoto as problem:
             reasons[row] = str(problem)
             continue
         pixels[row] = _squash(image, side)

@@ -30,13 +30,11 @@ SUFFIXES = frozenset(
     suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS
 )
 # Photos that Pillow does not decode: they are named as unreadable, not passed over in silence.
-FOREIGN = (
-    frozenset(
-        {".heic", ".heif", ".hif", ".jxl", ".avif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf"}
-        | {".raf", ".rw2", ".pef", ".srw"}
-    )
-    - SUFFIXES
-)
+FOREIGN = {
+    ".heic", ".heif", ".hif", ".jxl", ".avif",
+    ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2", ".pef", ".srw",
+} - SUFFIXES  # fmt: skip
+PHOTO_SUFFIXES = SUFFIXES | FOREIGN
 # Folders of these names alone are parts of somebody's split.
 PART_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 # The largest photo that is let through (Pillow's limit of 89 million pixels) is smaller than this
@@ -181,8 +179,13 @@ def _is(entry: os.DirEntry[str], kind: str) -> bool:
         return False
 
 
+def is_named_as_photo(name: str) -> bool:
+    """Whether a file's name ends as that of a photo, be it one that is not decoded here."""
+    return os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES
+
+
 def _is_photo(entry: os.DirEntry[str]) -> bool:
-    if os.path.splitext(entry.name)[1].lower() in SUFFIXES | FOREIGN:
+    if is_named_as_photo(entry.name):
         return True
     if not _is(entry, "file"):
         return False
@@ -206,13 +209,17 @@ def open_rgb(path: Path, short_side: int) -> Image.Image:
     short_side: pixels, at least 1
     Raises UnreadablePhoto: missing, empty, not an image, too large, truncated or broken.
     """
+    return decode_rgb(read_photo(path), path.suffix, short_side)
+
+
+def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
+    """`open_rgb` of a file that has been read, and whose name ended in `suffix`."""
     try:
-        data = _read(path)
         if data.startswith(b"\xff\xd8\xff") and not data.endswith(_END):
             data = _with_end_marker(data)
         image = _decode(data, short_side)
-        if image.format == "TIFF" and path.suffix.lower() in FOREIGN:
-            raise UnreadablePhoto(f"{path.suffix} holds no more than a preview: save it as JPEG")
+        if image.format == "TIFF" and suffix.lower() in FOREIGN:
+            raise UnreadablePhoto(f"{suffix} holds no more than a preview: save it as JPEG")
         turn = _turn(image)
         image = _to_rgb(image)
         image.info.clear()  # the orientation in it no longer holds
@@ -220,8 +227,10 @@ def open_rgb(path: Path, short_side: int) -> Image.Image:
     except UnreadablePhoto:
         raise
     except UnidentifiedImageError as error:
-        if (suffix := path.suffix.lower()) in FOREIGN:
-            raise UnreadablePhoto(f"{suffix} is not decoded here: save it as JPEG") from error
+        if suffix.lower() in FOREIGN:
+            raise UnreadablePhoto(
+                f"{suffix.lower()} is not decoded here: save it as JPEG"
+            ) from error
         raise UnreadablePhoto("not an image, or broken in its first bytes") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadablePhoto("too large: " + _one_line(error)) from error
@@ -234,15 +243,22 @@ def _one_line(error: Exception) -> str:
     return " ".join(text.split())[:120] or type(error).__name__
 
 
-def _read(path: Path) -> bytes:
-    if path.exists() and not path.is_file():
-        raise UnreadablePhoto("not a regular file")
-    size = path.stat().st_size
-    if size == 0:
-        raise UnreadablePhoto("empty file")
-    if size > MAX_FILE_BYTES:
-        raise UnreadablePhoto(f"too large: {size} bytes, at most {MAX_FILE_BYTES} are read")
-    return path.read_bytes()
+def read_photo(path: Path) -> bytes:
+    """The bytes of a photo's file. Raises UnreadablePhoto: missing, empty or too large, no regular
+    file, or not to be read."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UnreadablePhoto("not a regular file")
+        size = path.stat().st_size
+        if size == 0:
+            raise UnreadablePhoto("empty file")
+        if size > MAX_FILE_BYTES:
+            raise UnreadablePhoto(f"too large: {size} bytes, at most {MAX_FILE_BYTES} are read")
+        return path.read_bytes()
+    except UnreadablePhoto:
+        raise
+    except Exception as error:  # of the disk, of a name that none can have, of too little memory
+        raise UnreadablePhoto(_one_line(error)) from error
 
 
 def _decode(data: bytes, short_side: int | None) -> Image.Image:

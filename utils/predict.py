@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from config import UserError, whole
 from data.batches import EvalBatches, Normalise, cached_side
 from data.cache import read_square
-from data.photos import FOREIGN, SUFFIXES, UnreadablePhoto
+from data.photos import UnreadablePhoto, is_named_as_photo
 from models.checkpoint import load_classifier
 from models.factory import to_device
 from utils.engine import Hardware, predict
@@ -116,8 +116,7 @@ def photos_at(name: str) -> list[str]:
         inside = [inner for inner in sorted(os.listdir(name)) if not inner.startswith(".")]
     except OSError as problem:
         raise UnreadablePhoto(f"the folder cannot be listed: {problem.strerror}") from problem
-    known = SUFFIXES | FOREIGN
-    paths = [os.path.join(name, i) for i in inside if os.path.splitext(i)[1].lower() in known]
+    paths = [os.path.join(name, i) for i in inside if is_named_as_photo(i)]
     photos = [path for path in paths if os.path.isfile(path)]
     if not photos:
         raise UnreadablePhoto("no photo directly in this folder; name its sub-folders or files")

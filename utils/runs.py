@@ -45,10 +45,6 @@ from utils.tracking import Tracker
 # Raised whenever a reader of older results would misread newer ones.
 RESULT_FORMAT = 1
 MISTAKES_SHOWN = 24
-OTHER_PHOTOS = (
-    "was trained on other photos, though of the same names: give a new run a name of its own with "
-    "--tag NAME, or do the earlier one again with its script's --overwrite"
-)
 
 
 @dataclass(frozen=True)
@@ -184,7 +180,11 @@ def check_same(run: Run, wanted: dict[str, Any]) -> None:
         if earlier.get(key) == value:
             continue
         if key == "photos":
-            raise UserError(f"{run.name} {OTHER_PHOTOS}")
+            raise UserError(
+                f"{run.name} was trained on other photos, though of the same names: give a new run "
+                "a name of its own with --tag NAME, or do the earlier one again with its script's "
+                "--overwrite"
+            )
         what = "--" + key.replace("_", "-") if key in recipe(Config()) else key
         raise UserError(
             f"{run.name} was started with {what} {earlier.get(key)}, not {value}: resume it "
