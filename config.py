@@ -323,9 +323,9 @@ class Config:
         "for images of 16 pixels or less",
         group=MACHINE,
     )
-    cuda_graphs: bool = setting(
-        False, bool, "on one GPU, record the training step and replay it at one go: for networks "
-        "and batches so small that the GPU waits for the host; off until it has been measured",
+    eager: bool = setting(
+        False, bool, "run the training step kernel by kernel, to debug it; by default, on one GPU "
+        "in one process, it is recorded once and replayed as a CUDA graph",
         group=MACHINE, names_run=True,
     )
     photos_on: str = setting(

@@ -20,6 +20,8 @@ from torch.nn.functional import interpolate, one_hot
 
 from data.cache import in_order
 
+TRIES = 10  # to draw a crop that fits, as torchvision has it
+
 
 def cached_side(image_size: int) -> int:
     """The resolution to decode to for networks that see `image_size` pixels.
@@ -112,7 +114,7 @@ def growing_side(epoch: int, *, epochs: int, side: int, first: float) -> int:
     """Side of the training images in an epoch, counted from 1: from `first` (0..1) of `side` it
     grows to all of it, which the last fifth of the epochs have, to fit the network to whole photos.
 
-    In steps of 16 pixels: for every new size a GPU has to look for its fastest kernels again.
+    In steps of 16 pixels: for every new size a GPU has to record its training step again.
     """
     if epoch >= 0.8 * epochs:
         return side
@@ -206,14 +208,14 @@ class TrainBatches:
         count = len(self) * self.batch_size
         draw = np.random.Generator(np.random.PCG64([self.seed, number]))
         order = draw.permutation(len(self.labels))
-        drawn = random_boxes(draw, count, self.crop_scale) * self.side
+        drawn = random_boxes(draw, count, self.side, self.crop_scale)
         weights = draw.beta(self.mixup, self.mixup, len(self)) if self.mixup else None
         first, last = self.share.start, self.share.stop
         # To be mixed, a photo needs the one before it in the batch, and the first needs the last.
         places = np.arange(first - bool(self.mixup), last) % self.batch_size
         mine = (np.arange(0, count, self.batch_size)[:, None] + places).ravel()
         which = torch.from_numpy(order[mine]).to(self.gather.rows.device)
-        boxes = torch.from_numpy(whole_pixels(drawn[mine], self.side)).to(self.device)
+        boxes = torch.from_numpy(drawn[mine]).to(self.device)
         labels = self.labels[which.to(self.device)]
         batches = zip(
             self.gather(which.split(len(places))),
@@ -260,33 +262,29 @@ class EvalBatches:
             yield self.normalise(images), truth
 
 
-def random_boxes(draw: np.random.Generator, count: int, smallest: float) -> np.ndarray:
-    """(count, 4) float64 top, bottom, left, right, in 0..1, of random crops, half of them mirrored.
+def random_boxes(
+    draw: np.random.Generator, count: int, side: int, smallest: float
+) -> np.ndarray:
+    """(count, 4) int64 top, bottom, left, right, in pixels of photos with sides of `side`, of
+    random crops; half of them are mirrored, with right < left.
 
-    A crop covers between `smallest` and all of the area at an aspect ratio between 3/4 and 4/3
-    (Szegedy et al. 2014, https://arxiv.org/abs/1409.4842), cut short where the photo is.
+    Distributed as torchvision's RandomResizedCrop(scale=(smallest, 1)) has them (Szegedy et al.
+    2014, https://arxiv.org/abs/1409.4842): the area is between `smallest` and all of the photo's,
+    the aspect ratio between 3/4 and 4/3. Both are drawn again where the crop does not fit into the
+    photo; after ten tries it is the whole photo.
     """
-    area = draw.uniform(smallest, 1, count)
-    ratio = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3), count))
-    height = np.minimum(np.sqrt(area / ratio), 1)
-    width = np.minimum(np.sqrt(area * ratio), 1)
-    top = draw.uniform(0, 1, count) * (1 - height)
-    left = draw.uniform(0, 1, count) * (1 - width)
+    area = draw.uniform(smallest, 1, (count, TRIES)) * side**2
+    ratio = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3), (count, TRIES)))
+    sizes = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], 2).round().astype(np.int64)
+    fits = (sizes.min(2) >= 1) & (sizes.max(2) <= side)
+    sizes[:, -1][~fits.any(1)] = side
+    fits[:, -1] |= ~fits.any(1)
+    height, width = sizes[np.arange(count), fits.argmax(1)].T
+    top, left = draw.integers(0, side - height + 1), draw.integers(0, side - width + 1)
     mirrored = draw.uniform(0, 1, count) < 0.5
     right = left + width
     left, right = np.where(mirrored, right, left), np.where(mirrored, left, right)
     return np.stack([top, top + height, left, right], 1)
-
-
-def whole_pixels(boxes: np.ndarray, side: int) -> np.ndarray:
-    """(N, 4) int64: boxes with their corners between pixels, and at least one pixel inside."""
-    starts, ends = boxes[:, ::2], boxes[:, 1::2]
-    low = np.minimum(np.minimum(starts, ends).round(), side - 1)
-    high = np.maximum(np.maximum(starts, ends).round(), low + 1)
-    pairs = np.where(
-        (ends < starts)[:, :, None], np.stack([high, low], 2), np.stack([low, high], 2)
-    )
-    return pairs.reshape(-1, 4).astype(np.int64)
 
 
 def mix(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,7 @@ OTHERS: dict[str, tuple[list[str], Any]] = {
     "pretrained": ([], True),
     "device": (["cuda:10"], "cuda:10"),
     "precision": (["bf16"], "bf16"),
-    "cuda_graphs": ([], True),
+    "eager": ([], True),
     "photos_on": (["host"], "host"),
     "workers": (["3"], 3),
     "output": (["runs/here"], Path("runs/here")),

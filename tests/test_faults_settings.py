@@ -93,7 +93,7 @@ VALUES: dict[str, Words] = {
     "pretrained": FLAG,
     "device": one(*["cpu"] * 9, "auto", "cuda", "cuda:3"),
     "precision": one("auto", "bf16", "float32"),
-    "cuda_graphs": FLAG,
+    "eager": FLAG,
     "photos_on": one("auto", "device", "host"),
     "workers": one(1, 2, 1024),
     "output": one(*["<output>"] * 20, "<text>", "<text>/below", "<dangling>", "x" * 300),
@@ -105,7 +105,7 @@ WRONG: dict[str, list[str]] = {name: words for name, words, _ in BAD}
 ALWAYS = {"data", "image_size", "epochs", "batch_size", "output", "cache"}
 # In all cases but a few: without them, it would be DenseNet169 each time.
 MOSTLY = {"models", "teacher", "student"}
-SELDOM = {"cuda_graphs", "reverse", "experiment", "resume", "overwrite", "allow_other_split"}
+SELDOM = {"eager", "reverse", "experiment", "resume", "overwrite", "allow_other_split"}
 SELDOM |= {"weight", "teacher_epochs", "teacher_tag", "pretrained"}
 
 

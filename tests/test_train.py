@@ -202,7 +202,6 @@ def test_the_same_command_twice_gives_the_same_bits(finished):
         (("--models", "densenet169", "--image-size", "28"), "28: densenet169 needs 29"),
         (("--models", "densenet169", "--grow-from", "0.5"), "0.5: densenet169 needs 29"),
         (("--device", "cuda:77"), "--device cuda:77"),
-        (("--device", "cpu", "--cuda-graphs"), "--cuda-graphs: they are for one GPU"),
         (("--epochs", "0"), "--epochs"),
         (("--epoch", "3"), "did you mean --epochs?"),
     ],

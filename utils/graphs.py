@@ -1,11 +1,14 @@
 """A training step as a CUDA graph: small networks and batches keep a GPU waiting for the host,
 which has to launch some hundred kernels a step; a graph launches them all at once."""
 
+import re
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from config import UserError
 
 Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
 # The graph, the tensors that it reads its batch from, and those that it writes to.
@@ -14,29 +17,41 @@ Recorded = tuple[torch.cuda.CUDAGraph, Tensor, Tensor, dict[str, Tensor]]
 # Steps that run as they are, before one is recorded: they create the optimizer's averages and let
 # cuDNN choose its kernels. They are real steps, on real batches.
 WARM_UP = 3
+WAITED = "called a synchronizing CUDA operation"  # torch's warning
+
+
+def keep_rates_on_device(optimizer: torch.optim.Optimizer) -> None:
+    """Let recorded steps read the learning rates: from tensors on the device, which are made once,
+    since every recording of this optimizer goes on reading where it read first."""
+    for group in optimizer.param_groups:
+        device, rate = group["params"][0].device, group["lr"]
+        if not isinstance(rate, Tensor) or rate.device != device:
+            group["lr"] = torch.tensor(float(rate), device=device)
+        group["capturable"] = True
 
 
 class GraphedStep:
     """`step` recorded, and from then on replayed, as long as batches keep their shape; where it
     changes, as when images grow, the old recording and its memory go, and a new one is made.
 
-    What it returns holds until the next call. `step` must neither read a number back to the host
-    nor depend on anything on it but the learning rates, which lie in tensors from here on.
+    What it returns holds until the next call. `step` may depend on nothing on the host but the
+    learning rates. Where it waits for the device, as a network does that reads a value back, it
+    cannot be recorded: a line says so, and it runs eagerly, kernel by kernel, from then on.
     """
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer) -> None:
         warnings.filterwarnings("ignore", message=".*capturable=True.*without CUDA graph capture")
-        for group in optimizer.param_groups:
-            device = group["params"][0].device
-            group["lr"] = torch.tensor(float(group["lr"]), device=device)
-            group["capturable"] = True
+        keep_rates_on_device(optimizer)
         self.step = step
         self.shape: tuple[torch.Size, torch.Size] | None = None
         self.seen = 0
+        self.eager = False
         self.recorded: Recorded | None = None
         self.aside = torch.cuda.Stream()
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if self.eager:
+            return self.step(images, labels)
         if self.shape != (images.shape, labels.shape):
             self.shape, self.seen, self.recorded = (images.shape, labels.shape), 0, None
         self.seen += 1
@@ -50,19 +65,40 @@ class GraphedStep:
         return outputs
 
     def warm_up(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """A step as it is, on another stream, as recording asks for."""
+        """A step as it is, on another stream, as recording asks for. The last one is watched for
+        what makes the host wait: after a recording that fails, PyTorch is in no state to go on."""
         here = torch.cuda.current_stream()
         self.aside.wait_stream(here)
-        with torch.cuda.stream(self.aside):
-            outputs = self.step(images, labels)
+        with torch.cuda.stream(self.aside), warnings.catch_warnings(record=True) as caught:
+            warnings.filterwarnings("always", message=WAITED)
+            if self.seen == WARM_UP:
+                torch.cuda.set_sync_debug_mode("warn")
+            try:
+                outputs = self.step(images, labels)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         here.wait_stream(self.aside)
+        if any(re.match(WAITED, str(warning.message)) for warning in caught):
+            self.eager = True
+            print(
+                "NOTE: the training step reads values back from the GPU, so it cannot be a CUDA "
+                "graph and runs eagerly"
+            )
         return outputs
 
     def record(self, images: Tensor, labels: Tensor) -> Recorded:
-        """The step on copies of this batch, which is not trained on before a replay."""
+        """The step on copies of this batch, which is not trained on before a replay.
+
+        Raises UserError where CUDA refuses."""
         own_images, own_labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
-        # Another thread may be fetching photos from the host meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            outputs = self.step(own_images, own_labels)
+        try:
+            # Another thread may be fetching photos from the host meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                outputs = self.step(own_images, own_labels)
+        except RuntimeError as problem:
+            raise UserError(
+                "the training step cannot be recorded as a CUDA graph: --eager trains without\n"
+                + str(problem).partition("\n")[0]
+            ) from problem
         return graph, own_images, own_labels, outputs
