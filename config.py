@@ -38,6 +38,9 @@ METHODS: dict[str, float | None] = {
     "rkd": 0.1,  # of 25 distance + 50 angle
     "sp": 100.0,
 }
+# How training crops are drawn, recorded with every run: those of commit 95c6cac and before, which
+# do not say, were cut short at the photo's edges, and are not to be averaged with these.
+CROPS, EARLIER_CROPS = "RandomResizedCrop", "cut short"
 
 
 class UserError(Exception):
@@ -244,6 +247,16 @@ class Config:
         0, whole(0), "draws the 70/20/10 split; fixed, so that all seeds share the test photos. "
         "Runs of another stand beside those of 0, under names of their own",
         group=PHOTOS,
+    )
+    folds: int | None = setting(
+        None, whole(3, 100), "cross-validation: divide the photos by class into this many parts, "
+        "where fold K tests part K, validates on the next fifth of the parts and trains on the "
+        "rest; with 10 that is 70/20/10, and over all folds each photo is a test photo once",
+        group=PHOTOS, shown="one split", names_run=True,
+    )
+    fold: tuple[int, ...] | None = setting(
+        None, whole(0, 99), "only these of the --folds, from 0",
+        group=PHOTOS, many=True, shown="all of them", names_run=True,
     )
     strict: bool = setting(
         False, bool, "stop at photos that cannot be read; by default they are listed and left out, "
@@ -453,6 +466,15 @@ def check(config: Config) -> None:
         # Runs are named by what is shown, so what is shown alike is one run.
         if item.metadata["many"] and len(set(map(_short, values or ()))) < len(values or ()):
             raise UserError(f"{_flag(item.name)} {_as_words(values)}: each one once, please")
+    if config.fold and max(config.fold) >= (config.folds or 0):
+        raise UserError(
+            f"--fold {_as_words(config.fold)}: "
+            + (
+                f"--folds {config.folds} has 0 to {config.folds - 1}"
+                if config.folds
+                else "it needs --folds"
+            )
+        )
     if config.resume and config.overwrite:
         raise UserError(
             "--resume keeps earlier runs, --overwrite deletes them: give one of the two"
@@ -509,8 +531,9 @@ def recipe(config: Config) -> dict[str, Any]:
 
     Two runs of one name have to agree in these before one may resume the other.
     """
-    return {
+    settings = {
         item.name: getattr(config, item.name)
         for item in dataclasses.fields(Config)
         if not item.metadata["names_run"]
     }
+    return settings | {"crops": CROPS}

@@ -30,7 +30,7 @@ from utils.teacher import Teacher, check_teacher, load_teacher
 
 @dataclass(frozen=True)
 class Lineup:
-    """The runs of one seed; a teacher that was brought as a checkpoint has none."""
+    """The runs of one fold and seed; a teacher that was brought as a checkpoint has none."""
 
     teacher: Run | None
     baseline: Run
@@ -51,30 +51,31 @@ class Lineup:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, prepare, see to the baselines, distil every lesson for every seed, and compare."""
+    """Parse, prepare, see to the baselines, distil for every lesson, fold and seed, and compare."""
     config = parse(arguments, __doc__, distils=True)
     brought = bring_teacher(config)
     if brought:
         config = replace(config, teacher=brought["arch"])
-    setup = prepare(config)
-    check_lessons(setup, brought)
-    lineups = [line_up(setup, seed, brought) for seed in config.seeds]
+    setups = prepare(config)  # one for each fold
+    for setup in setups:
+        check_lessons(setup, brought)
+    lineups = [line_up(setup, seed, brought) for setup in setups for seed in config.seeds]
     check_alike([lineup.tagged for lineup in lineups if lineup.tagged])
     needed = [run for lineup in lineups for run in lineup.needed]
     students = [run for lineup in lineups for run in lineup.students]
     results = []
-    with claimed(setup, students, needed):
-        describe(setup)
+    with claimed(students, needed):
+        describe(setups)
         agenda = Agenda(needed + students)
         for lineup in lineups:
-            results += [agenda.done(run, train_baseline(setup, run)) for run in lineup.needed]
+            results += [agenda.done(run, train_baseline(run)) for run in lineup.needed]
             if lineup.tagged:
                 results.append(read_result(lineup.tagged))
             check_taught(lineup)
             teacher = None
             if not all(run.finished for run in lineup.students):
-                teacher = meet_teacher(setup, lineup.teacher, read_result(lineup.baseline))
-            results += [agenda.done(run, distil(setup, run, teacher)) for run in lineup.students]
+                teacher = meet_teacher(lineup)
+            results += [agenda.done(run, distil(run, teacher)) for run in lineup.students]
     print(comparison(results))
     say_where(config.output)
 
@@ -114,7 +115,7 @@ def line_up(setup: Setup, seed: int, brought: dict[str, Any] | None) -> Lineup:
         teacher += f".{brought['digest'][:8]}"
     else:
         own = with_teachers_recipe(config)
-        teacher_run = Run(run_name(setup, own, teacher, seed), teacher, seed, own)
+        teacher_run = Run(run_name(setup, own, teacher, seed), teacher, seed, setup, own)
         if config.teacher_tag and not teacher_run.finished:
             teacher_run = of_the_other_start(setup, teacher_run)
         check_teacher_run(setup, teacher_run)
@@ -130,7 +131,7 @@ def line_up(setup: Setup, seed: int, brought: dict[str, Any] | None) -> Lineup:
             lesson = Lesson(method, alpha, temperature, weight)
             name = run_name(setup, config, f"{student}-from-{teacher}-{lesson}", seed)
             about = asdict(lesson) | {"teacher": teacher, "baseline": baseline.name}
-            students.append(Run(name, student, seed, config, about))
+            students.append(Run(name, student, seed, setup, config, about))
     return Lineup(teacher_run, baseline, students)
 
 
@@ -138,7 +139,8 @@ def of_the_other_start(setup: Setup, run: Run) -> Run:
     """For a student from scratch the pretrained teacher of the same tag, or the other way about;
     the `run` itself where there is none."""
     config = replace(run.config, pretrained=not run.config.pretrained)
-    other = Run(run_name(setup, config, run.model, run.seed), run.model, run.seed, config)
+    name = run_name(setup, config, run.model, run.seed)
+    other = Run(name, run.model, run.seed, setup, config)
     return other if other.finished else run
 
 
@@ -151,6 +153,8 @@ def check_teacher_run(setup: Setup, run: Run) -> None:
         return
     if not run.finished:
         split = f" --split-seed {run.config.split_seed}" if run.config.split_seed else ""
+        if run.config.fold:
+            split += f" --folds {run.config.folds} --fold {run.config.fold[0]}"
         raise UserError(
             f"--teacher-tag {run.config.tag}: there is no finished run {run.name}; first train it, "
             f"on the same --data: train.py --models {run.model} --tag {run.config.tag} "
@@ -185,11 +189,11 @@ def with_teachers_recipe(config: Config) -> Config:
     return replace(config, epochs=epochs, tag=tag)
 
 
-def train_baseline(setup: Setup, run: Run) -> dict[str, Any]:
+def train_baseline(run: Run) -> dict[str, Any]:
     """A baseline as train.py trains it, or the one that it has left."""
     if not run.finished:
         print(f"{run.name}: there is no such baseline yet, so it is trained first")
-    return train_and_test(setup, run, lambda: CrossEntropy(run.config.label_smoothing))
+    return train_and_test(run, lambda: CrossEntropy(run.config.label_smoothing))
 
 
 def check_taught(lineup: Lineup) -> None:
@@ -205,14 +209,16 @@ def check_taught(lineup: Lineup) -> None:
             )
 
 
-def meet_teacher(setup: Setup, run: Run | None, baseline: dict[str, Any]) -> Teacher:
+def meet_teacher(lineup: Lineup) -> Teacher:
     """Load the teacher, say how good it is, and warn when its student is better without it."""
+    run, setup = lineup.teacher, lineup.baseline.setup
     path = run.best if run else setup.config.teacher_checkpoint
     assert path
     teacher = load_teacher(path, setup)
     if run and read_result(run)["digest"] != teacher.digest:
         raise UserError(f"{path} is not what {run.name} was tested with: train it again")
-    theirs, own = teacher.about["val"]["accuracy"], baseline["val"]["accuracy"]
+    own = read_result(lineup.baseline)["val"]["accuracy"]
+    theirs = teacher.about["val"]["accuracy"]
     print(
         f"teacher {teacher.about['run']}: validation accuracy {theirs:.2%}; "
         f"the student without it: {own:.2%}"
@@ -228,7 +234,7 @@ def meet_teacher(setup: Setup, run: Run | None, baseline: dict[str, Any]) -> Tea
     return teacher
 
 
-def distil(setup: Setup, run: Run, teacher: Teacher | None) -> dict[str, Any]:
+def distil(run: Run, teacher: Teacher | None) -> dict[str, Any]:
     """Train a student on what the teacher says about the student's own crops, or read what an
     earlier command has left, for which no teacher is needed."""
 
@@ -242,10 +248,10 @@ def distil(setup: Setup, run: Run, teacher: Teacher | None) -> dict[str, Any]:
             teacher.model,
             label_smoothing=run.config.label_smoothing,
             seed=run.seed,
-            device=setup.hardware.device,
+            device=run.setup.hardware.device,
         )
 
-    return train_and_test(setup, run, objective, teacher)
+    return train_and_test(run, objective, teacher)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python train.py                                    experiment_1: DenseNet169, then ResNet18
     python train.py --experiment experiment_2          ResNet50, then ResNet18
     python train.py --models resnet18 --seeds 0 1 2 --data FOLDER --image-size 64
+    python train.py --models resnet18 --folds 10       each photo is a test photo once
 
 Without --data it uses data/weather if that is there, and otherwise weather drawn by this repo.
 Ends with a table of validation and test results by model.
@@ -21,17 +22,15 @@ from utils.setup import describe, prepare
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, prepare, train every model for every seed, and print what came out."""
+    """Parse, prepare, train every model for every fold and seed, and print what came out."""
     config = parse(arguments, __doc__)
-    setup = prepare(config)
-    runs = plan(setup, config.seeds, model_names(config))
-    with claimed(setup, runs):
-        describe(setup)
+    setups = prepare(config)  # one for each fold
+    runs = [run for setup in setups for run in plan(setup, config.seeds, model_names(config))]
+    with claimed(runs):
+        describe(setups)
         agenda = Agenda(runs)
         results = [
-            agenda.done(
-                run, train_and_test(setup, run, lambda: CrossEntropy(config.label_smoothing))
-            )
+            agenda.done(run, train_and_test(run, lambda: CrossEntropy(config.label_smoothing)))
             for run in runs
         ]
     print(section(results))

@@ -262,9 +262,7 @@ class EvalBatches:
             yield self.normalise(images), truth
 
 
-def random_boxes(
-    draw: np.random.Generator, count: int, side: int, smallest: float
-) -> np.ndarray:
+def random_boxes(draw: np.random.Generator, count: int, side: int, smallest: float) -> np.ndarray:
     """(count, 4) int64 top, bottom, left, right, in pixels of photos with sides of `side`, of
     random crops; half of them are mirrored, with right < left.
 

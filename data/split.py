@@ -22,6 +22,7 @@ from data.photos import Photos
 
 PARTS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.2, 0.1)
+Fold = tuple[int, int]  # its number, from 0, and how many there are
 COLUMNS = ("path", "class", "split")
 DRAWS = 20  # tried where photos with two labels tie the classes to each other
 URGENT = 1e18  # more than any need: a class's last groups go to its parts that are still empty
@@ -62,11 +63,14 @@ class Split:
         return to_csv([COLUMNS, *zip(self.paths, self.class_names, parts, strict=True)])
 
 
-def split_photos(photos: Photos, signatures: np.ndarray, manifest: Path, seed: int) -> Split:
+def split_photos(
+    photos: Photos, signatures: np.ndarray, manifest: Path, seed: int, fold: Fold | None = None
+) -> Split:
     """The split in the manifest when it is of exactly these photos, else a new one, written there.
 
     photos: N photos, sorted by path
     signatures: (N, 1024) uint8, one `signature` per photo
+    fold: of cross-validation; None for the one split by 70/20/10
     Raises UserError: a malformed manifest, or what `make_split` refuses.
     """
     groups = _groups(photos, signatures, manifest.parent)
@@ -78,7 +82,7 @@ def split_photos(photos: Photos, signatures: np.ndarray, manifest: Path, seed: i
         return replace(old, notes=notes, conflicts=conflicts)
     if old:
         notes += (f"the photos are not those of the split in {str(manifest)!r}: it is made anew",)
-    part = make_split(photos.labels, groups, photos.classes, seed)
+    part = make_split(photos.labels, groups, photos.classes, seed, fold)
     split = Split(photos.paths, class_names, part, notes, conflicts)
     split.write_manifest(manifest)
     return split
@@ -204,9 +208,29 @@ def make_split(
     groups: np.ndarray,
     classes: Sequence[str],
     seed: int,
-    fractions: Sequence[float] = FRACTIONS,
+    fold: Fold | None = None,
 ) -> np.ndarray:
-    """Draw train, val and test: stratified by class, no group divided, the same on every machine.
+    """Train, val and test: a split by 70/20/10, or a fold of as many parts of equal size, of which
+    it tests one, validates on the next fifth and trains on the rest.
+
+    Arguments and errors are those of `divide`. Returns (N,) int8: 0 train, 1 val, 2 test.
+    """
+    if fold is None:
+        return divide(labels, groups, classes, seed, FRACTIONS)
+    number, folds = fold
+    after = (divide(labels, groups, classes, seed, (1 / folds,) * folds) - number) % folds
+    val = max(1, round(FRACTIONS[1] * folds))
+    return np.where(after == 0, 2, np.where(after <= val, 1, 0)).astype(np.int8)
+
+
+def divide(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    classes: Sequence[str],
+    seed: int,
+    fractions: Sequence[float],
+) -> np.ndarray:
+    """Draw the part of each photo: stratified by class, no group divided, the same everywhere.
 
     Each class has at least one photo in each part. Beyond that, the photos of a class in a part
     are within the size of one group, the class's largest, of the fraction; where groups hold two
@@ -214,25 +238,32 @@ def make_split(
 
     labels: (N,) int, index into classes
     groups: (N,) int, equal for photos that must stay together
-    fractions: of train, val and test, adding up to 1
-    Returns (N,) int8: 0 train, 1 val, 2 test
-    Raises UserError: a class without three groups, or whose groups are nearly all another's too.
+    fractions: of the parts, adding up to 1
+    Returns (N,) int8 numbers of parts, from 0
+    Raises UserError: a class with fewer groups than parts, or whose groups are nearly all another's
+    too.
     """
+    parts = len(fractions)
+    purpose = (
+        "one each for train, val and test"
+        if parts == len(PARTS)
+        else f"or fewer --folds than {parts}"
+    )
     _, group = np.unique(groups, return_inverse=True)
     held = np.zeros((group.max(initial=-1) + 1, len(classes)), dtype=np.int64)
     np.add.at(held, (group, labels), 1)
     for name, own, photos in zip(classes, (held > 0).sum(0), held.sum(0), strict=True):
-        if own < len(PARTS):
+        if own < parts:
             raise UserError(
                 f"class {name!r} has too few photos: {own} different ones ({photos} with "
-                f"duplicates); {len(PARTS)} are needed, one each for train, val and test"
+                f"duplicates); {parts} are needed, {purpose}"
             )
     draw = np.random.Generator(np.random.PCG64(seed))
     draws = DRAWS if ((held > 0).sum(1) > 1).any() else 1
     best, best_counts, least = np.zeros(0, dtype=np.int8), np.zeros(0), np.inf
     for _ in range(draws):
         part = _deal(held, fractions, draw)
-        counts = np.stack([held[part == number].sum(0) for number in range(len(PARTS))])
+        counts = np.stack([held[part == number].sum(0) for number in range(parts)])
         off = np.abs(counts - np.outer(fractions, held.sum(0)))
         excess = np.maximum(0, off - held.max(0)).sum() + (counts == 0).sum() * len(labels)
         if excess < least:
@@ -243,7 +274,7 @@ def make_split(
         name = classes[int(best_counts.min(0).argmin())]
         raise UserError(
             f"class {name!r} has too few photos of its own: most are duplicates of other classes' "
-            f"photos; {len(PARTS)} that are not are enough for train, val and test"
+            f"photos; {parts} that are not are enough, {purpose}"
         )
     return best[group]
 
@@ -257,14 +288,15 @@ def _deal(held: np.ndarray, fractions: Sequence[float], draw: np.random.Generato
     order = draw.permutation(len(held))
     order = order[np.lexsort((-held[order].sum(1), -(held[order] > 0).sum(1)))]
     need = np.outer(held.sum(0), fractions).tolist()
-    empty = [set(range(len(PARTS))) for _ in range(held.shape[1])]
+    parts = range(len(fractions))
+    empty = [set(parts) for _ in range(held.shape[1])]
     left = (held > 0).sum(0).tolist()
     part = np.zeros(len(held), dtype=np.int8)
     for group in order.tolist():
         of_class = [(label, int(held[group, label])) for label in np.nonzero(held[group])[0]]
-        gain = [0.0] * len(PARTS)
+        gain = [0.0] * len(parts)
         for label, photos in of_class:
-            for number in range(len(PARTS)):
+            for number in parts:
                 gain[number] += photos * need[label][number]
                 if number in empty[label] and left[label] <= len(empty[label]):
                     gain[number] += URGENT

@@ -11,7 +11,7 @@ class Agenda:
     """The runs that a command still has to train, and how long runs like them have taken.
 
         agenda = Agenda(runs)
-        results = [agenda.done(run, train_and_test(setup, run, ...)) for run in runs]
+        results = [agenda.done(run, train_and_test(run, ...)) for run in runs]
 
     Runs that were finished before are not counted, but their times are.
     """

@@ -7,37 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from config import Config, recipe
-from utils.metrics import paired_interval, paired_interval_over_splits
+from config import EARLIER_CROPS, Config, recipe
+from utils.metrics import mean_interval
 from utils.tables import (
     SEVEN_ROWS,
     SIZE_ROWS,
     Result,
     aligned,
+    division,
     mean_and_spread,
-    printable,
     table,
 )
 
 Gain = tuple[float, float, float]
-SPLITS_HEAD = (
-    "Student", "Photos", "Splits", "Runs", "Validation alone", "Validation with teacher",
-    "Validation gain [95 %]", "Test alone", "Test with teacher", "Test gain [95 %]",
-)  # fmt: skip
-SPLITS_NOTE = """\
-Each run against the one of its split and seed without a teacher; every split has other test photos
-and counts alike. ± is over the splits, the interval a bootstrap over these, their seeds and photos.
-"""
 NO_TEACHER = "no teacher"
 DIFFERENCE_HEAD = (
-    "Student", "Seeds", "Validation accuracy", "Test accuracy", "KD − baseline [95 %]",
+    "Student", "Runs", "Validation accuracy", "Test accuracy", "KD − baseline [95 %]",
     "KD − teacher [95 %]", "Agreement with teacher", "KL to teacher", "Calibration error",
 )  # fmt: skip
 DIFFERENCE_NOTE = """\
-KD − baseline is in points of test accuracy: each seed against the same seed without a teacher, on
-the same photos. Its 95 % interval is a bootstrap over seeds and photos; with one seed, over photos
-alone. KD − teacher is the same against the teacher. Agreement is the share of test photos that
-student and teacher give one class, KL the mean of KL(teacher ‖ student) in nats.
+KD − baseline is in points of test accuracy: each run against the one without a teacher of the same
+fold and seed, on the same photos. Its 95 % interval is over folds; without folds over seeds and
+photos; with one seed over photos alone. KD − teacher is the same against the teacher. Agreement is
+the share of test photos that student and teacher give one class, KL the mean of
+KL(teacher ‖ student) in nats.
 """
 
 
@@ -53,15 +46,14 @@ def pairs_of(results: Iterable[Result]) -> list[list[Result]]:
     pairs: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         if lesson := result.get("lesson"):
-            photos = [str(result["photos"][key]) for key in ("name", "image_size", "split")]
-            key = (*photos, lesson["teacher"], result["model"], result["tag"])
+            key = (*division(result), lesson["teacher"], result["model"], result["tag"])
             pairs.setdefault((*key, str(whole_recipe(result))), []).append(result)
     return list(pairs.values())
 
 
 def one_pair(students: Sequence[Result], by_name: Mapping[str, Result]) -> str:
-    """The tables of one teacher and one student, of all lessons and seeds. The first is of the
-    lesson that is best on validation, among those with most seeds, and of its seeds alone."""
+    """The tables of one teacher and one student, of all lessons, folds and seeds. The first is of
+    the lesson that is best on validation, among those with most runs, and of its runs alone."""
     rows = difference_rows(students, by_name)
     lessons = [row for row in rows if row.name != NO_TEACHER]
     most = max(len(row.runs) for row in lessons)
@@ -80,7 +72,7 @@ def one_pair(students: Sequence[Result], by_name: Mapping[str, Result]) -> str:
         text.append(
             f"The KD student is {best.name}: of {len(repeated)}, the best on validation.\n"
             if len(repeated) > 1
-            else f"The KD student is {best.name}: of {len(lessons)}, the one with most seeds.\n"
+            else f"The KD student is {best.name}: of {len(lessons)}, the one with most runs.\n"
         )
     text += [aligned(DIFFERENCE_HEAD, [row.cells() for row in rows]), DIFFERENCE_NOTE]
     if any(student["teacher"]["other_split"] for student in students):
@@ -118,56 +110,13 @@ def baseline_of(student: Result, by_name: Mapping[str, Result]) -> Result | None
 
 def whole_recipe(result: Result) -> dict[str, Any]:
     """Its recipe, with the defaults of settings that there were not yet when it was trained."""
-    return recipe(Config()) | result["recipe"]
+    return recipe(Config()) | {"crops": EARLIER_CROPS} | result["recipe"]
 
 
 def baselines_of(students: Sequence[Result], by_name: Mapping[str, Result]) -> list[Result]:
     """Each of the students' baselines once."""
     found = filter(None, (baseline_of(student, by_name) for student in students))
     return list({baseline["run"]: baseline for baseline in found}.values())
-
-
-def over_splits(results: Sequence[Result]) -> str:
-    """One row for each lesson that was taught on several splits of the same photos, with the mean
-    gain over these; empty when there is none."""
-    by_name = {result["run"]: result for result in results}
-    lessons: dict[tuple[str, ...], list[tuple[Result, Result]]] = {}
-    for run in results:
-        if baseline := baseline_of(run, by_name):
-            photos = run["photos"]["classes"], sum(run["photos"]["counts"].values())
-            key = *title_of(run), f"{photos} {whole_recipe(run) | {'split_seed': None}}"
-            lessons.setdefault(key, []).append((run, baseline))
-    lines = []
-    for (*title, _), pairs in lessons.items():
-        splits = by_split(pairs)
-        if len(splits) == 1:
-            continue
-        cells = [*title, str(len(splits)), str(len(pairs))]
-        for part in ("val", "test"):
-            for side in (1, 0):
-                means = [
-                    statistics.fmean(pair[side][part]["accuracy"] for pair in split)
-                    for split in splits
-                ]
-                cells.append(mean_and_spread(means, ".2%"))
-            cells.append(in_points(gain_over(pairs, part)))
-        lines.append(cells)
-    return f"## Over splits\n\n{aligned(SPLITS_HEAD, lines)}\n{SPLITS_NOTE}" if lines else ""
-
-
-def by_split(pairs: Iterable[tuple[Result, Result]]) -> list[list[tuple[Result, Result]]]:
-    """The pairs of each split together."""
-    splits: dict[str, list[tuple[Result, Result]]] = {}
-    for pair in pairs:
-        splits.setdefault(pair[0]["photos"]["split"], []).append(pair)
-    return list(splits.values())
-
-
-def title_of(student: Result) -> tuple[str, str]:
-    """What was taught by whom, and on which photos."""
-    photos = student["photos"]
-    taught = f"{who_teaches_whom(student)}, {lesson_name(student['lesson'])}"
-    return taught, f"{printable(photos['name'])} at {photos['image_size']} px"
 
 
 def who_teaches_whom(student: Result) -> str:
@@ -184,9 +133,9 @@ def lesson_name(lesson: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """One row of the comparison: a lesson, or none, over its seeds.
+    """One row of the comparison: a lesson, or none, over its folds and seeds.
 
-    `values` holds one number a seed; `gain` is KD minus baseline in test accuracy with the ends
+    `values` holds one number a run; `gain` is KD minus baseline in test accuracy with the ends
     of its 95 % interval, `over_teacher` KD minus teacher; None where there is nothing to compare.
     """
 
@@ -208,8 +157,8 @@ class Difference:
         return [self.name, str(len(self.runs)), first, second, *gains, *others]
 
     def record(self) -> dict[str, Any]:
-        """The row as CSV has it: means, and sample standard deviations where there are seeds."""
-        record: dict[str, Any] = {"lesson": self.name, "seeds": len(self.runs)}
+        """The row as CSV has it: means, and sample standard deviations of several runs."""
+        record: dict[str, Any] = {"lesson": self.name, "runs": len(self.runs)}
         for key, values in self.values.items():
             record[key] = statistics.fmean(values) if values else ""
             record[f"{key} std"] = statistics.stdev(values) if len(values) > 1 else ""
@@ -230,7 +179,7 @@ def difference_rows(students: Sequence[Result], by_name: Mapping[str, Result]) -
 
 
 def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> Difference:
-    """A lesson's row; seeds without a baseline are left out of the gain."""
+    """A lesson's row; runs without a baseline are left out of the gain."""
     taught = [run for run in runs if run.get("lesson")]
     pairs = [(run, baseline_of(run, by_name)) for run in taught]
     gain = gain_over([(run, baseline) for run, baseline in pairs if baseline])
@@ -246,24 +195,30 @@ def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> 
 
 
 def gain_over(pairs: Sequence[tuple[Result, Result]], part: str = "test") -> Gain | None:
-    """How much better the first of each pair is than the second: the mean difference in accuracy
-    on `part` (test or val), -1..1, and the ends of its 95 % interval, over seeds and photos, and
-    where the pairs are of several splits, over these, too: every split then counts alike.
+    """How much better the first of each pair is than the second: the difference in accuracy over
+    all photos of `part` (test or val), -1..1, and the ends of its 95 % interval (mean_interval).
 
     Pairs with a result of an earlier version, which does not tell which photos were wrong, are left
     out; without pairs there is no gain.
     """
-    splits = by_split(pair for pair in pairs if all("wrong" in result[part] for result in pair))
-    if not splits:
+    known = [pair for pair in pairs if all("wrong" in result[part] for result in pair)]
+    if not known:
         return None
-    first, second = (
-        [np.stack([recognised(pair[side][part]) for pair in group]) for group in splits]
-        for side in (0, 1)
-    )
-    mean = statistics.fmean(a.mean() - b.mean() for a, b in zip(first, second, strict=True))
-    if len(splits) == 1:
-        return mean, *paired_interval(first[0], second[0])
-    return mean, *paired_interval_over_splits(first, second)
+    gained = [recognised(first[part]) - recognised(second[part]) for first, second in known]
+    return mean_interval(by_split([first for first, _ in known], gained))
+
+
+def accuracy_over(runs: Sequence[Result], part: str = "test") -> Gain:
+    """Accuracy over all photos of `part`, 0..1, and the ends of its 95 % interval."""
+    return mean_interval(by_split(runs, [recognised(run[part]) for run in runs]))
+
+
+def by_split(runs: Iterable[Result], of_photos: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """What was measured of each test photo of each run, as a (seeds, photos) array a split."""
+    splits: dict[str, list[np.ndarray]] = {}
+    for run, values in zip(runs, of_photos, strict=True):
+        splits.setdefault(run["photos"]["split"], []).append(values)
+    return [np.stack(group) for group in splits.values()]
 
 
 def in_points(gain: Gain | None) -> str:
@@ -275,7 +230,7 @@ def in_points(gain: Gain | None) -> str:
 
 
 def recognised(measured: Mapping[str, Any]) -> np.ndarray:
-    """(photos,) bool: which photos of a split were named rightly, from its metrics."""
-    right = np.ones(measured["photos"], dtype=bool)
-    right[measured["wrong"]] = False
+    """(photos,) float64: 1 for each photo of a split that was classified rightly, else 0."""
+    right = np.ones(measured["photos"])
+    right[measured["wrong"]] = 0
     return right

@@ -3,8 +3,8 @@
     python -m utils.report [--output output]
 
 prints Markdown tables of everything under output/results and writes them to
-output/results/report.md. Runs that differ in nothing but the seed share a column: mean ± standard
-deviation over the seeds.
+output/results/report.md. Runs that differ in nothing but fold and seed share a column: mean ±
+standard deviation over the runs, and for folds the accuracy over all photos with its interval.
 """
 
 import argparse
@@ -17,13 +17,22 @@ from pathlib import Path
 
 from config import MODELS, ROOT, UserError
 from data.locks import write_whole
-from utils.comparison import comparison, difference_rows, over_splits, pairs_of
+from utils.comparison import (
+    accuracy_over,
+    comparison,
+    difference_rows,
+    pairs_of,
+    whole_recipe,
+)
 from utils.tables import (
     MORE_ROWS,
     SEVEN_ROWS,
     Columns,
     Result,
     Rows,
+    aligned,
+    counted,
+    division,
     printable,
     read_result_file,
     table,
@@ -42,27 +51,27 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def render(results: Iterable[Result]) -> str:
-    """All tables as Markdown: one section for each set of photos, split and resolution, and one for
-    lessons that were taught on several splits."""
-    everything = list(results)
-    sections: dict[tuple[str, int, str], list[Result]] = {}
-    for result in everything:
-        photos = result["photos"]
-        key = photos["name"], photos["image_size"], photos["split"]
-        sections.setdefault(key, []).append(result)
-    texts = [*map(section, sections.values()), over_splits(everything)]
-    return "\n".join(filter(None, texts))
+    """All tables as Markdown: one section for each set of photos, resolution, and split or division
+    into folds."""
+    sections: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        sections.setdefault(division(result), []).append(result)
+    return "\n".join(map(section, sections.values()))
 
 
 def section(results: Sequence[Result]) -> str:
-    """The tables of runs that share photos, split and resolution."""
+    """The tables of runs that share photos, resolution, and split or division into folds."""
     photos = results[0]["photos"]
     baselines = [result for result in results if not result.get("lesson")]
     counts = ", ".join(f"{part} {count}" for part, count in photos["counts"].items())
     drawn = " Drawn by this repo, not photographed." if photos["sample"] else ""
+    folds, split = photos.get("folds"), f"split {photos['split']}"
+    if folds:
+        here = len({result["photos"]["fold"] for result in results})
+        split = f"fold {photos['fold']}. Runs of {here} of {folds} folds are here"
     text = [
-        f"## {photos['name']} at {photos['image_size']} px\n",
-        f"{len(photos['classes'])} classes: {counts}; split {photos['split']}.{drawn}",
+        f"## {photos['name']} at {photos['image_size']} px{f', {folds} folds' if folds else ''}\n",
+        f"{len(photos['classes'])} classes: {counts}; {split}.{drawn}",
         "The test photos were used once, with the weights of the best validation accuracy.\n",
     ]
     if baselines:
@@ -76,6 +85,7 @@ def section(results: Sequence[Result]) -> str:
         }
         text += [
             table("", columns, SEVEN_ROWS),
+            *([pooled(columns)] if folds else []),
             table("", columns, MORE_ROWS),
             table("Test recall of", columns, recall),
             settings(columns),
@@ -85,15 +95,25 @@ def section(results: Sequence[Result]) -> str:
     return "\n".join(text)
 
 
+def pooled(columns: Columns) -> str:
+    """The test accuracy over the photos of all folds, one row for each column."""
+    lines = []
+    for name, runs in columns.items():
+        mean, low, high = (f"{min(max(x, 0), 1):.2%}" for x in accuracy_over(runs))
+        photos = sum({run["photos"]["fold"]: run["test"]["photos"] for run in runs}.values())
+        lines.append([name, f"{photos:,}", counted(runs), mean, f"{low} to {high}"])
+    return aligned(("", "Test photos", "Over", "Test accuracy", "95 % interval"), lines)
+
+
 def columns_of(results: Iterable[Result]) -> Columns:
     """The runs of each model, start, tag and recipe under the column's name, in MODELS' order."""
     columns: dict[str, list[Result]] = {}
     for result in sorted(results, key=_place):
-        model, recipe = result["model"], result["recipe"]
+        model, recipe = result["model"], whole_recipe(result)
         notes = ", ".join(filter(None, (recipe["pretrained"] and "pretrained", result["tag"])))
         title = name = f"{model} ({notes})" if notes else model
         others = itertools.count(2)
-        while name in columns and columns[name][0]["recipe"] != recipe:
+        while name in columns and whole_recipe(columns[name][0]) != recipe:
             name = f"{title} #{next(others)}"
         columns.setdefault(name, []).append(result)
     return columns
@@ -107,7 +127,7 @@ def _place(result: Result) -> tuple[int, str, bool, str, int]:
 
 def settings(columns: Columns) -> str:
     """The recipe in one line, and the settings in which columns differ in one line each."""
-    recipes = {name: runs[0]["recipe"] for name, runs in columns.items()}
+    recipes = {name: whole_recipe(runs[0]) for name, runs in columns.items()}
     keys = dict.fromkeys(itertools.chain(*recipes.values()))
     values = {key: {name: recipe.get(key) for name, recipe in recipes.items()} for key in keys}
     shared = [f"{k} {_one(v)}" for k, v in values.items() if len(set(map(str, v.values()))) == 1]
@@ -151,7 +171,9 @@ def run_record(result: Result) -> dict[str, object]:
     names = ("run", "model", "seed", "tag", "epochs", "best_epoch", "parameters", "seconds")
     metrics = {f"test_{key}": result["test"][key] for key in ("macro_f1", "calibration_error")}
     empty = dict.fromkeys(("method", "alpha", "temperature", "weight", "teacher"), "")
-    return {name: result[name] for name in names} | result["table"] | metrics | empty | lesson
+    fold = {name: result["photos"].get(name) for name in ("folds", "fold")}
+    values = {name: result[name] for name in names} | fold
+    return values | result["table"] | metrics | empty | lesson
 
 
 def to_csv(records: Sequence[Mapping[str, object]]) -> str:

@@ -10,7 +10,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from config import Config, UserError, recipe
+from config import EARLIER_CROPS, Config, UserError, recipe
 from data.locks import taken, write_whole
 from data.split import to_csv
 from models.checkpoint import FORMAT, load_checkpoint, save_checkpoint, weights_digest
@@ -37,7 +37,7 @@ from utils.engine import (
     validation_rank,
 )
 from utils.metrics import agreement, measure
-from utils.setup import Setup, device_kind
+from utils.setup import Setup, device_kind, fold_name
 from utils.tables import read_result_file
 from utils.teacher import Teacher, measure_validation
 from utils.tracking import Tracker
@@ -49,7 +49,7 @@ MISTAKES_SHOWN = 24
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: a model, a seed, its settings, and the folders that carry its name.
+    """One training run: a model, a seed, its photos and settings, and the folders of its name.
 
     `lesson` is what a student learns from a teacher, as plain values; a baseline has none.
     """
@@ -57,6 +57,7 @@ class Run:
     name: str
     model: str
     seed: int
+    setup: Setup = field(compare=False, repr=False)
     config: Config
     lesson: dict[str, Any] | None = None
 
@@ -87,7 +88,7 @@ def plan(setup: Setup, seeds: Sequence[int], models: Sequence[str]) -> list[Run]
     """One baseline for each seed and model, seed by seed."""
     config = setup.config
     return [
-        Run(run_name(setup, config, model, seed), model, seed, config)
+        Run(run_name(setup, config, model, seed), model, seed, setup, config)
         for seed in seeds
         for model in models
     ]
@@ -98,11 +99,12 @@ def run_name(setup: Setup, config: Config, what: str, seed: int) -> str:
     start = "-pretrained" if config.pretrained else ""
     tag = f"-{config.tag}" if config.tag else ""
     split = f"-split{config.split_seed}" if config.split_seed else ""
-    return f"{setup.photos_name}-{setup.image_size}px-{what}{start}{tag}{split}-seed{seed}"
+    ending = f"{start}{tag}{split}{fold_name(config)}-seed{seed}"
+    return f"{setup.photos_name}-{setup.image_size}px-{what}{ending}"
 
 
 @contextmanager
-def claimed(setup: Setup, runs: Sequence[Run], needed: Sequence[Run] = ()) -> Iterator[None]:
+def claimed(runs: Sequence[Run], needed: Sequence[Run] = ()) -> Iterator[None]:
     """Make the runs' folders and keep them for this process, or raise UserError where earlier runs
     stand in the way or another process is at them.
 
@@ -124,28 +126,29 @@ def claimed(setup: Setup, runs: Sequence[Run], needed: Sequence[Run] = ()) -> It
                     f"{folder.name} is being trained by another process: wait for it, or give "
                     "this run a name of its own with --tag NAME"
                 )
-        check_and_make_folders(setup, mine, used)
+        check_and_make_folders(mine, used)
         ranks.wait()
         yield
 
 
-def check_and_make_folders(setup: Setup, claimed: Sequence[Run], used: Sequence[Run]) -> None:
+def check_and_make_folders(claimed: Sequence[Run], used: Sequence[Run]) -> None:
     """What `claimed` says, for runs that no other process is at."""
-    config = setup.config
     for run in used:
-        check_same(run, settings_of(setup, run))
-    for run in [] if config.overwrite else claimed:
+        check_same(run, settings_of(run))
+    for run in claimed:
+        if run.config.overwrite:
+            continue
         started = run.checkpoints / "last.pt"
-        if not config.resume and (run.finished or started.exists()):
+        if not run.config.resume and (run.finished or started.exists()):
             state = "is finished" if run.finished else "was started before"
             raise UserError(
                 f"{run.name} {state}: --resume keeps what is there and does the rest, --overwrite "
                 "does it again, --tag NAME puts a new run beside it"
             )
-        if config.resume:
-            check_same(run, settings_of(setup, run))
+        if run.config.resume:
+            check_same(run, settings_of(run))
     for run in claimed:
-        if config.overwrite:
+        if run.config.overwrite:
             # First what says that the run is finished; the folder itself keeps others away.
             (run.results / "result.json").unlink(missing_ok=True)
             for path in (run.checkpoints, run.logs, *run.results.iterdir()):
@@ -154,11 +157,12 @@ def check_and_make_folders(setup: Setup, claimed: Sequence[Run], used: Sequence[
                 else:
                     path.unlink(missing_ok=True)
         if not run.finished:
-            write_json(run.results / "settings.json", settings_of(setup, run))
+            write_json(run.results / "settings.json", settings_of(run))
 
 
-def settings_of(setup: Setup, run: Run) -> dict[str, Any]:
+def settings_of(run: Run) -> dict[str, Any]:
     """What a run has to have in common with the run that it resumes."""
+    setup = run.setup
     return {
         "model": run.model,
         "seed": run.seed,
@@ -175,7 +179,8 @@ def check_same(run: Run, wanted: dict[str, Any]) -> None:
     """Raise UserError when the run under this name was started with other settings."""
     # A setting that did not exist then had what is its default now, and of the photos of earlier
     # versions only the names are known.
-    earlier = recipe(Config()) | {"photos": wanted["photos"]} | started_with(run, wanted)
+    defaults = recipe(Config()) | {"crops": EARLIER_CROPS, "photos": wanted["photos"]}
+    earlier = defaults | started_with(run, wanted)
     for key, value in wanted.items():
         if earlier.get(key) == value:
             continue
@@ -185,7 +190,7 @@ def check_same(run: Run, wanted: dict[str, Any]) -> None:
                 "a name of its own with --tag NAME, or do the earlier one again with its script's "
                 "--overwrite"
             )
-        what = "--" + key.replace("_", "-") if key in recipe(Config()) else key
+        what = "--" + key.replace("_", "-") if hasattr(run.config, key) else key
         raise UserError(
             f"{run.name} was started with {what} {earlier.get(key)}, not {value}: resume it "
             "with the same, or give a new run a name of its own with --tag NAME"
@@ -216,7 +221,7 @@ def started_with(run: Run, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def train_and_test(
-    setup: Setup, run: Run, make_objective: Callable[[], Objective], teacher: Teacher | None = None
+    run: Run, make_objective: Callable[[], Objective], teacher: Teacher | None = None
 ) -> dict[str, Any]:
     """Train a run to its end, from its last checkpoint if it has one, and test it once.
 
@@ -225,7 +230,8 @@ def train_and_test(
     if run.finished:
         print(f"{run.name}: finished before, kept\n")
         return read_result(run)
-    config, hardware = run.config, setup.hardware
+    setup, config, hardware = run.setup, run.config, run.setup.hardware
+    forget_peak_memory(hardware.device)
     model = create_model(run.model, len(setup.classes), pretrained=config.pretrained, seed=run.seed)
     model = to_device(model, hardware.device)
     objective = make_objective()
@@ -248,7 +254,7 @@ def train_and_test(
         go_on(run, training, load_checkpoint(last), header["teacher"])
     else:
         print(run.name)
-    with tracked(setup, run, training.history) as tracker:
+    with tracked(run, training.history) as tracker:
 
         def after_epoch(training: Training) -> None:
             state = training.state()
@@ -269,20 +275,22 @@ def train_and_test(
             after_epoch=after_epoch,
         )
         model.load_state_dict(load_checkpoint(run.best)["model"])
-        result, arrays = measure_run(setup, run, training, teacher)
+        result, arrays = measure_run(run, training, teacher)
         if tracker:
-            write_results(setup, run, training.history, tracker, result, arrays)
+            write_results(run, training.history, tracker, result, arrays)
     ranks.wait()
-    print(f"best epoch {result['best_epoch']}, test accuracy {result['test']['accuracy']:.2%}\n")
+    memory = result["environment"]["peak_gpu_memory"]
+    print(
+        f"best epoch {result['best_epoch']}, test accuracy {result['test']['accuracy']:.2%}"
+        + (f", {memory / 1e9:.1f} GB of GPU memory\n" if memory else "\n")
+    )
     return read_result(run)
 
 
-def tracked(
-    setup: Setup, run: Run, history: Sequence[Row]
-) -> AbstractContextManager[Tracker | None]:
+def tracked(run: Run, history: Sequence[Row]) -> AbstractContextManager[Tracker | None]:
     """The run's curves; None on all ranks but the first."""
     if ranks.is_first():
-        return Tracker(run.logs, history, settings_of(setup, run))
+        return Tracker(run.logs, history, settings_of(run))
     return nullcontext()
 
 
@@ -307,12 +315,13 @@ def read_result(run: Run) -> dict[str, Any]:
 
 
 def measure_run(
-    setup: Setup, run: Run, training: Training, teacher: Teacher | None
+    run: Run, training: Training, teacher: Teacher | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Measure the best weights on validation and, this once, on test.
 
     Returns the content of result.json, and what goes into test_logits.npz.
     """
+    setup = run.setup
     logits, labels = predict(training.model, setup.eval_batches("test"), setup.hardware)
     val, speed = measure_validation(setup, training.model)
     arrays = {"logits": logits, "labels": labels}
@@ -330,6 +339,8 @@ def measure_run(
             "classes": list(setup.classes),
             "counts": setup.counts,
             "split": setup.split.hash,
+            "folds": run.config.folds,
+            "fold": run.config.fold[0] if run.config.fold else None,
             "digest": setup.decoded.digest,
             "unreadable": len(setup.decoded.unreadable),
         },
@@ -352,7 +363,6 @@ def measure_run(
 
 
 def write_results(
-    setup: Setup,
     run: Run,
     history: Sequence[Row],
     tracker: Tracker,
@@ -363,6 +373,7 @@ def write_results(
 
     result.json comes last: where it stands, the run is finished and everything else is there.
     """
+    setup = run.setup
     metrics = {f"test/{name}": result["test"][name] for name in ("accuracy", "loss", "macro_f1")}
     metrics["best/accuracy/val"] = result["val"]["accuracy"]
     if "agreement" in result:
@@ -400,10 +411,22 @@ def summarise(history: Sequence[Row], test: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that tensors took on the GPU at most, decoded photos among them; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def environment(setup: Setup) -> dict[str, Any]:
     """What the numbers were computed with."""
     return {
         "device": device_kind(setup.hardware.device),
+        "peak_gpu_memory": peak_memory(setup.hardware.device),
         "precision": "bf16" if setup.hardware.bf16 else "float32",
         "ranks": ranks.count(),
         "python": platform.python_version(),

@@ -1,6 +1,7 @@
 """From settings to photos on the device: everything that happens before the first training step."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from data.batches import EvalBatches, Normalise, TrainBatches, cached_side, grow
 from data.cache import Decoded, decode_photos
 from data.photos import find_photos
 from data.sample import draw_sample
-from data.split import Split, split_photos
+from data.split import Fold, Split, split_photos
 from models.factory import MEAN, STD, create_model, smallest_image
 from utils import ranks
 from utils.engine import Hardware
@@ -28,7 +29,7 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Setup:
-    """What all runs of one command share: settings, hardware, photos and their split."""
+    """What runs share: settings, hardware, photos and their split, of one fold if there are."""
 
     config: Config
     hardware: Hardware
@@ -91,8 +92,11 @@ class Setup:
         )
 
 
-def prepare(config: Config) -> Setup:
-    """Find, decode and split the photos, and refuse what cannot work before anything is trained."""
+def prepare(config: Config) -> list[Setup]:
+    """Find, decode and split the photos, and refuse what cannot work before anything is trained.
+
+    One setup, or with --folds one for each fold, whose config names it alone.
+    """
     hardware = find_hardware(config)
     check_folder("--output", config.output)
     check_folder("--cache", config.cache)
@@ -112,31 +116,40 @@ def prepare(config: Config) -> Setup:
         strict=config.strict,
     )
     name = "sample" if is_sample else photos_name(path)
-    manifest = decoded.folder / f"split-seed{config.split_seed}.csv"
-    split = split_photos(decoded.photos, decoded.signatures, manifest, config.split_seed)
-    setup = Setup(
-        config,
-        hardware,
-        name,
-        is_sample,
-        image_size,
-        decoded,
-        place(decoded.pixels, hardware.device, config.photos_on),
-        split,
-    )
-    if config.batch_size > setup.counts["train"]:
+    pixels = place(decoded.pixels, hardware.device, config.photos_on)
+    setups = []
+    for fold in folds_of(config):
+        own = replace(config, fold=fold and fold[:1])
+        manifest = decoded.folder / f"split-seed{config.split_seed}{fold_name(own)}.csv"
+        split = split_photos(decoded.photos, decoded.signatures, manifest, config.split_seed, fold)
+        setups.append(Setup(own, hardware, name, is_sample, image_size, decoded, pixels, split))
+    smallest = {part: min(setup.counts[part] for setup in setups) for part in PARTS}
+    if config.batch_size > smallest["train"]:
         raise UserError(
             f"--batch-size {config.batch_size}: at most the number of training photos, "
-            f"{setup.counts['train']}"
+            f"{smallest['train']}"
         )
     if config.batch_size % ranks.count() or config.batch_size < 2 * ranks.count():
         raise UserError(
             f"--batch-size {config.batch_size}: the {ranks.count()} ranks share it, so it has to "
             f"be a multiple of {ranks.count()} and two photos or more for each"
         )
-    if min(setup.counts.values()) < ranks.count():
+    if min(smallest.values()) < ranks.count():
         raise UserError(f"there are more ranks, {ranks.count()}, than photos to validate or test")
-    return setup
+    return setups
+
+
+def folds_of(config: Config) -> list[Fold | None]:
+    """The folds that were asked for; [None] stands for the one split without folds."""
+    if config.folds is None:
+        return [None]
+    numbers = range(config.folds) if config.fold is None else config.fold
+    return [(number, config.folds) for number in numbers]
+
+
+def fold_name(config: Config) -> str:
+    """What tells a fold's files apart; nothing without folds."""
+    return f"-fold{config.fold[0]}of{config.folds}" if config.fold else ""
 
 
 def check_folder(flag: str, folder: Path) -> None:
@@ -249,12 +262,13 @@ def photos_name(path: Path) -> str:
     return safe if safe != "sample" else "sample_folder"
 
 
-def describe(setup: Setup) -> None:
+def describe(setups: Sequence[Setup]) -> None:
     """Print which photos are used, what was found wrong with them, and the hardware."""
-    counts = setup.counts
+    setup, counts = setups[0], setups[0].counts
     total = sum(counts.values())
+    fold = f"{len(setups)} of {setup.config.folds} folds, the first: " if setup.config.fold else ""
     print(
-        f"photos   {setup.photos_name}: {total:,} in {len(setup.classes)} classes, "
+        f"photos   {setup.photos_name}: {total:,} in {len(setup.classes)} classes, {fold}"
         + ", ".join(f"{part} {count:,}" for part, count in counts.items())
         + f"; split {setup.split.hash}"
     )

@@ -53,9 +53,7 @@ def read_result_file(path: Path) -> Result:
 
 def table(corner: str, columns: Columns, rows: Rows) -> str:
     """A Markdown table with one column for each of `columns` and one row for each of `rows`."""
-    head = [
-        f"{name}, {len(runs)} seeds" if len(runs) > 1 else name for name, runs in columns.items()
-    ]
+    head = [", ".join(filter(None, (name, counted(runs)))) for name, runs in columns.items()]
     lines = [
         [title, *(mean_and_spread([read(run) for run in runs], spec) for runs in columns.values())]
         for title, (read, spec) in rows.items()
@@ -63,8 +61,27 @@ def table(corner: str, columns: Columns, rows: Rows) -> str:
     return aligned([corner, *head], lines)
 
 
+def counted(runs: Sequence[Result]) -> str:
+    """Over how many folds and seeds these runs are; nothing for a single run of one split."""
+    folds = {run["photos"]["fold"] for run in runs if run.get("photos", {}).get("folds")}
+    seeds = len(runs) // max(1, len(folds))
+    texts = [f"{len(folds)} fold{'s' * (len(folds) > 1)}"] if folds else []
+    return ", ".join([*texts, f"{seeds} seeds"] if seeds > 1 else texts)
+
+
+def division(result: Result) -> tuple[str, ...]:
+    """What results have to share to stand in one table: photos, resolution, and the split or, of
+    cross-validation, the division into folds."""
+    photos = result["photos"]
+    split = str(photos["split"])
+    if photos.get("folds"):
+        seed = result["recipe"]["split_seed"]
+        split = f"{photos['folds']} folds, {seed}, {photos['digest']}"
+    return str(photos["name"]), str(photos["image_size"]), split
+
+
 def mean_and_spread(values: Sequence[float | None], spec: str) -> str:
-    """`mean ± std` over several seeds (sample standard deviation), or the value of a single one.
+    """`mean ± std` over several runs (sample standard deviation), or the value of a single one.
 
     A count that cannot differ between seeds, such as that of the parameters, stands alone too.
     Where a value is not known, there is a dash.
