@@ -3,6 +3,7 @@
 import re
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,8 @@ from utils.runs import Run, write_json
 
 def run(output: Path, name: str, model: str, epochs: int = 10, method: str = "") -> Run:
     lesson = {"method": method} if method else None
-    return Run(name, model, 0, Config(output=output, epochs=epochs), lesson)
+    anything: Any = None
+    return Run(name, model, 0, anything, Config(output=output, epochs=epochs), lesson)
 
 
 def took(seconds: float, epochs: int = 10) -> dict[str, float]:

@@ -335,24 +335,6 @@ def test_a_device_with_a_number_is_the_same_device():
     assert torch.equal(labels, same_labels)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("where", ["auto", "device", "host"])
-def test_batches_on_a_gpu_are_those_on_the_cpu(where):
-    pixels, gpu = noise(PHOTOS, 12), torch.device("cuda")
-    results = []
-    for device in (CPU, gpu):
-        batches = TrainBatches(
-            place(pixels, device, where), np.arange(PHOTOS), LABELS, classes=CLASSES,
-            size_in=lambda _: 6, batch_size=5, seed=0, crop_scale=0.35, mixup=0.3,
-            normalise=Normalise(*AS_THEY_ARE, device), device=device,
-        )  # fmt: skip
-        pairs = list(batches.epoch(1))
-        assert all(tensor.device.type == device.type for pair in pairs for tensor in pair)
-        results.append([torch.cat(column).cpu() for column in zip(*pairs, strict=True)])
-    torch.testing.assert_close(results[0][0], results[1][0], atol=0.3, rtol=0)
-    torch.testing.assert_close(results[0][1], results[1][1])
-
-
 @given(st.integers(1, 200), st.integers(8, 512), st.floats(0.01, 1))
 def test_images_grow_from_their_first_size_to_all_of_it_for_the_last_fifth(epochs, side, first):
     sides = [growing_side(n, epochs=epochs, side=side, first=first) for n in range(1, epochs + 1)]

@@ -32,7 +32,7 @@ from docs.evidence import (
     taught_by,
     written,
 )
-from utils.metrics import paired_interval_over_splits
+from utils.metrics import mean_interval
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/result.json"))
@@ -189,7 +189,7 @@ def test_splits_stand_below_each_other_with_their_gains_and_means():
         assert list(numbers) == pytest.approx(expected, abs=0.006)
 
 
-def test_the_gain_over_splits_is_a_mean_with_the_interval_of_splits_and_photos():
+def test_the_gain_over_splits_is_a_mean_with_the_interval_over_them():
     columns = {"alone": "resnet18", "taught": "resnet18-from-resnet18.patient-kd-a0.7-T2"}
     without, taught = (on_splits(name, SPLITS) for name in columns.values())
     rows = cells(over_splits(columns, SPLITS))
@@ -199,8 +199,8 @@ def test_the_gain_over_splits_is_a_mean_with_the_interval_of_splits_and_photos()
         ("test", on_test, rows[-1]),
     ):
         first, second = ([hits(run[part]) for run in runs] for runs in (taught, without))
-        gain = np.mean([a.mean() - b.mean() for a, b in zip(first, second, strict=True)])
-        expected = 100 * np.array([gain, *paired_interval_over_splits(first, second)])
+        gain = mean_interval([a - b for a, b in zip(first, second, strict=True)])
+        expected = 100 * np.array(gain)
         for cell in (in_lessons, row[-1]):
             found = [float(number) for number in re.findall(r"[-+][\d.]+", cell)]
             assert found == pytest.approx(list(expected), abs=0.006)

@@ -15,10 +15,10 @@ from utils.metrics import (
     calibration_error,
     confusion_matrix,
     macro_f1,
+    mean_interval,
     measure,
-    paired_interval,
-    paired_interval_over_splits,
     recalls,
+    student_t,
 )
 
 
@@ -189,112 +189,87 @@ def test_agreement_is_the_share_of_equal_answers_and_the_mean_divergence():
     assert agreement(teacher, teacher) == {"top1": 1.0, "kl": 0.0}
 
 
-def recognised(seeds: int, photos: int, share: float, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).random((seeds, photos)) < share
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (9, 2.262), (30, 2.042), (1e9, 1.962)],
+)
+def test_students_t_is_that_of_the_tables(freedom, quantile):
+    assert student_t(freedom) == pytest.approx(quantile, abs=0.001)
 
 
-def test_the_interval_of_one_seed_is_that_of_a_mean_over_photos():
-    first, second = recognised(1, 400, 0.8, 1), recognised(1, 400, 0.7, 2)
-    difference = first[0].astype(float) - second[0]
-    half = 1.96 * difference.std() / math.sqrt(400)
-    low, high = paired_interval(first, second)
-    assert low == pytest.approx(difference.mean() - half, abs=0.005)
-    assert high == pytest.approx(difference.mean() + half, abs=0.005)
+def differences(seeds: int, photos: int, seed: int) -> np.ndarray:
+    """Of two runs a seed: 1 where the first alone is right, -1 where the second alone is, or 0."""
+    return np.random.default_rng(seed).choice([-1.0, 0, 1], (seeds, photos), p=[0.1, 0.7, 0.2])
 
 
-def test_the_interval_is_paired_photo_by_photo_and_seed_by_seed():
-    first = recognised(3, 200, 0.5, 1)
-    assert paired_interval(first, first) == (0, 0)  # no spread where all is the same
-    low, high = paired_interval(first, recognised(3, 200, 0.5, 2))
-    assert low < -0.02
-    assert high > 0.02
-    second = recognised(3, 200, 0.6, 3)
-    there, back = paired_interval(first, second), paired_interval(second, first)
-    assert there == pytest.approx((-back[1], -back[0]), abs=0.004)
+def test_the_interval_of_one_run_is_that_of_a_mean_over_photos():
+    values = differences(1, 400, 1)
+    half = 1.966 * values.std(ddof=1) / math.sqrt(400)
+    expected = values.mean(), values.mean() - half, values.mean() + half
+    assert mean_interval([values]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_interval_holds_what_other_seeds_would_change():
-    """Each seed gains on all photos or loses on all: photos alone would show no doubt at all."""
-    first = np.array([[True] * 50, [True] * 50, [False] * 50])
-    second = np.array([[False] * 50, [False] * 50, [True] * 50])
-    assert paired_interval(first, second) == pytest.approx((-1, 1))
-    # Three seeds drawn out of three: the mean is that of a multinomial draw.
-    sure = np.array([[True] * 50, [False] * 50, [False] * 50])
-    low, high = paired_interval(sure, np.zeros((3, 50), bool))
-    assert low == 0
-    assert high == pytest.approx(1)
+def test_over_folds_it_is_students_t_of_their_means():
+    values = [differences(1, 40, k) for k in range(5)]
+    means = [fold.mean() for fold in values]
+    half = 2.776 * np.std(means, ddof=1) / math.sqrt(5)
+    expected = np.mean(means), np.mean(means) - half, np.mean(means) + half
+    assert mean_interval(values) == pytest.approx(expected, abs=1e-4)
+    # Folds of other sizes: the mean is over all photos, and seeds of a fold are averaged.
+    unequal = [differences(2, size, size) for size in (30, 40, 50)]
+    mean, low, high = mean_interval(unequal)
+    assert mean == pytest.approx(np.concatenate(unequal, 1).mean())
+    assert mean - low == pytest.approx(high - mean)
 
 
-def test_the_interval_agrees_with_a_bootstrap_written_out():
-    first, second = recognised(3, 40, 0.8, 5), recognised(3, 40, 0.65, 6)
-    difference = first.astype(float) - second
-    draw = np.random.default_rng(9)
-    means = sorted(
-        difference[np.ix_(draw.integers(0, 3, 3), draw.integers(0, 40, 40))].mean()
-        for _ in range(4000)
-    )
-    low, high = paired_interval(first, second)
-    assert low == pytest.approx(means[100], abs=0.012)
-    assert high == pytest.approx(means[3899], abs=0.012)
-    assert paired_interval(first, second) == (low, high)  # the same draws each time
+def test_over_seeds_and_photos_it_agrees_with_an_analysis_of_variance_written_out():
+    values = differences(3, 40, 5) + np.array([[0.0], [0.3], [0.1]])
+    mean = values.mean()
+    of_seed = [row.mean() for row in values]
+    of_photo = [column.mean() for column in values.T]
+    seeds = 40 * sum((one - mean) ** 2 for one in of_seed) / 2
+    photos = 3 * sum((one - mean) ** 2 for one in of_photo) / 39
+    rest = sum(
+        (values[s, i] - of_seed[s] - of_photo[i] + mean) ** 2 for s in range(3) for i in range(40)
+    ) / (2 * 39)
+    both = seeds + max(photos - rest, 0)
+    half = student_t(2 * both**2 / seeds**2) * math.sqrt(both / 120)
+    assert mean_interval([values]) == pytest.approx((mean, mean - half, mean + half))
 
 
-@pytest.mark.parametrize(("seeds", "seed_spread"), [(1, 0.0), (3, 0.01), (5, 0.0), (5, 0.01)])
-def test_the_interval_holds_the_true_gain_in_95_of_100_experiments(seeds, seed_spread):
-    """Photos differ in how likely either run is to recognise them, seeds in how good they are."""
-    draw, photos, gain, held = np.random.default_rng(0), 371, 0.02, 0
-    for _ in range(200):
-        chance = draw.beta(2, 0.7, photos) * 0.96 + 0.02
+def test_seeds_that_differ_in_nothing_or_in_everything():
+    photos = differences(1, 2000, 3)
+    alone = mean_interval([photos])
+    assert mean_interval([photos.repeat(3, 0)]) == pytest.approx(alone, abs=1e-4)
+    # Each seed gains on all photos or loses on all: the interval is that of three numbers.
+    sure = np.array([[1.0], [1.0], [-1.0]]).repeat(50, 1)
+    half = 4.303 * np.std([1, 1, -1], ddof=1) / math.sqrt(3)
+    assert mean_interval([sure]) == pytest.approx((1 / 3, 1 / 3 - half, 1 / 3 + half), abs=1e-3)
+    assert mean_interval([np.zeros((3, 50))]) == (0, 0, 0)
+    assert mean_interval([np.zeros((1, 50))] * 3) == (0, 0, 0)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+def test_the_interval_the_other_way_round_is_the_same_with_the_other_sign(splits, seeds, seed):
+    values = [differences(seeds, 20, seed + k) for k in range(splits)]
+    mean, low, high = mean_interval(values)
+    assert low <= mean <= high
+    assert mean_interval([-one for one in values]) == pytest.approx((-mean, -high, -low))
+
+
+@pytest.mark.parametrize("scatter", [0, 1, 2, 4])
+@pytest.mark.parametrize(("splits", "seeds"), [(10, 1), (10, 3), (3, 1), (1, 3), (1, 5)])
+def test_the_interval_holds_the_true_gain_in_95_of_100_experiments(splits, seeds, scatter):
+    """Photos differ in how likely either run is to recognise them, and runs in how good they are,
+    by `scatter` points."""
+    draw, photos, gain, held = np.random.default_rng(splits), 371, 0.02, 0
+    for _ in range(300):
+        chance = draw.beta(2, 0.7, (splits, 1, photos)) * 0.9 + 0.05
         first, second = (
-            draw.random((seeds, photos)) < chance + extra + draw.normal(0, seed_spread, (seeds, 1))
+            draw.random((splits, seeds, photos))
+            < chance + extra + draw.normal(0, scatter / 100, (splits, seeds, 1))
             for extra in (gain / 2, -gain / 2)
         )
-        low, high = paired_interval(first, second, draws=1000)
+        _, low, high = mean_interval(list(first.astype(float) - second))
         held += low <= gain <= high
-    assert held >= 0.92 * 200
-
-
-def test_the_interval_over_one_split_is_that_of_its_seeds_and_photos():
-    first, second = recognised(3, 400, 0.8, 1), recognised(3, 400, 0.7, 2)
-    found = paired_interval_over_splits([first], [second])
-    assert found == pytest.approx(paired_interval(first, second), abs=0.004)
-
-
-def test_the_interval_over_splits_agrees_with_a_bootstrap_written_out():
-    """Splits have other photos, not as many, and not as many seeds."""
-    shapes = ((1, 40), (3, 30), (2, 50))
-    first = [recognised(*shape, 0.8 - 0.05 * k, k) for k, shape in enumerate(shapes)]
-    second = [recognised(*shape, 0.6, 9 + k) for k, shape in enumerate(shapes)]
-    differences = [a.astype(float) - b for a, b in zip(first, second, strict=True)]
-    draw, means = np.random.default_rng(9), []
-    for _ in range(4000):
-        drawn = [differences[k] for k in draw.integers(0, 3, 3)]
-        places = [[draw.integers(0, n, n) for n in difference.shape] for difference in drawn]
-        means.append(np.mean([d[np.ix_(*p)].mean() for d, p in zip(drawn, places, strict=True)]))
-    means.sort()
-    low, high = paired_interval_over_splits(first, second)
-    assert low == pytest.approx(means[100], abs=0.012)
-    assert high == pytest.approx(means[3899], abs=0.012)
-    assert paired_interval_over_splits(first, second) == (low, high)  # the same draws each time
-
-
-def test_the_interval_over_splits_holds_what_other_splits_would_change():
-    """Each split gains on all photos or loses on all: photos alone would show no doubt at all."""
-    sure, none = np.ones((1, 50), bool), np.zeros((1, 50), bool)
-    found = paired_interval_over_splits([sure, sure, none], [none, none, sure])
-    assert found == pytest.approx((-1, 1))
-
-
-@pytest.mark.parametrize("split_spread", [0.0, 0.01])
-def test_the_interval_over_splits_holds_the_true_gain_in_95_of_100_experiments(split_spread):
-    """Every split has photos of its own, and runs whose gain is its own."""
-    draw, photos, gain, held = np.random.default_rng(0), 371, 0.02, 0
-    for _ in range(200):
-        chance = draw.beta(2, 0.7, (7, 1, photos)) * 0.96 + 0.02
-        first, second = (
-            draw.random((7, 1, photos)) < chance + extra + draw.normal(0, split_spread, (7, 1, 1))
-            for extra in (gain / 2, -gain / 2)
-        )
-        low, high = paired_interval_over_splits(list(first), list(second), draws=1000)
-        held += low <= gain <= high
-    assert held >= 0.92 * 200
+    assert 0.92 * 300 <= held <= 0.99 * 300

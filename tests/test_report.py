@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from config import Config, UserError, recipe
-from utils.comparison import comparison, over_splits
+from utils.comparison import comparison, whole_recipe
+from utils.metrics import mean_interval
 from utils.report import read_results, render, section, write_report
 from utils.tables import mean_and_spread
 
@@ -195,7 +197,8 @@ def taught_on_a_split(split: str, seed: int, wrong: list[int], **changes: Any) -
 
 def measured(made: dict[str, Any]) -> dict[str, Any]:
     """With what a comparison of teacher and student shows besides, the teacher's numbers too."""
-    made["test"] |= {"calibration_error": 0.1, "loss": 0.5}
+    recall = {"dew": 0.5, "rime": 0.5}
+    made["test"] |= {"calibration_error": 0.1, "loss": 0.5, "macro_f1": 0.5, "recall": recall}
     teacher = {
         "run": f"teacher-{made['seed']}", "digest": "0", "other_split": False, "parameters": 1,
         "inference_images_per_second": 1.0, "epochs": 1, "val": made["val"], "test": made["test"],
@@ -232,7 +235,7 @@ def test_a_baseline_of_an_earlier_version_is_one_and_lacks_settings_that_came_la
     assert "+10.00 [" not in comparison([alone, taught])
 
 
-def test_the_first_table_is_of_the_lesson_with_most_seeds_and_of_no_other_seed():
+def test_the_first_table_is_of_the_lesson_with_most_runs_and_of_no_other_seed():
     """One lucky seed of another temperature is no better than two seeds of this."""
 
     def lesson(seed: int, temperature: float, wrong: list[int]) -> dict[str, Any]:
@@ -244,54 +247,79 @@ def test_the_first_table_is_of_the_lesson_with_most_seeds_and_of_no_other_seed()
     baselines = [measured(on_a_split("1", seed, [0, 1, 2])) for seed in (0, 1, 2)]
     text = comparison([lesson(2, 4.0, []), *steady, *baselines])
     assert tables(text)[0][0] == ["", "Teacher, 2 seeds", "Student, 2 seeds", "KD Student, 2 seeds"]
-    assert "The KD student is kd, α 0.7, T 2: of 2, the one with most seeds." in text
+    assert "The KD student is kd, α 0.7, T 2: of 2, the one with most runs." in text
     better = [lesson(seed, 4.0, []) for seed in (0, 1)]
     text = comparison([*better, *steady, *baselines])
     assert "The KD student is kd, α 0.7, T 4: of 2, the best on validation." in text
 
 
-def test_lessons_of_several_splits_are_compared_over_these():
-    """Split 1 has two seeds, and counts as much as split 2 with one."""
-    alone = [on_a_split("1", 0, [0, 1, 2]), on_a_split("1", 1, [0, 1, 2]), on_a_split("2", 0, [5])]
-    taught = [
-        taught_on_a_split("1", 0, [0, 1]), taught_on_a_split("1", 1, []),
-        taught_on_a_split("2", 0, [5]),
-    ]  # fmt: skip
-    once = taught_on_a_split("2", 0, [5], tag="once")
-    without_baseline = taught_on_a_split("3", 0, [])
-    text = over_splits([*alone, *taught, once, without_baseline])
-    ((_, (lesson, photos, splits, runs, *validation)),) = tables(text)
-    on_test, validation = validation[3:], validation[:3]
-    assert on_test == validation  # which has the same photos here
-    *accuracies, gain = on_test
-    assert (lesson, photos) == ("resnet50 teaches resnet18, kd, α 0.7, T 2", "weather at 64 px")
-    assert (splits, runs) == ("2", "3")
-    means = [float(cell.split(" ")[0]) for cell in accuracies]
-    assert means == [80, 90]  # of 70 and 90, and of 90 and 90
-    mean, low, high = (float(number) for number in re.findall(r"[-+][\d.]+", gain))
-    assert mean == 10
-    assert low == 0  # split 2 twice: nothing was gained there
-    assert 20 <= high <= 40
+def on_a_fold(fold: int, wrong: list[int], **changes: Any) -> dict[str, Any]:
+    split_seed = changes.pop("recipe_split_seed", 0)
+    made = on_a_split(str(fold), 0, wrong, photos_folds=3, photos_fold=fold, **changes)
+    made["recipe"]["split_seed"] = split_seed
+    made["photos"]["digest"] = changes.get("photos_digest", "aaaa")
+    return measured(made | {"run": f"weather-64px-resnet18-fold{fold}of3-seed0"})
+
+
+def taught_on_a_fold(fold: int, wrong: list[int]) -> dict[str, Any]:
+    alone = on_a_fold(fold, wrong)
+    lesson = taught_on_a_split("1", 0, [])["lesson"] | {"baseline": alone["run"]}
+    return measured(alone | {"run": f"{alone['run']}-taught", "lesson": lesson})
+
+
+def test_folds_share_a_section_and_their_photos_are_pooled():
+    alone = [on_a_fold(fold, wrong) for fold, wrong in enumerate(([0, 1, 2], [4], [5, 6]))]
+    text = render(alone)
+    assert re.findall("^## .*", text, re.M) == ["## weather at 64 px, 3 folds"]
+    assert "Runs of 3 of 3 folds are here." in text
+    first, pooled, *_ = tables(text)
+    assert first[0] == ["", "resnet18, 3 folds"]
+    right = [np.isin(np.arange(10), run["test"]["wrong"], invert=True)[None] for run in alone]
+    mean, low, high = mean_interval(right)
+    assert mean == pytest.approx(0.8)
+    expected = ["resnet18", "30", "3 folds", "80.00%", f"{low:.2%} to {min(high, 1):.2%}"]
+    assert pooled[1:] == [expected]
+    # Two seeds of a fold are no more photos, and a fold that is not there is missed.
+    again = on_a_fold(0, [0]) | {"seed": 1}
+    assert tables(render([alone[0], again]))[1][1][:3] == ["resnet18", "10", "1 fold, 2 seeds"]
+    assert "Runs of 1 of 3 folds are here." in render([alone[0], again])
+
+
+def test_gains_over_folds_are_paired_and_pooled():
+    alone = [on_a_fold(fold, wrong) for fold, wrong in enumerate(([0, 1, 2], [4], [5, 6]))]
+    taught = [taught_on_a_fold(fold, wrong) for fold, wrong in enumerate(([0, 1], [], [5, 6]))]
+    text = comparison([*alone, *taught])
+    _, (_, *rows) = tables(text)
+    assert [row[:2] for row in rows] == [["no teacher", "3"], ["kd, α 0.7, T 2", "3"]]
+    mean, low, high = (float(number) for number in re.findall(r"[-+][\d.]+", rows[1][4]))
+    assert mean == pytest.approx(100 * 2 / 30, abs=0.006)
+    half = 4.303 * 100 * np.std([0.1, 0.1, 0], ddof=1) / math.sqrt(3)
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.02)
 
 
 @pytest.mark.parametrize(
-    "other",
-    [
-        {"photos_name": "fog"}, {"photos_image_size": 96}, {"photos_classes": ["dew", "snow"]},
-        {"photos_counts": {"train": 1, "val": 1, "test": 10}}, {"recipe_epochs": 30},
-        {"tag": "longer"}, {"model": "resnet50"},
-    ],
-    ids=lambda other: "".join(other),
-)  # fmt: skip
-def test_splits_of_other_photos_or_recipes_are_not_averaged(other):
-    alone = [on_a_split("1", 0, [0, 1]), on_a_split("2", 0, [0, 1])]
-    first, second = taught_on_a_split("1", 0, [0]), taught_on_a_split("2", 0, [0])
-    assert tables(over_splits([*alone, first, second]))[0][1][2:4] == ["2", "2"]
-    changed = second | {
-        key: value for key, value in taught_on_a_split("2", 0, [0], **other).items() if key != "run"
-    }
-    assert over_splits([*alone, first, changed]) == ""
-    assert over_splits([*alone, first]) == over_splits(alone) == ""
+    "other", [{"photos_digest": "bbbb"}, {"recipe_split_seed": 1}, {"photos_name": "fog"}], ids=str
+)
+def test_folds_of_other_divisions_are_not_pooled(other):
+    text = render([on_a_fold(0, [0]), on_a_fold(1, [1]), on_a_fold(2, [2], **other)])
+    heads = [table[1][:3] for table in tables(text) if table[0][1] == "Test photos"]
+    assert sorted(head[1:] for head in heads) == [["10", "1 fold"], ["20", "2 folds"]]
+    plain = result(photos_split="0")
+    assert len(re.findall("^## ", render([on_a_fold(0, [0]), plain]), re.M)) == 2
+
+
+def test_crops_of_an_earlier_version_make_another_recipe():
+    """Crops were cut short at the edges; their results say nothing of crops."""
+    now, earlier = result(seed=1), result()
+    del earlier["recipe"]["crops"]
+    assert whole_recipe(earlier)["crops"] != whole_recipe(now)["crops"]
+    text = section([now, earlier])
+    assert tables(text)[0][0] == ["", "resnet18", "resnet18 #2"]
+    assert "- crops: cut short (resnet18), RandomResizedCrop (resnet18 #2)" in text
+    student, alone = measured(taught_on_a_split("1", 0, [0])), measured(on_a_split("1", 0, [0, 1]))
+    assert "+10.00 [" in comparison([alone, student])
+    del alone["recipe"]["crops"]
+    assert "+10.00 [" not in comparison([alone, student])
 
 
 def test_the_sample_is_never_taken_for_photos():

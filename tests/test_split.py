@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
 from config import UserError
+from data.batches import cached_side
+from data.cache import decode_photos
 from data.duplicates import group_duplicates, signature
 from data.photos import Photos, find_photos, open_rgb
 from data.split import (
@@ -251,6 +253,34 @@ def test_the_split_is_drawn_by_the_seed_and_the_same_everywhere():
     assert not np.array_equal(first, make_split(labels, groups, "ab", 1))
 
 
+@given(grouped_classes(least=10), st.integers(3, 10), st.integers(0, 2**32))
+def test_over_all_folds_each_photo_is_a_test_photo_once(classes_in_groups, folds, seed):
+    labels, groups, classes = classes_in_groups
+    parts = np.stack(
+        [make_split(labels, groups, classes, seed, (fold, folds)) for fold in range(folds)]
+    )
+    assert ((parts == 2).sum(0) == 1).all()
+    assert ((parts == 1).sum(0) == max(1, round(folds / 5))).all()
+    for part in parts:
+        assert all(len(set(part[groups == group])) == 1 for group in np.unique(groups))
+        assert counts_of(labels, part, len(classes)).min() >= 1
+        for label in range(len(classes)):
+            largest = np.bincount(groups[labels == label]).max()
+            wanted = (labels == label).sum() / folds
+            assert abs((labels[part == 2] == label).sum() - wanted) <= largest
+
+
+def test_ten_folds_are_70_20_10_and_the_next_two_are_validated_on():
+    labels, groups = np.repeat([0, 1], [300, 100]), np.arange(400)
+    parts = [make_split(labels, groups, "ab", 0, (fold, 10)) for fold in range(10)]
+    for fold, part in enumerate(parts):
+        assert counts_of(labels, part, 2).tolist() == [[210, 70], [60, 20], [30, 10]]
+        following = (parts[(fold + 1) % 10] == 2) | (parts[(fold + 2) % 10] == 2)
+        assert np.array_equal(part == 1, following)
+    with pytest.raises(UserError, match=r"'hail' .* 9 different ones .* 10 are needed, or fewer"):
+        make_split(np.repeat([0, 1], [9, 40]), np.arange(49), ("hail", "rain"), 0, (0, 10))
+
+
 def test_the_manifest_is_these_bytes(tmp_path):
     names = ("dew/1.jpg", 'dew/a "b", c.jpg', "rain/\udcff\n.png")
     split = Split(names, ("dew", "dew", "rain"), np.array([0, 2, 1], np.int8))
@@ -401,7 +431,8 @@ def test_real_photos_keep_duplicates_together_by_another_detector(tmp_path):
     thumbnails = np.stack(
         [np.asarray(image.convert("L").resize((32, 32)), dtype=np.float32) for image in images]
     )
-    split = split_photos(photos, np.stack(list(map(signature, images))), tmp_path / "split.csv", 0)
+    signatures = np.stack(list(map(signature, images)))
+    split = split_photos(photos, signatures, tmp_path / "split.csv", 0)
 
     hashes = perceptual_hashes(thumbnails)
     rows = thumbnails.reshape(len(thumbnails), -1)
@@ -410,8 +441,21 @@ def test_real_photos_keep_duplicates_together_by_another_detector(tmp_path):
     near = (hashes @ hashes.T >= 64 - 2 * 4) | (rows @ rows.T > 0.9965)
     one, other = np.nonzero(np.triu(near, 1))
     assert len(one) > 100
-    assert split.part[one].tolist() == split.part[other].tolist()
 
     sizes = np.bincount(photos.labels)
-    off = counts_of(photos.labels, split.part, len(sizes)) - np.outer([0.7, 0.2, 0.1], sizes)
-    assert np.abs(off).max() <= 2
+    groups = group_duplicates(signatures)
+    for part in (
+        split.part,
+        *(make_split(photos.labels, groups, photos.classes, 0, (fold, 10)) for fold in range(10)),
+    ):
+        assert part[one].tolist() == part[other].tolist()
+        off = counts_of(photos.labels, part, len(sizes)) - np.outer([0.7, 0.2, 0.1], sizes)
+        assert np.abs(off).max() <= 3
+
+
+@pytest.mark.skipif(not WEATHER.is_dir(), reason="needs the weather photos")
+def test_the_split_of_the_weather_photos_is_that_of_all_runs_so_far(tmp_path):
+    photos = find_photos(WEATHER, tmp_path)
+    decoded = decode_photos(photos, cached_side(64), tmp_path, workers=2, strict=True)
+    split = split_photos(decoded.photos, decoded.signatures, tmp_path / "split.csv", 0)
+    assert split.hash == "6c579cc059eecde2"

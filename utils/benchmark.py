@@ -5,31 +5,24 @@
     python -m utils.benchmark --distil --experiment experiment_2  [any flag of
                                                                    knowledge_distillation.py]
 
-For each model, and each teacher with its student, rounds of three loops alternate:
+For each model, and each teacher with its student, rounds of three loops alternate for about a
+minute:
 (a) the real training loop, augmentation, loss and metrics included;
 (b) the bare step on one fixed batch, as fast as (a) could be: forward (and the teacher's),
-    cross-entropy, backward, optimizer;
-(c) what one writes first, in a process of its own: ImageFolder, Pillow in DataLoader workers,
-    float32, the same objective.
-Prints images per second of each as medians over the rounds and medians of the rounds' ratios; then
-how long a command takes to its first step, without and with decoded photos, and how fast photos
-are decoded by one thread.
+    cross-entropy, backward, optimizer, in the same process and precision;
+(c) what one writes first, in a process of its own: Pillow in DataLoader workers, float32, the same
+    objective.
+Prints images per second of each as medians over the rounds, and medians of the rounds' ratios.
 """
 
-import ctypes
-import gc
 import os
-import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,12 +32,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
-from config import EXPERIMENTS, METHODS, MODELS, ROOT, Config, pair, parse
-from data.cache import read_square
+from config import EXPERIMENTS, METHODS, MODELS, Config, pair, parse
 from models.factory import MEAN, STD, create_model, to_device
 from utils.distillation import Distillation, Lesson
 from utils.engine import (
@@ -57,16 +48,14 @@ from utils.engine import (
     train_epoch,
 )
 from utils.graphs import WARM_UP, GraphedStep
+from utils.runs import forget_peak_memory, peak_memory
 from utils.script import run_script
 from utils.setup import Setup, describe, prepare
 
 ROUNDS = 5
-# A round's; what an epoch costs once is to weigh as little as it does in a real one.
-STEPS = {"cpu": 16, "cuda": 80}
-STARTS = 3  # with decoded photos
-DECODED = 200
+SECONDS = 3.0  # of one loop in one round; no longer than an epoch
 
-ROW = "| {:38} | {:>14} | {:>14} | {:>5} | {:>15} | {:>6} | {:>11} |"
+ROW = "| {:38} | {:>13} | {:>13} | {:>5} | {:>14} | {:>5} | {:>11} |"
 HEAD = (
     "images per second",
     "(a) real loop",
@@ -80,31 +69,16 @@ HEAD = (
 
 def main(arguments: Sequence[str]) -> None:
     """Measure what the settings name on the photos of the settings."""
-    flags = {"--distil", "--first-step"} & set(arguments)
-    words = [word for word in arguments if word not in flags]
-    config = parse(words, __doc__, distils="--distil" in flags)
-    setup = prepare(config)
-    if "--first-step" in flags:
-        model, objective, _ = contenders(setup, config, "--distil" in flags)[0][1]()
-        training = Training(model, objective, make_optimizer(model, objective.own, config))
-        train_epoch(
-            training,
-            setup.train_batches(config, 0, steps=1),
-            config,
-            setup.hardware,
-            seed=0,
-            epoch=1,
-        )
-        return
-    describe(setup)
+    distils = "--distil" in arguments
+    words = [word for word in arguments if word != "--distil"]
+    config = parse(words, __doc__, distils=distils)
+    setup = prepare(config)[0]
+    describe([setup])
     print(ROW.format(*HEAD))
     print("|---|---:|---:|---:|---:|---:|---:|")
-    distils = "--distil" in flags
     for number, (name, make) in enumerate(contenders(setup, config, distils)):
-        with plain_loop(words, distils, number, steps_of(setup)) as plain_speed:
-            print(compare(setup, f"{name}, {setup.image_size} px", make, plain_speed))
-    print(f"\nto the first step: {first_step(arguments)}")
-    print(f"decoding, one thread: {decoding(setup)}")
+        with plain_loop(words, distils, number) as plain_speed:
+            print(compare(setup, f"{name}, {setup.image_size} px", make, plain_speed), flush=True)
 
 
 Made = tuple[nn.Module, Objective, nn.Module | None]
@@ -125,7 +99,7 @@ def contenders(
         made += [
             (
                 f"{teacher} teaches {student}, {method}",
-                partial(new_pupil, setup, teacher, student, method),
+                partial(new_student, setup, teacher, student, method),
             )
             for method in config.method
         ]
@@ -141,7 +115,7 @@ def new_model(setup: Setup, name: str) -> nn.Module:
     return to_device(model, setup.hardware.device)
 
 
-def new_pupil(setup: Setup, teacher: str, student: str, method: str) -> Made:
+def new_student(setup: Setup, teacher: str, student: str, method: str) -> Made:
     config = setup.config
     objective = Distillation(
         Lesson(method, config.alpha[0], config.temperature[0], METHODS[method]),
@@ -155,35 +129,25 @@ def new_pupil(setup: Setup, teacher: str, student: str, method: str) -> Made:
     return new_model(setup, student), objective, objective.teacher_model
 
 
-def steps_of(setup: Setup) -> int:
-    """Of a round."""
-    return STEPS[setup.hardware.device.type]
-
-
 def compare(
     setup: Setup, name: str, make: Callable[[], Made], plain_speed: Callable[[], float]
 ) -> str:
     """One row of the table."""
     config, hardware = setup.config, setup.hardware
-    steps = steps_of(setup)
+    forget_peak_memory(hardware.device)
     model, objective, teacher = make()
     training = Training(model, objective, make_optimizer(model, objective.own, config))
-    batches = setup.train_batches(config, seed=0, steps=steps)
-    fixed = next(iter(batches.epoch(1)))
+    fixed = next(iter(setup.train_batches(config, seed=0).epoch(1)))
+    bare_speed = bare_loop(training, fixed, hardware, teacher)
+    batches = setup.train_batches(config, 0, steps=steps_of_a_round(setup, bare_speed))
 
-    def real() -> float:
+    def real_speed() -> float:
         row = train_epoch(training, batches, config, hardware, seed=0, epoch=1)
         return row["images_per_second"]
 
-    gc.collect()
-    forget_peak(hardware.device)
-    real()
-    peak = peak_memory(hardware.device)
-    bare_speed(training, fixed, hardware, teacher, steps)
-    rounds = [
-        (real(), bare_speed(training, fixed, hardware, teacher, steps), plain_speed())
-        for _ in range(ROUNDS)
-    ]
+    real_speed()  # warms up, and records its step
+    memory = peak_memory(hardware.device)
+    rounds = [(real_speed(), bare_speed(len(batches)), plain_speed()) for _ in range(ROUNDS)]
     a, b, c = (statistics.median(speeds) for speeds in zip(*rounds, strict=True))
     of_bare = statistics.median(a / b for a, b, _ in rounds)
     of_plain = statistics.median(a / c for a, _, c in rounds)
@@ -194,15 +158,23 @@ def compare(
         f"{of_bare:.3f}",
         f"{c:.1f}",
         f"{of_plain:.2f}",
-        f"{peak:.0f} MB",
+        f"{memory / 1e9:.2f} GB" if memory else "",
     )
 
 
-def bare_speed(
-    training: Training, batch: Batch, hardware: Hardware, teacher: nn.Module | None, steps: int
-) -> float:
-    """Images per second of nothing but forward, backward and optimizer on one batch, after the
-    forward of the teacher if there is one; as a CUDA graph with --cuda-graphs."""
+def steps_of_a_round(setup: Setup, bare_speed: Callable[[int], float]) -> int:
+    """As many as take SECONDS, an epoch's at most, since what an epoch costs once is to weigh as
+    much as it does in a real one."""
+    bare_speed(WARM_UP + 1 if setup.hardware.graphs else 1)
+    steps = round(SECONDS * bare_speed(1) / setup.config.batch_size)
+    return max(1, min(steps, len(setup.train_batches(setup.config, seed=0))))
+
+
+def bare_loop(
+    training: Training, batch: Batch, hardware: Hardware, teacher: nn.Module | None
+) -> Callable[[int], float]:
+    """Of so many steps the images per second of nothing but forward, backward and optimizer on one
+    batch, after the forward of the teacher if there is one; as a CUDA graph where (a) is one."""
     images, labels = batch
 
     def step(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -217,24 +189,25 @@ def bare_speed(
         return {"loss": loss.detach()}
 
     quick = GraphedStep(step, training.optimizer) if hardware.graphs else step
-    for _ in range(WARM_UP + 1 if hardware.graphs else 0):
-        quick(images, labels)
-    started = time.perf_counter()
-    for _ in range(steps):
-        loss = quick(images, labels)["loss"]
-    loss.item()
-    return steps * len(images) / (time.perf_counter() - started)
+
+    def speed(steps: int) -> float:
+        training.model.train()
+        started = time.perf_counter()
+        for _ in range(steps):
+            loss = quick(images, labels)["loss"]
+        loss.item()
+        return steps * len(images) / (time.perf_counter() - started)
+
+    return speed
 
 
 @contextmanager
-def plain_loop(
-    words: Sequence[str], distils: bool, number: int, steps: int
-) -> Iterator[Callable[[], float]]:
+def plain_loop(words: Sequence[str], distils: bool, number: int) -> Iterator[Callable[[], float]]:
     """A plain loop of the contender of that number, waiting in another process, whose memory is
     managed as usual; each call gives the speed of one round of it."""
     context = get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=serve_rounds, args=(words, distils, number, steps, there))
+    process = context.Process(target=serve_rounds, args=(words, distils, number, there))
     process.start()
     there.close()
 
@@ -251,40 +224,46 @@ def plain_loop(
         process.join()
 
 
-def serve_rounds(
-    words: Sequence[str], distils: bool, number: int, steps: int, asked: Connection
-) -> None:
+def serve_rounds(words: Sequence[str], distils: bool, number: int, asked: Connection) -> None:
     """The other process: says that it is ready, and then the speed of a round for each word that
     comes, until no more can come."""
     config = replace(parse(words, "", distils=distils), photos_on="host")  # it opens the files
     with redirect_stdout(None):
-        setup = prepare(config)
+        setup = prepare(config)[0]
     model, objective, _ = contenders(setup, config, distils)[number][1]()
     loop = PlainLoop(setup, model, objective)
+    loop.speed(0)  # warms up
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         asked.send("ready")
         while asked.recv():
-            asked.send(loop.speed(steps))
+            asked.send(loop.speed(SECONDS))
 
 
-class Listed(ImageFolder):
-    """Of the classes that are given: without hidden folders, which would shift the labels."""
+class PhotoFiles(Dataset[tuple[Tensor, int]]):
+    """The training photos, read from their files each time."""
 
-    def __init__(self, classes: Sequence[str], *arguments: Any, **more: Any) -> None:
-        self.numbers = {name: label for label, name in enumerate(classes)}
-        super().__init__(*arguments, **more)
+    def __init__(self, setup: Setup, transform: Callable[[Image.Image], Tensor]) -> None:
+        photos, chosen = setup.decoded.photos, setup.split.indices("train")
+        self.files: list[tuple[Path, int]] = [
+            (photos.root / photos.paths[i], int(photos.labels[i])) for i in chosen
+        ]
+        self.transform = transform
 
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        return list(self.numbers), self.numbers
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        path, label = self.files[place]
+        with Image.open(path) as image:
+            return self.transform(image.convert("RGB")), label
 
 
 class PlainLoop:
     """The loop that one writes first: nothing in it is slow on purpose, and nothing made fast."""
 
     def __init__(self, setup: Setup, model: nn.Module, objective: Objective) -> None:
-        config, photos = setup.config, setup.decoded.photos
+        config = setup.config
         size = setup.train_batches(config, seed=0).size_in(1)
-        chosen = {str(photos.root / photos.paths[i]) for i in setup.split.indices("train")}
         augment = transforms.Compose(
             [
                 transforms.RandomResizedCrop(size, scale=(config.crop_scale, 1)),
@@ -295,13 +274,7 @@ class PlainLoop:
         )
         self.device = setup.hardware.device
         self.loader: DataLoader[Any] = DataLoader(
-            Listed(
-                photos.classes,
-                str(photos.root),
-                augment,
-                is_valid_file=chosen.__contains__,
-                allow_empty=True,
-            ),
+            PhotoFiles(setup, augment),
             config.batch_size,
             shuffle=True,
             num_workers=os.cpu_count() or 1,
@@ -313,18 +286,14 @@ class PlainLoop:
         parameters = [*model.parameters(), *objective.own.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=config.lr)
 
-    def speed(self, steps: int) -> float:
-        """Images per second, once the workers have started and what they made ahead is used up."""
+    def speed(self, seconds: float) -> float:
+        """Images per second over about so many seconds, one step at least and an epoch at most,
+        once the workers have started and what they made ahead is used up."""
         batches = iter(self.loader)
-        ahead = 1 + self.loader.num_workers * (self.loader.prefetch_factor or 0)
+        for _ in range(min(self.ahead(), len(self.loader) - 1)):
+            next(batches)
         self.model.train()
-        self.train(islice(batches, ahead))
-        started = time.perf_counter()
-        return self.train(islice(batches, steps)) / (time.perf_counter() - started)
-
-    def train(self, batches: Iterable[Batch]) -> int:
-        """Train on these batches; returns the number of photos in them."""
-        photos, losses = 0, 0.0
+        photos, losses, started = 0, 0.0, time.perf_counter()
         for images, labels in batches:
             images, labels = images.to(self.device), labels.to(self.device)
             loss, _, _ = self.objective(self.model, images, labels)
@@ -333,71 +302,13 @@ class PlainLoop:
             self.optimizer.step()
             losses += loss.item()
             photos += len(images)
-        return photos
+            if time.perf_counter() - started > seconds:
+                break
+        return photos / (time.perf_counter() - started)
 
-
-def forget_peak(device: torch.device) -> None:
-    """Let `peak_memory` count from here; where the system cannot, it counts from the start."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif os.path.exists("/proc/self/clear_refs"):
-        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-            trim(0)  # what the model before has left, and this process keeps
-        Path("/proc/self/clear_refs").write_text("5", "ascii")
-
-
-def peak_memory(device: torch.device) -> float:
-    """MB that the GPU's tensors, or on the CPU the whole process, needed at most."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def first_step(arguments: Sequence[str]) -> str:
-    """Seconds from the start of a command to the end of its first training step and its exit, with
-    an empty cache and, as a median, with the photos decoded."""
-    seconds = []
-    with tempfile.TemporaryDirectory() as cache:
-        for _ in range(1 + STARTS):
-            started = time.perf_counter()
-            subprocess.run(
-                [
-                    *(sys.executable, "-m", "utils.benchmark", "--first-step"),
-                    *arguments,
-                    *("--cache", cache),
-                ],
-                cwd=ROOT,
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-            seconds.append(time.perf_counter() - started)
-    cold, *warm = seconds
-    return (
-        f"{cold:.1f} s with the photos to be decoded, {statistics.median(warm):.1f} s from then on"
-    )
-
-
-def decoding(setup: Setup) -> str:
-    """Photos per second of our decoder and of Pillow's open, convert and resize; their ratio."""
-    photos, side = setup.decoded.photos, setup.decoded.pixels.shape[1]
-    every = max(1, len(photos) // DECODED)
-    paths = [photos.root / path for path in photos.paths[::every]]
-
-    def plainly(path: Path) -> None:
-        with suppress(OSError):  # ours is more patient with files that miss their end
-            Image.open(path).convert("RGB").resize((side, side))
-
-    def speed(decode: Callable[[Path], object]) -> float:
-        started = time.perf_counter()
-        for path in paths:
-            decode(path)
-        return len(paths) / (time.perf_counter() - started)
-
-    rounds = [(speed(lambda path: read_square(path, side)), speed(plainly)) for _ in range(ROUNDS)]
-    ours, plain = (statistics.median(speeds) for speeds in zip(*rounds, strict=True))
-    ratio = statistics.median(a / b for a, b in rounds)
-    return f"{ours:.0f} photos/s, Pillow's open and resize {plain:.0f}, ratio {ratio:.2f}"
+    def ahead(self) -> int:
+        """How many batches the workers make while none is asked for."""
+        return 1 + self.loader.num_workers * (self.loader.prefetch_factor or 0)
 
 
 if __name__ == "__main__":

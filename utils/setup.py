@@ -282,8 +282,9 @@ def describe(setups: Sequence[Setup]) -> None:
             print(f"         and {len(unreadable) - 5} more; a run lists all in {listed}")
     for note in setup.split.notes:
         print(f"         {note}")
-    precision = "bfloat16" if setup.hardware.bf16 else "float32"
-    print(f"device   {device_kind(setup.hardware.device)}, {precision}\n")
+    how = "bfloat16" if setup.hardware.bf16 else "float32"
+    how += ", CUDA graphs" if setup.hardware.graphs else ""
+    print(f"device   {device_kind(setup.hardware.device)}, {how}\n")
 
 
 def device_kind(device: torch.device) -> str:
