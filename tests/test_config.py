@@ -55,6 +55,8 @@ OTHERS: dict[str, tuple[list[str], Any]] = {
     "image_size": (["96"], 96),
     "grow_from": (["0.5"], 0.5),
     "split_seed": (["7"], 7),
+    "folds": (["10"], 10),
+    "fold": (["9", "0"], (9, 0)),
     "strict": ([], True),
     "epochs": (["30"], 30),
     "batch_size": (["2"], 2),
@@ -87,6 +89,7 @@ def flag_of(name: str) -> str:
 def needed(name: str) -> list[str]:
     """What some flags cannot do without."""
     others = {"allow_other_split": ["--teacher-checkpoint", "x.pt"], "weight": ["--method", "sp"]}
+    others |= {"fold": ["--folds", "10"]}
     return others.get(name, [])
 
 
@@ -192,6 +195,8 @@ BAD = [
     ("data", [""], "a path"),
     ("image_size", [*NOT_WHOLE, "0", "7", "4097"], "a whole number from 8 to 4096"),
     ("split_seed", NOT_WHOLE, "a whole number from 0"),
+    ("folds", [*NOT_WHOLE, "2", "101"], "a whole number from 3 to 100"),
+    ("fold", [*NOT_WHOLE, "100"], "a whole number from 0 to 99"),
     ("grow_from", [*NOT_NUMBERS, "0", "1.5"], "a number above 0 to 1"),
     ("epochs", [*NOT_WHOLE, "0"], "a whole number from 1"),
     ("batch_size", [*NOT_WHOLE, "0", "1"], "a whole number from 2"),
@@ -243,6 +248,9 @@ def test_a_missing_or_needless_value_is_refused_by_the_flags_name(name):
         (["--seeds", "1", "2", "1"], r"--seeds 1 2 1: .*once.*"),
         (["--seeds", "1", "01"], r"--seeds 1 1: .*once.*"),
         (["--models", "resnet18", "resnet18"], r"--models resnet18 resnet18: .*once.*"),
+        (["--fold", "3"], r"--fold 3: it needs --folds"),
+        (["--folds", "5", "--fold", "1", "5"], r"--fold 1 5: --folds 5 has 0 to 4"),
+        (["--folds", "5", "--fold", "1", "1"], r"--fold 1 1: .*once.*"),
         (["--resume", "--overwrite"], r"--resume .*--overwrite .*one of the two"),
         (["--warmup-epochs", "15.5"], r"--warmup-epochs 15.5: at most --epochs, which is 15"),
         (["--epochs", "2", "--warmup-epochs", "3"], r"--warmup-epochs 3: .* --epochs, which is 2"),
@@ -373,14 +381,15 @@ def test_the_recipe_is_what_decides_weights_and_the_runs_name_does_not_say():
     assert set(recipe(Config())) == {
         "split_seed", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "schedule",
         "warmup_epochs", "label_smoothing", "mixup", "crop_scale", "grow_from", "clip_norm",
-        "pretrained", "precision",
+        "pretrained", "precision", "crops",
     }  # fmt: skip
 
 
 def test_the_recipe_holds_the_values_as_json_keeps_them():
-    words = [word for name in recipe(Config()) for word in (flag_of(name), *OTHERS[name][0])]
+    settings = recipe(Config()).keys() - {"crops"}
+    words = [word for name in settings for word in (flag_of(name), *OTHERS[name][0])]
     held = recipe(parse(words, ""))
-    assert held == {name: OTHERS[name][1] for name in held}
+    assert held == {name: OTHERS[name][1] for name in settings} | {"crops": "RandomResizedCrop"}
     assert json.loads(json.dumps(held)) == held
 
 

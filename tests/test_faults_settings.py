@@ -78,6 +78,8 @@ VALUES: dict[str, Words] = {
     "image_size": one(SIDE, rare=st.integers(8, 40)),
     "grow_from": one(0.5, 0.7, 1, rare=numbers(5e-324, 1)),
     "split_seed": one(0, rare=st.integers(0, 2**31 - 1)),
+    "folds": one(3, 4, rare=st.integers(3, 100)),
+    "fold": several(0, 1, 2),
     "strict": FLAG,
     "epochs": one(1, 1, 2),
     "batch_size": one(6, 6, 6, 4, 2, 12, 13),
@@ -106,7 +108,7 @@ ALWAYS = {"data", "image_size", "epochs", "batch_size", "output", "cache"}
 # In all cases but a few: without them, it would be DenseNet169 each time.
 MOSTLY = {"models", "teacher", "student"}
 SELDOM = {"eager", "reverse", "experiment", "resume", "overwrite", "allow_other_split"}
-SELDOM |= {"weight", "teacher_epochs", "teacher_tag", "pretrained"}
+SELDOM |= {"folds", "fold", "weight", "teacher_epochs", "teacher_tag", "pretrained"}
 
 
 def test_every_setting_is_drawn():
@@ -248,6 +250,7 @@ def outcome(words: list[str], distils: bool, output: Path) -> str:
     results = [json.loads(path.read_text("utf-8")) for path in output.glob("results/*/result.json")]
     lessons = [config.method, config.alpha, config.temperature, config.weight or ("default",)]
     each = math.prod(map(len, lessons)) if distils else len(model_names(config))
+    each *= len(config.fold or range(config.folds or 1))
     runs = [result for result in results if bool(result.get("lesson")) == distils]
     assert len(runs) == each * len(config.seeds), words
     assert not not_finite(results), (words, not_finite(results))

@@ -388,6 +388,61 @@ def test_runs_of_another_split_stand_beside_the_others(printed, words, output, c
     assert sum(student["photos"]["split"] in section for section in sections) == 1
 
 
+def test_over_folds_each_photo_is_tested_once_by_networks_that_never_saw_it(words, tmp_path):
+    there = [str(tmp_path) if word == str(words[words.index("--output") + 1]) else word
+             for word in words] + ["--epochs", "1", "--folds", "4"]  # fmt: skip
+    itself = ["--teacher", "resnet18", "--student", "resnet18"]
+    with pytest.raises(UserError, match=r"train\.py .*--tag slow .* --folds 4 --fold 0$"):
+        main([*there, *itself, "--teacher-tag", "slow"])
+    printed = command(*there, *itself)
+    assert re.findall(r"^(\d) of 8 runs done; the others take about", printed, re.M) == list(
+        "1234567"
+    )
+    tested: list[str] = []
+    gained = []
+    for fold in range(4):
+        alone, taught = (
+            result_of(tmp_path, f"{what}-fold{fold}of4")
+            for what in ("resnet18", "resnet18-from-resnet18-kd-a0.7-T2")
+        )
+        assert taught["teacher"]["run"] == taught["lesson"]["baseline"] == alone["run"]
+        assert not taught["teacher"]["other_split"]
+        assert (alone["photos"]["folds"], alone["photos"]["fold"]) == (4, fold)
+        with (tmp_path / "results" / alone["run"] / "split.csv").open(newline="") as file:
+            parts = {row["path"]: row["split"] for row in csv.DictReader(file)}
+        here = [path for path, part in parts.items() if part == "test"]
+        assert len(here) == alone["test"]["photos"] == taught["test"]["photos"]
+        tested += here
+        wrong = np.zeros((2, len(here)))
+        for row, run in zip(wrong, (alone, taught), strict=True):
+            row[run["test"]["wrong"]] = 1
+        gained.append(wrong[:1] - wrong[1:])
+    assert sorted(tested) == sorted(parts)
+    expected = [100 * value for value in mean_interval(gained)]
+    (cell,) = re.findall(r"^\| kd, α 0\.7, T 2 +\| +4 \|[^|]+\|[^|]+\|([^|]+)\|", printed, re.M)
+    assert [float(x) for x in re.findall(r"[-+][\d.]+", cell)] == pytest.approx(expected, abs=0.006)
+    # Each fold can be had alone, and what is finished is kept.
+    kept = command(*there, "--models", "resnet18", "--fold", 2, "--resume", script="train.py")
+    assert "resnet18-fold2of4-seed0: finished before, kept" in kept
+    checkpoint = tmp_path / "checkpoints" / name_of("resnet18-fold1of4") / "best.pt"
+    with pytest.raises(UserError, match="it has seen the student's test photos"):
+        main([*there, "--student", "resnet18", "--teacher-checkpoint", str(checkpoint)])
+
+
+def test_a_run_with_crops_of_an_earlier_version_is_not_resumed(printed, words, output, tmp_path):
+    name = name_of("resnet18")
+    for kind in ("checkpoints", "results"):
+        shutil.copytree(output / kind / name, tmp_path / kind / name)
+    for file in ("result.json", "settings.json"):
+        path = tmp_path / "results" / name / file
+        content = json.loads(path.read_text("utf-8"))
+        (content if file == "settings.json" else content["recipe"]).pop("crops")
+        path.write_text(json.dumps(content), "utf-8")
+    there = [str(tmp_path) if word == str(output) else word for word in words]
+    with pytest.raises(UserError, match="started with crops cut short, not RandomResizedCrop"):
+        train.main([*there, "--models", "resnet18", "--resume"])
+
+
 def test_a_tagged_teacher_that_does_not_fit_is_refused_before_any_work(printed, words, output):
     folder = output / "checkpoints" / name_of("resnet50-foreign")
     results = output / "results" / name_of("resnet50-foreign")
