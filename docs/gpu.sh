@@ -6,8 +6,8 @@
 # FLAGS are of train.py and go to every command. Without --data the photos are in data/weather. All
 # it needs is Python (PYTHON, by default python3) with torch, torchvision, tensorboard, numpy,
 # pillow, tqdm, pytest and hypothesis. OUT gets log.txt, done.txt and results.tar.gz: the results
-# of all runs, and these two files, but no weights, which stay in output/gpu. Started again, or
-# elsewhere with this archive in OUT, it goes on with what is not in done.txt.
+# of all runs, and these two files, but no weights, which stay in WORK, by default output/gpu.
+# Started again, or elsewhere with this archive in OUT, it goes on with what is not in done.txt.
 set -u
 if [ $# -lt 2 ] || ! [ "$1" -gt 0 ] 2>/dev/null; then
   sed -n '4s/^# *//p' "$0" >&2
@@ -18,8 +18,7 @@ mkdir -p "$2" && out=$(cd "$2" && pwd) || exit 2
 shift 2
 flags=("$@")
 cd "$(dirname "$0")/.." || exit 2
-work=output/gpu
-mkdir -p "$work/results"
+mkdir -p "${WORK:=output/gpu}/results" && work=$(cd "$WORK" && pwd) || exit 2
 export PYTHONUNBUFFERED=1
 folds="0 1 2 3 4 5 6 7 8 9"
 
@@ -56,9 +55,8 @@ long_teacher() {
 longer_alone() { train --models resnet18 --epochs 30 --tag 30epochs --folds 10 --fold "$1"; }
 
 archive() {
-  find "$work/results" -name result.json -o -name history.csv -o -name test_logits.npz |
-    sed "s|^$work/||" >"$work/files"
-  tar -czf "$work/results.tar.gz" -C "$work" -T files -C "$out" log.txt done.txt &&
+  (cd "$work" && find results -name result.json -o -name history.csv -o -name test_logits.npz) |
+    tar -czf "$work/results.tar.gz" -C "$out" log.txt done.txt -C "$work" -T - &&
     mv "$work/results.tar.gz" "$out/"
 }
 
@@ -70,8 +68,10 @@ once() {
   echo "== $name: started at $(date +%T), $(left) s left"
   "$@" || status=$?
   echo "== $name: status $status after $((SECONDS - started)) s"
-  if [ $status -eq 0 ]; then echo "$name" >>"$out/done.txt"; fi
-  archive
+  if [ $status -eq 0 ]; then
+    echo "$name" >>"$out/done.txt"
+    archive
+  fi
 }
 
 all() {

@@ -302,9 +302,10 @@ class PlainLoop:
             self.optimizer.step()
             losses += loss.item()
             photos += len(images)
-            if time.perf_counter() - started > seconds:
+            elapsed = time.perf_counter() - started  # ending the workers takes time, too
+            if elapsed > seconds:
                 break
-        return photos / (time.perf_counter() - started)
+        return photos / elapsed
 
     def ahead(self) -> int:
         """How many batches the workers make while none is asked for."""

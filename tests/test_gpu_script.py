@@ -1,0 +1,72 @@
+"""docs/gpu.sh, which is for a machine with a GPU, on this one: small, and on the CPU."""
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from tests.photo_folders import make_photos
+
+ROOT = Path(__file__).parents[1]
+DONE_BEFORE = [
+    "benchmark --distil --experiment experiment_1",
+    *(f"experiment experiment_1 {fold}" for fold in range(1, 10)),
+    *(f"experiment experiment_2 {fold}" for fold in range(10)),
+    *(f"long_teacher {fold}" for fold in range(10)),
+    *(f"longer_alone {fold}" for fold in range(10)),
+]
+DONE_NOW = ["gpu_tests", "benchmark --models resnet18", "from_nothing", "experiment experiment_1 0"]
+
+
+def start(seconds: int, out: Path, work: Path, *flags: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "docs/gpu.sh", str(seconds), str(out), *map(str, flags)],
+        cwd=ROOT, capture_output=True, text=True, timeout=290,
+        env=os.environ | {"PYTHON": sys.executable, "WORK": str(work), "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+
+
+def test_it_does_what_is_not_done_and_goes_on_from_its_archive(tmp_path):
+    flags = (
+        "--data", make_photos(tmp_path / "weather", per_class=10), "--device", "cpu",
+        "--image-size", 32, "--batch-size", 4, "--epochs", 1,
+    )  # fmt: skip
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "done.txt").write_text("".join(f"{name}\n" for name in DONE_BEFORE))
+    run = start(280, out, tmp_path / "work", *flags)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.findall(r"^== (.+): status (\d+)", run.stdout, re.M) == [(x, "0") for x in DONE_NOW]
+    assert "| resnet18, 32 px" in run.stdout
+    assert (out / "done.txt").read_text().splitlines() == DONE_BEFORE + DONE_NOW
+    assert (out / "log.txt").read_text() == run.stdout
+    with tarfile.open(out / "results.tar.gz") as archive:
+        names = archive.getnames()
+    runs = {Path(name).parent.name for name in names if name.startswith("results/")}
+    assert runs == {
+        f"weather-32px-{what}-fold0of10-seed0"
+        for what in ("densenet169", "resnet18", "resnet18-from-densenet169-kd-a0.7-T2")
+    }
+    kinds = {Path(name).name for name in names}
+    assert kinds == {"log.txt", "done.txt", "result.json", "history.csv", "test_logits.npz"}
+
+    # Elsewhere, with nothing but the archive: all is done, and its results are there.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (out / "results.tar.gz").rename(elsewhere / "results.tar.gz")
+    run = start(60, elsewhere, tmp_path / "other work", *flags)
+    assert run.returncode == 0, run.stderr
+    assert "status" not in run.stdout
+    assert {path.name for path in (tmp_path / "other work" / "results").iterdir()} == runs
+
+
+def test_without_seconds_or_a_folder_it_says_what_it_takes(tmp_path):
+    for words in ((), ("60",), ("soon", str(tmp_path / "out"))):
+        run = subprocess.run(
+            ["bash", ROOT / "docs" / "gpu.sh", *words], capture_output=True, text=True
+        )
+        assert run.returncode == 2
+        assert run.stderr.startswith("docs/gpu.sh SECONDS OUT [FLAGS]")
+    assert not (tmp_path / "out").exists()
