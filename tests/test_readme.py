@@ -90,6 +90,7 @@ def test_a_training_command_runs(words, photos, trained, tmp_path, capsys):
         shared = distils and "--tag" not in words
         small += ("--output", str(trained), "--resume") if shared else ("--output", str(tmp_path))
         small += () if distils else ("--models", "resnet18")
+        small += ("--folds", "3", "--fold", "1") if "--folds" in words else ()
         small += ("--teacher-epochs", "2") if "--teacher-epochs" in words else ()
     if "--teacher-tag" in words:  # such a teacher is there before
         given = parse(words[2:], "", distils=True)
