@@ -250,8 +250,8 @@ class Config:
     )
     folds: int | None = setting(
         None, whole(3, 100), "cross-validation: divide the photos by class into this many parts, "
-        "where fold K tests part K, validates on the next fifth of the parts and trains on the "
-        "rest; with 10 that is 70/20/10, and over all folds each photo is a test photo once",
+        "where fold K tests part K, validates on the next fifth of the parts, one at least, and "
+        "trains on the rest; 10 make it 70/20/10, and each photo a test photo once",
         group=PHOTOS, shown="one split", names_run=True,
     )
     fold: tuple[int, ...] | None = setting(

@@ -11,11 +11,13 @@ from docs.evidence import (
     gain_of_teaching,
     grid,
     lessons,
+    on_folds,
     on_splits,
     over_splits,
     seven_rows,
     together,
 )
+from utils.report import pooled
 from utils.tables import Columns
 
 DOCUMENTS = ("README.md", "docs/recipe.md", *(f"docs/{name}/README.md" for name in EXPERIMENTS))
@@ -180,6 +182,7 @@ TABLES = {
         },
         SPLITS,
     ),
+    "folds": lambda: pooled({"ResNet18, 15 epochs": on_folds("resnet18", 10)}),
     "methods": lambda: comparisons(methods(), methods()["kd"]),
     "causes": lambda: lessons(each(CAUSES)),
     **experiment_tables("experiment_1"),

@@ -84,9 +84,9 @@ def keep(output: Path) -> list[str]:
     return [source.name for source in found]
 
 
-def drawn_by(run: Result) -> int:
-    """The seed of the run's split."""
-    return int(run["recipe"]["split_seed"])
+def drawn_by(run: Result) -> tuple[int, int | None]:
+    """The seed of the run's split, and its fold."""
+    return int(run["recipe"]["split_seed"]), run["photos"].get("fold")
 
 
 def seven_rows(columns: Columns) -> str:
@@ -187,6 +187,11 @@ def of_split(name: str, split: int) -> Result:
 def on_splits(name: str, splits: Sequence[int]) -> list[Result]:
     """One run for each split."""
     return [of_split(name, split) for split in splits]
+
+
+def on_folds(name: str, folds: int) -> list[Result]:
+    """The runs of seed 0, one for each fold."""
+    return [run_named(f"weather-64px-{name}-fold{fold}of{folds}-seed0") for fold in range(folds)]
 
 
 def gain_of(mine: Sequence[Result], others: Sequence[Result], part: str = "test") -> Gain:

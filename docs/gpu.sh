@@ -3,11 +3,11 @@
 #
 #   docs/gpu.sh SECONDS OUT [FLAGS]      docs/gpu.sh 480 results --data PHOTOS
 #
-# FLAGS are of train.py and go to every command. Without --data the photos are in data/weather. All
-# it needs is Python (PYTHON, by default python3) with torch, torchvision, tensorboard, numpy,
+# FLAGS are of train.py and go to every command; paths in them are relative to the repository. All it
+# needs are photos, in data/weather or by --data, and Python (PYTHON, by default python3) with torch, torchvision, tensorboard, numpy,
 # pillow, tqdm, pytest and hypothesis. OUT gets log.txt, done.txt and results.tar.gz: the results
 # of all runs, and these two files, but no weights, which stay in WORK, by default output/gpu.
-# Started again, or elsewhere with this archive in OUT, it goes on with what is not in done.txt.
+# Started again, or elsewhere with OUT or the archive in it alone, it goes on with what is not done.
 set -u
 if [ $# -lt 2 ] || ! [ "$1" -gt 0 ] 2>/dev/null; then
   sed -n '4s/^# *//p' "$0" >&2
@@ -18,13 +18,23 @@ mkdir -p "$2" && out=$(cd "$2" && pwd) || exit 2
 shift 2
 flags=("$@")
 cd "$(dirname "$0")/.." || exit 2
-mkdir -p "${WORK:=output/gpu}/results" && work=$(cd "$WORK" && pwd) || exit 2
+mkdir -p "${WORK:=output/gpu}/results" "$WORK/kept" && work=$(cd "$WORK" && pwd) || exit 2
+if ! [ -e data/weather ] && [[ " ${flags[*]} " != *" --data"* ]]; then
+  echo "there are no photos in data/weather: give --data PHOTOS" >&2
+  exit 2
+fi
 export PYTHONUNBUFFERED=1
 folds="0 1 2 3 4 5 6 7 8 9"
 
 left() { echo $((limit - SECONDS)); }
 
-python() { timeout --kill-after=20 "$(left)" "${PYTHON:-python3}" "$@"; }
+# Within what is left of the time, or of so many seconds if there are fewer.
+python() {
+  local seconds most=${MOST:-$limit}
+  seconds=$(($(left) < most ? $(left) : most))
+  if [ $seconds -le 0 ]; then return 124; fi
+  timeout --foreground --kill-after=10 $seconds "${PYTHON:-python3}" "$@"
+}
 
 train() { python train.py --resume --output "$work" --cache "$work/cache" "$@" "${flags[@]}"; }
 
@@ -32,7 +42,8 @@ distil() {
   python knowledge_distillation.py --resume --output "$work" --cache "$work/cache" "$@" "${flags[@]}"
 }
 
-gpu_tests() { python -m pytest -q -rs -o addopts= -p no:cacheprovider tests/test_gpu.py; }
+# A third of the time at most: there is more to do than a test that hangs.
+gpu_tests() { MOST=$((limit / 3)) python -m pytest -q -rs -o addopts= -p no:cacheprovider tests/test_gpu.py; }
 
 benchmark() { python -m utils.benchmark --cache "$work/cache" "$@" "${flags[@]}"; }
 
@@ -54,10 +65,13 @@ long_teacher() {
 
 longer_alone() { train --models resnet18 --epochs 30 --tag 30epochs --folds 10 --fold "$1"; }
 
+# Results are kept apart from the runs here: elsewhere their weights are missing, and what is not done
+# is done there from its beginning.
 archive() {
-  (cd "$work" && find results -name result.json -o -name history.csv -o -name test_logits.npz) |
-    tar -czf "$work/results.tar.gz" -C "$out" log.txt done.txt -C "$work" -T - &&
-    mv "$work/results.tar.gz" "$out/"
+  cp "$out/log.txt" "$out/done.txt" "$work/kept/"
+  (cd "$work" && find results -type f \( -name result.json -o -name history.csv -o \
+    -name test_logits.npz \) -exec cp --parents {} kept/ \;)
+  tar -czf "$work/results.tar.gz" -C "$work/kept" . && mv "$work/results.tar.gz" "$out/"
 }
 
 # Does what is named, if that was not done and there is time: once it has succeeded, it is done.
@@ -84,12 +98,12 @@ all() {
   for fold in $folds; do once long_teacher "$fold"; done
   for fold in $folds; do once experiment experiment_2 "$fold"; done
   for fold in $folds; do once longer_alone "$fold"; done
-  echo "== $(wc -l <"$out/done.txt") done, $(find "$work/results" -name result.json | wc -l) runs, $SECONDS s"
+  echo "== $(wc -l <"$out/done.txt") done, $(find "$work/kept" -name result.json | wc -l) runs, $SECONDS s"
 }
 
-if [ -f "$out/results.tar.gz" ] && ! [ -f "$out/done.txt" ]; then
-  tar -xzf "$out/results.tar.gz" -C "$out" log.txt done.txt
-  tar -xzf "$out/results.tar.gz" -C "$work" --skip-old-files results
+if [ -f "$out/results.tar.gz" ]; then
+  tar -xzf "$out/results.tar.gz" -C "$work/kept" --skip-old-files
+  for name in done.txt log.txt; do [ -f "$out/$name" ] || cp "$work/kept/$name" "$out/"; done
 fi
 touch "$out/log.txt" "$out/done.txt"
 all 2>&1 | tee -a "$out/log.txt"

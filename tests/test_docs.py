@@ -23,6 +23,7 @@ from docs.evidence import (
     comparisons,
     cost,
     differences,
+    drawn_by,
     grid,
     keep,
     kept,
@@ -88,11 +89,12 @@ def test_a_kept_run_agrees_with_its_history_and_itself(folder):
 def test_kept_runs_share_precision_and_those_of_one_splits_seed_their_split():
     results = [run for runs in kept().values() for run in runs]
     assert len(results) == len(FOLDERS)
-    splits = {(run["recipe"]["split_seed"], run["photos"]["split"]) for run in results}
+    splits = {(drawn_by(run), run["photos"]["split"]) for run in results}
     assert len(splits) == len(dict(splits)) == len(set(dict(splits).values()))
     for run in results:
-        seed = run["recipe"]["split_seed"]
+        seed, fold = drawn_by(run)
         assert (f"-split{seed}-seed" in run["run"]) == (seed > 0)
+        assert (f"-fold{fold}of10-seed" in run["run"]) == (fold is not None)
     assert len({run["environment"]["precision"] for run in results}) == 1
 
 
@@ -216,6 +218,21 @@ def test_differences_are_those_of_the_tables_over_splits():
 def hits(measured: dict[str, Any]) -> np.ndarray:
     """(1, photos): 1 for each photo that was recognised, else 0."""
     return 1 - np.isin(np.arange(measured["photos"]), measured["wrong"])[None]
+
+
+def test_folds_are_pooled_over_all_photos():
+    ((name, photos, over, accuracy, interval),) = cells(TABLES["folds"]())
+    runs = [read(f"weather-64px-resnet18-fold{fold}of10-seed0") for fold in range(10)]
+    assert (name, photos, over) == ("ResNet18, 15 epochs", "3,735", "10 folds")
+    wrong = sum(len(run["test"]["wrong"]) for run in runs)
+    assert accuracy == f"{1 - wrong / 3735:.2%}"
+    means = [run["test"]["accuracy"] for run in runs]
+    low, high = (float(text.removesuffix("%")) for text in interval.split(" to "))
+    half = 100 * max(
+        2.262 * np.std(means, ddof=1) / 10**0.5,
+        1.962 * (wrong / 3735 * (1 - wrong / 3735) / 3735) ** 0.5,
+    )
+    assert (high - low) / 2 == pytest.approx(half, abs=0.02)
 
 
 def test_a_grid_has_every_value_at_its_place():

@@ -1,8 +1,10 @@
 """The training loop on toy problems, compared with plain PyTorch written out."""
 
 import contextlib
+import gc
 import itertools
 import math
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -323,3 +325,17 @@ def test_recorded_steps_of_one_optimizer_read_their_rate_in_one_place():
     keep_rates_on_device(training.optimizer)  # for a second step
     assert all(group["lr"] is place for group, place in zip(groups, places, strict=True))
     assert [place.item() for place in places] == [0.25] * len(places)
+
+
+def test_a_finished_run_goes_without_the_garbage_collector(toys):
+    """A circle of references would keep a recorded step, and its memory, on the GPU."""
+    config = Config(epochs=1)
+    training = start(config)
+    run(training, config, *toys)
+    model = weakref.ref(training.model)
+    gc.disable()
+    try:
+        del training
+        assert model() is None
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -28,6 +29,16 @@ def start(seconds: int, out: Path, work: Path, *flags: object) -> subprocess.Com
     )  # fmt: skip
 
 
+def results_in(out: Path) -> set[str]:
+    """The runs in the archive, of which it has these three files and no weights."""
+    with tarfile.open(out / "results.tar.gz") as archive:
+        files = [Path(name) for name in archive.getnames() if Path(name).suffix]
+    results = [path for path in files if path.parts[0] == "results"]
+    assert {path.name for path in files if path not in results} == {"log.txt", "done.txt"}
+    assert {path.name for path in results} == {"result.json", "history.csv", "test_logits.npz"}
+    return {path.parent.name for path in results}
+
+
 def test_it_does_what_is_not_done_and_goes_on_from_its_archive(tmp_path):
     flags = (
         "--data", make_photos(tmp_path / "weather", per_class=10), "--device", "cpu",
@@ -42,24 +53,24 @@ def test_it_does_what_is_not_done_and_goes_on_from_its_archive(tmp_path):
     assert "| resnet18, 32 px" in run.stdout
     assert (out / "done.txt").read_text().splitlines() == DONE_BEFORE + DONE_NOW
     assert (out / "log.txt").read_text() == run.stdout
-    with tarfile.open(out / "results.tar.gz") as archive:
-        names = archive.getnames()
-    runs = {Path(name).parent.name for name in names if name.startswith("results/")}
-    assert runs == {
+    runs = {
         f"weather-32px-{what}-fold0of10-seed0"
         for what in ("densenet169", "resnet18", "resnet18-from-densenet169-kd-a0.7-T2")
     }
-    kinds = {Path(name).name for name in names}
-    assert kinds == {"log.txt", "done.txt", "result.json", "history.csv", "test_logits.npz"}
+    assert results_in(out) == runs
 
-    # Elsewhere, with nothing but the archive: all is done, and its results are there.
+    # Elsewhere, with the archive alone, nothing is done again.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (out / "results.tar.gz").rename(elsewhere / "results.tar.gz")
-    run = start(60, elsewhere, tmp_path / "other work", *flags)
+    shutil.copy(out / "results.tar.gz", elsewhere)
+    run = start(60, elsewhere, tmp_path / "work elsewhere", *flags)
     assert run.returncode == 0, run.stderr
     assert "status" not in run.stdout
-    assert {path.name for path in (tmp_path / "other work" / "results").iterdir()} == runs
+    # One step more, with all of OUT, and what was there before is not lost.
+    (out / "done.txt").write_text("\n".join([*DONE_BEFORE[:-1], *DONE_NOW, ""]))
+    run = start(280, out, tmp_path / "another work", *flags)
+    assert re.findall(r"^== (.+): status 0", run.stdout, re.M) == DONE_BEFORE[-1:]
+    assert results_in(out) == runs | {"weather-32px-resnet18-30epochs-fold9of10-seed0"}
 
 
 def test_without_seconds_or_a_folder_it_says_what_it_takes(tmp_path):

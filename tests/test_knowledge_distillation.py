@@ -439,7 +439,7 @@ def test_a_run_with_crops_of_an_earlier_version_is_not_resumed(printed, words, o
         (content if file == "settings.json" else content["recipe"]).pop("crops")
         path.write_text(json.dumps(content), "utf-8")
     there = [str(tmp_path) if word == str(output) else word for word in words]
-    with pytest.raises(UserError, match="started with crops cut short, not RandomResizedCrop"):
+    with pytest.raises(UserError, match="an earlier version, whose crops were others: --overwrite"):
         train.main([*there, "--models", "resnet18", "--resume"])
 
 

@@ -137,17 +137,21 @@ def compare(
     forget_peak_memory(hardware.device)
     model, objective, teacher = make()
     training = Training(model, objective, make_optimizer(model, objective.own, config))
-    fixed = next(iter(setup.train_batches(config, seed=0).epoch(1)))
-    bare_speed = bare_loop(training, fixed, hardware, teacher)
-    batches = setup.train_batches(config, 0, steps=steps_of_a_round(setup, bare_speed))
+    warm_up = WARM_UP + 1 if hardware.graphs else 1
 
-    def real_speed() -> float:
+    def real_speed(steps: int) -> float:
+        batches = setup.train_batches(config, 0, steps=min(steps, epoch))
         row = train_epoch(training, batches, config, hardware, seed=0, epoch=1)
         return row["images_per_second"]
 
-    real_speed()  # warms up, and records its step
+    epoch = len(setup.train_batches(config, seed=0))
+    real_speed(warm_up)
     memory = peak_memory(hardware.device)
-    rounds = [(real_speed(), bare_speed(len(batches)), plain_speed()) for _ in range(ROUNDS)]
+    fixed = next(iter(setup.train_batches(config, seed=0).epoch(1)))
+    bare_speed = bare_loop(training, fixed, hardware, teacher)
+    bare_speed(warm_up)
+    steps = steps_of_a_round(bare_speed(1) / config.batch_size, epoch)
+    rounds = [(real_speed(steps), bare_speed(steps), plain_speed()) for _ in range(ROUNDS)]
     a, b, c = (statistics.median(speeds) for speeds in zip(*rounds, strict=True))
     of_bare = statistics.median(a / b for a, b, _ in rounds)
     of_plain = statistics.median(a / c for a, _, c in rounds)
@@ -162,12 +166,10 @@ def compare(
     )
 
 
-def steps_of_a_round(setup: Setup, bare_speed: Callable[[int], float]) -> int:
-    """As many as take SECONDS, an epoch's at most, since what an epoch costs once is to weigh as
-    much as it does in a real one."""
-    bare_speed(WARM_UP + 1 if setup.hardware.graphs else 1)
-    steps = round(SECONDS * bare_speed(1) / setup.config.batch_size)
-    return max(1, min(steps, len(setup.train_batches(setup.config, seed=0))))
+def steps_of_a_round(a_second: float, epoch: int) -> int:
+    """As many as take SECONDS, one at least and an epoch's at most: in a whole epoch, what it costs
+    once weighs as much as it does in training."""
+    return max(1, min(round(SECONDS * a_second), epoch))
 
 
 def bare_loop(
@@ -277,7 +279,7 @@ class PlainLoop:
             PhotoFiles(setup, augment),
             config.batch_size,
             shuffle=True,
-            num_workers=os.cpu_count() or 1,
+            num_workers=min(os.cpu_count() or 1, 16),
             pin_memory=self.device.type == "cuda",
             drop_last=True,
         )

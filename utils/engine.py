@@ -293,22 +293,25 @@ def check_finite(loss: float, part: str, epoch: int) -> None:
 def training_step(training: Training, config: Config, hardware: Hardware) -> Step:
     """What is done with one batch; returns the loss, the accuracy and the parts as scalars that
     stay on the device."""
-    trained = [p for p in training.learner.parameters() if p.requires_grad]
+    # Not `training` itself, which keeps the step: in a circle, a recorded step would hold the GPU's
+    # memory beyond its run.
+    learner, optimizer = training.learner, training.optimizer
+    trained = [p for p in learner.parameters() if p.requires_grad]
     keep_freed_memory()
 
     def step(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with hardware.autocast():
-            loss, logits, parts = training.learner(images, labels)
-        training.learner.zero_grad(set_to_none=True)
+            loss, logits, parts = learner(images, labels)
+        learner.zero_grad(set_to_none=True)
         loss.backward()
         if config.clip_norm:
             nn.utils.clip_grad_norm_(trained, config.clip_norm)
-        training.optimizer.step()
+        optimizer.step()
         truth = labels.argmax(1) if labels.ndim == 2 else labels
         right = (logits.argmax(1) == truth).float().mean()
         return {"loss": loss.detach(), "accuracy": right} | parts
 
-    return GraphedStep(step, training.optimizer) if hardware.graphs else step
+    return GraphedStep(step, optimizer) if hardware.graphs else step
 
 
 def keep_freed_memory() -> None:

@@ -4,6 +4,7 @@ which has to launch some hundred kernels a step; a graph launches them all at on
 import re
 import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,6 +31,12 @@ def keep_rates_on_device(optimizer: torch.optim.Optimizer) -> None:
         group["capturable"] = True
 
 
+@cache
+def side_stream() -> torch.cuda.Stream:
+    """One for all runs, since cuBLAS keeps a workspace for each stream that it has seen."""
+    return torch.cuda.Stream()
+
+
 class GraphedStep:
     """`step` recorded, and from then on replayed, as long as batches keep their shape; where it
     changes, as when images grow, the old recording and its memory go, and a new one is made.
@@ -40,14 +47,13 @@ class GraphedStep:
     """
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer) -> None:
-        warnings.filterwarnings("ignore", message=".*capturable=True.*without CUDA graph capture")
         keep_rates_on_device(optimizer)
         self.step = step
         self.shape: tuple[torch.Size, torch.Size] | None = None
         self.seen = 0
         self.eager = False
         self.recorded: Recorded | None = None
-        self.aside = torch.cuda.Stream()
+        self.aside = side_stream()
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if self.eager:
@@ -69,15 +75,21 @@ class GraphedStep:
         what makes the host wait: after a recording that fails, PyTorch is in no state to go on."""
         here = torch.cuda.current_stream()
         self.aside.wait_stream(here)
-        with torch.cuda.stream(self.aside), warnings.catch_warnings(record=True) as caught:
+        with torch.cuda.stream(self.aside):
+            step = self.watched if self.seen == WARM_UP else self.step
+            outputs = step(images, labels)
+        here.wait_stream(self.aside)
+        return outputs
+
+    def watched(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The step, which is never recorded if it waits for the device."""
+        with warnings.catch_warnings(record=True) as caught:
             warnings.filterwarnings("always", message=WAITED)
-            if self.seen == WARM_UP:
-                torch.cuda.set_sync_debug_mode("warn")
+            torch.cuda.set_sync_debug_mode("warn")
             try:
                 outputs = self.step(images, labels)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        here.wait_stream(self.aside)
         if any(re.match(WAITED, str(warning.message)) for warning in caught):
             self.eager = True
             print(
@@ -96,9 +108,12 @@ class GraphedStep:
             # Another thread may be fetching photos from the host meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 outputs = self.step(own_images, own_labels)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as problem:
+            cause = problem.__context__ or problem  # a failure inside makes another at the end
             raise UserError(
                 "the training step cannot be recorded as a CUDA graph: --eager trains without\n"
-                + str(problem).partition("\n")[0]
+                + str(cause).partition("\n")[0]
             ) from problem
         return graph, own_images, own_labels, outputs

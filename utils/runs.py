@@ -190,6 +190,11 @@ def check_same(run: Run, wanted: dict[str, Any]) -> None:
                 "a name of its own with --tag NAME, or do the earlier one again with its script's "
                 "--overwrite"
             )
+        if key == "crops":
+            raise UserError(
+                f"{run.name} was trained by an earlier version, whose crops were others: "
+                "--overwrite trains it anew, --tag NAME puts a new run beside it"
+            )
         what = "--" + key.replace("_", "-") if hasattr(run.config, key) else key
         raise UserError(
             f"{run.name} was started with {what} {earlier.get(key)}, not {value}: resume it "
