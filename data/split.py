@@ -22,7 +22,6 @@ from data.photos import Photos
 
 PARTS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.2, 0.1)
-Fold = tuple[int, int]  # its number, from 0, and how many there are
 COLUMNS = ("path", "class", "split")
 DRAWS = 20  # tried where photos with two labels tie the classes to each other
 URGENT = 1e18  # more than any need: a class's last groups go to its parts that are still empty
@@ -34,7 +33,9 @@ class Split:
 
     paths: photo paths relative to the photo folder
     class_names: the class of each photo
-    part: (N,) int8: 0 train, 1 val, 2 test
+    part: (N,) int8, index into `names`: 0 train, 1 val, 2 test; of a division into folds, the fold
+        that tests the photo
+    names: of the parts; of a division, the folds' numbers
     notes: lines for the user about duplicates, and about a split that was replaced
     conflicts: groups of duplicates that carry two labels or more, as (path, class) of their photos
     """
@@ -42,6 +43,7 @@ class Split:
     paths: tuple[str, ...]
     class_names: tuple[str, ...]
     part: np.ndarray
+    names: tuple[str, ...] = PARTS
     notes: tuple[str, ...] = ()
     conflicts: tuple[tuple[tuple[str, str], ...], ...] = ()
 
@@ -52,38 +54,49 @@ class Split:
 
     def indices(self, part: str) -> np.ndarray:
         """Indices, ascending int64, of the photos in "train", "val" or "test"."""
-        return np.nonzero(self.part == PARTS.index(part))[0]
+        return np.nonzero(self.part == self.names.index(part))[0]
+
+    def fold(self, number: int) -> "Split":
+        """A fold of a division: it tests one part, validates on the next fifth of the parts, one at
+        least, and trains on the rest."""
+        folds = len(self.names)
+        after = (self.part - number) % folds
+        val = max(1, round(FRACTIONS[1] * folds))
+        part = np.where(after == 0, 2, np.where(after <= val, 1, 0)).astype(np.int8)
+        return replace(self, part=part, names=PARTS)
 
     def write_manifest(self, path: Path) -> None:
         """Write split.csv: path, class and split of each photo; whole or not at all."""
         _write(path, self._manifest())
 
     def _manifest(self) -> bytes:
-        parts = (PARTS[part] for part in self.part)
+        parts = (self.names[part] for part in self.part)
         return to_csv([COLUMNS, *zip(self.paths, self.class_names, parts, strict=True)])
 
 
 def split_photos(
-    photos: Photos, signatures: np.ndarray, manifest: Path, seed: int, fold: Fold | None = None
+    photos: Photos, signatures: np.ndarray, manifest: Path, seed: int, folds: int | None = None
 ) -> Split:
     """The split in the manifest when it is of exactly these photos, else a new one, written there.
 
     photos: N photos, sorted by path
     signatures: (N, 1024) uint8, one `signature` per photo
-    fold: of cross-validation; None for the one split by 70/20/10
+    folds: of a division for cross-validation; None for the one split by 70/20/10
     Raises UserError: a malformed manifest, or what `make_split` refuses.
     """
+    names = PARTS if folds is None else tuple(map(str, range(folds)))
+    fractions = FRACTIONS if folds is None else (1 / folds,) * folds
     groups = _groups(photos, signatures, manifest.parent)
     class_names = tuple(photos.classes[label] for label in photos.labels)
     notes, conflicts = _report(photos.paths, class_names, groups)
-    old = read_manifest(manifest) if manifest.exists() else None
+    old = read_manifest(manifest, names) if manifest.exists() else None
     if old and (old.paths, old.class_names) == (photos.paths, class_names):
         notes += _check_split(old, groups, photos, manifest)
         return replace(old, notes=notes, conflicts=conflicts)
     if old:
         notes += (f"the photos are not those of the split in {str(manifest)!r}: it is made anew",)
-    part = make_split(photos.labels, groups, photos.classes, seed, fold)
-    split = Split(photos.paths, class_names, part, notes, conflicts)
+    part = make_split(photos.labels, groups, photos.classes, seed, fractions)
+    split = Split(photos.paths, class_names, part, names, notes, conflicts)
     split.write_manifest(manifest)
     return split
 
@@ -133,12 +146,13 @@ def _check_split(
     split: Split, groups: np.ndarray, photos: Photos, manifest: Path
 ) -> tuple[str, ...]:
     """A note if a manifest that somebody edited divides duplicates; UserError for an empty part."""
-    for number, part in enumerate(PARTS):
+    for number, part in enumerate(split.names):
         held = np.bincount(photos.labels[split.part == number], minlength=len(photos.classes))
         if not held.all():
             raise UserError(
-                f"{str(manifest)!r} has no {part} photo of class "
-                f"{photos.classes[int(held.argmin())]!r}: mend it, or delete it for a new split"
+                f"{str(manifest)!r} has no photo of class "
+                f"{photos.classes[int(held.argmin())]!r} in {part}: correct it, or delete it for a "
+                "new split"
             )
     divided = len(np.unique(groups[split.part != split.part[groups]]))
     if not divided:
@@ -149,8 +163,8 @@ def _check_split(
     )
 
 
-def read_manifest(path: Path) -> Split:
-    """A split from its manifest, with the photos sorted by path.
+def read_manifest(path: Path, names: tuple[str, ...] = PARTS) -> Split:
+    """A split into parts of these names from its manifest, with the photos sorted by path.
 
     Raises UserError: missing or malformed, with the number of the line.
     """
@@ -164,18 +178,18 @@ def read_manifest(path: Path) -> Split:
         if (header := next(lines, None)) != list(COLUMNS):
             raise ValueError(f"the columns are {header}, expected {','.join(COLUMNS)}")
         for photo, label, part in lines:
-            if part not in PARTS:
-                raise ValueError(f"split is {part!r}, expected train, val or test")
+            if part not in names:
+                raise ValueError(f"split is {part!r}, expected one of {', '.join(names)}")
             if photo in rows:
                 raise ValueError(f"{photo!r} is listed twice")
-            rows[photo] = label, PARTS.index(part)
+            rows[photo] = label, names.index(part)
     except (ValueError, csv.Error) as error:
         raise UserError(
             f"{str(path)!r}, line {lines.line_num}: {error}\nMend it, or delete it for a new split."
         ) from error
     paths = tuple(sorted(rows))
     part_of = np.array([rows[photo][1] for photo in paths], dtype=np.int8)
-    return Split(paths, tuple(rows[photo][0] for photo in paths), part_of)
+    return Split(paths, tuple(rows[photo][0] for photo in paths), part_of, names)
 
 
 def to_csv(rows: Iterable[Sequence[str]]) -> bytes:
@@ -208,27 +222,7 @@ def make_split(
     groups: np.ndarray,
     classes: Sequence[str],
     seed: int,
-    fold: Fold | None = None,
-) -> np.ndarray:
-    """Train, val and test: a split by 70/20/10, or a fold of as many parts of equal size, of which
-    it tests one, validates on the next fifth and trains on the rest.
-
-    Arguments and errors are those of `divide`. Returns (N,) int8: 0 train, 1 val, 2 test.
-    """
-    if fold is None:
-        return divide(labels, groups, classes, seed, FRACTIONS)
-    number, folds = fold
-    after = (divide(labels, groups, classes, seed, (1 / folds,) * folds) - number) % folds
-    val = max(1, round(FRACTIONS[1] * folds))
-    return np.where(after == 0, 2, np.where(after <= val, 1, 0)).astype(np.int8)
-
-
-def divide(
-    labels: np.ndarray,
-    groups: np.ndarray,
-    classes: Sequence[str],
-    seed: int,
-    fractions: Sequence[float],
+    fractions: Sequence[float] = FRACTIONS,
 ) -> np.ndarray:
     """Draw the part of each photo: stratified by class, no group divided, the same everywhere.
 
@@ -239,16 +233,14 @@ def divide(
     labels: (N,) int, index into classes
     groups: (N,) int, equal for photos that must stay together
     fractions: of the parts, adding up to 1
-    Returns (N,) int8 numbers of parts, from 0
+    Returns (N,) int8: the number of each photo's part; 0 train, 1 val, 2 test
     Raises UserError: a class with fewer groups than parts, or whose groups are nearly all another's
     too.
     """
     parts = len(fractions)
-    purpose = (
-        "one each for train, val and test"
-        if parts == len(PARTS)
-        else f"or fewer --folds than {parts}"
-    )
+    purpose = "one for each part of the split"
+    if tuple(fractions) != FRACTIONS:
+        purpose += ", or give fewer --folds"
     _, group = np.unique(groups, return_inverse=True)
     held = np.zeros((group.max(initial=-1) + 1, len(classes)), dtype=np.int64)
     np.add.at(held, (group, labels), 1)

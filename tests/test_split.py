@@ -253,12 +253,18 @@ def test_the_split_is_drawn_by_the_seed_and_the_same_everywhere():
     assert not np.array_equal(first, make_split(labels, groups, "ab", 1))
 
 
+def folds_of(labels, groups, classes, seed, folds):
+    """(folds, N) the part of each photo in each fold."""
+    tested = make_split(labels, groups, classes, seed, (1 / folds,) * folds)
+    names = tuple(map(str, range(folds)))
+    whole = Split(tuple(map(str, range(len(labels)))), ("a",) * len(labels), tested, names)
+    return np.stack([whole.fold(number).part for number in range(folds)])
+
+
 @given(grouped_classes(least=10), st.integers(3, 10), st.integers(0, 2**32))
 def test_over_all_folds_each_photo_is_a_test_photo_once(classes_in_groups, folds, seed):
     labels, groups, classes = classes_in_groups
-    parts = np.stack(
-        [make_split(labels, groups, classes, seed, (fold, folds)) for fold in range(folds)]
-    )
+    parts = folds_of(labels, groups, classes, seed, folds)
     assert ((parts == 2).sum(0) == 1).all()
     assert ((parts == 1).sum(0) == max(1, round(folds / 5))).all()
     for part in parts:
@@ -272,13 +278,31 @@ def test_over_all_folds_each_photo_is_a_test_photo_once(classes_in_groups, folds
 
 def test_ten_folds_are_70_20_10_and_the_next_two_are_validated_on():
     labels, groups = np.repeat([0, 1], [300, 100]), np.arange(400)
-    parts = [make_split(labels, groups, "ab", 0, (fold, 10)) for fold in range(10)]
+    parts = folds_of(labels, groups, "ab", 0, 10)
     for fold, part in enumerate(parts):
         assert counts_of(labels, part, 2).tolist() == [[210, 70], [60, 20], [30, 10]]
         following = (parts[(fold + 1) % 10] == 2) | (parts[(fold + 2) % 10] == 2)
         assert np.array_equal(part == 1, following)
-    with pytest.raises(UserError, match=r"'hail' .* 9 different ones .* 10 are needed, or fewer"):
-        make_split(np.repeat([0, 1], [9, 40]), np.arange(49), ("hail", "rain"), 0, (0, 10))
+    with pytest.raises(UserError, match=r"'hail' .* 9 different ones .* 10 are needed, .*fewer"):
+        folds_of(np.repeat([0, 1], [9, 40]), np.arange(49), ("hail", "rain"), 0, 10)
+
+
+def test_a_division_into_folds_has_one_manifest_for_all_of_them(tmp_path):
+    photos, signatures = some_photos()
+    manifest = tmp_path / "split.csv"
+    division = split_photos(photos, signatures, manifest, seed=0, folds=5)
+    assert division.names == ("0", "1", "2", "3", "4")
+    again = split_photos(photos, signatures, manifest, seed=0, folds=5)
+    assert again.hash == division.hash
+    folds = [division.fold(number) for number in range(5)]
+    assert len({fold.hash for fold in folds} | {division.hash}) == 6
+    tested = np.concatenate([fold.indices("test") for fold in folds])
+    assert sorted(tested.tolist()) == list(range(40))
+    # What somebody edits changes all folds, and what they are a division of.
+    manifest.write_text(manifest.read_text().replace(",4\n", ",3\n", 1))
+    edited = split_photos(photos, signatures, manifest, seed=0, folds=5)
+    assert edited.hash != division.hash
+    assert sum(len(edited.fold(number).indices("test")) for number in range(5)) == 40
 
 
 def test_the_manifest_is_these_bytes(tmp_path):
@@ -392,7 +416,7 @@ def test_an_edited_split_is_used_but_divided_duplicates_are_told(tmp_path):
     assert "divides the duplicates of 1 picture" in edited.notes[-1]
     part[part == 2] = 0
     Split(split.paths, split.class_names, part).write_manifest(manifest)
-    with pytest.raises(UserError, match="no test photo of class 'fog'"):
+    with pytest.raises(UserError, match="no photo of class 'fog' in test"):
         split_photos(photos, signatures, manifest, seed=0)
 
 
@@ -446,7 +470,7 @@ def test_real_photos_keep_duplicates_together_by_another_detector(tmp_path):
     groups = group_duplicates(signatures)
     for part in (
         split.part,
-        *(make_split(photos.labels, groups, photos.classes, 0, (fold, 10)) for fold in range(10)),
+        *folds_of(photos.labels, groups, photos.classes, 0, 10),
     ):
         assert part[one].tolist() == part[other].tolist()
         off = counts_of(photos.labels, part, len(sizes)) - np.outer([0.7, 0.2, 0.1], sizes)

@@ -42,12 +42,14 @@ def comparison(results: Sequence[Result]) -> str:
 
 
 def pairs_of(results: Iterable[Result]) -> list[list[Result]]:
-    """Distilled students, those together that share photos, teacher, architecture, tag, recipe."""
+    """Distilled students, those together that share photos, teacher, architecture, tag, recipe,
+    and their teachers' recipe."""
     pairs: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         if lesson := result.get("lesson"):
             key = (*division(result), lesson["teacher"], result["model"], result["tag"])
-            pairs.setdefault((*key, str(whole_recipe(result))), []).append(result)
+            recipes = str(whole_recipe(result)), str(result.get("teacher", {}).get("recipe"))
+            pairs.setdefault((*key, *recipes), []).append(result)
     return list(pairs.values())
 
 
@@ -59,8 +61,8 @@ def one_pair(students: Sequence[Result], by_name: Mapping[str, Result]) -> str:
     most = max(len(row.runs) for row in lessons)
     repeated = [row for row in lessons if len(row.runs) == most]
     best = max(repeated, key=lambda row: statistics.fmean(row.values["validation accuracy"]))
-    teachers = {student["teacher"]["run"]: student["teacher"] for student in best.runs}
-    columns = {"Teacher": [as_it_taught(teacher, by_name) for teacher in teachers.values()]}
+    by_split = {(run["teacher"]["run"], run["photos"]["split"]): run for run in best.runs}
+    columns = {"Teacher": [as_it_taught(student, by_name) for student in by_split.values()]}
     if baselines := baselines_of(best.runs, by_name):
         columns["Student"] = baselines
     columns["KD Student"] = best.runs
@@ -82,18 +84,21 @@ def one_pair(students: Sequence[Result], by_name: Mapping[str, Result]) -> str:
     return "\n".join(text)
 
 
-def as_it_taught(teacher: Result, by_name: Mapping[str, Result]) -> Result:
-    """The teacher's own result. Of one that was brought as a checkpoint, or trained again since,
-    only what was measured when it taught: nothing of its past."""
-    own = by_name.get(teacher["run"])
-    if own and own["digest"] == teacher["digest"]:
+def as_it_taught(student: Result, by_name: Mapping[str, Result]) -> Result:
+    """The teacher's own result. Of one that is of another split, was brought as a checkpoint, or
+    trained again since, only what was measured when it taught: nothing of its past."""
+    teacher, own = student["teacher"], by_name.get(student["teacher"]["run"])
+    if own and (own["digest"], own["photos"]["split"]) == (
+        teacher["digest"],
+        student["photos"]["split"],
+    ):
         return own
     table = {
         "best_val_accuracy": teacher["val"]["accuracy"],
         "test_loss": teacher["test"]["loss"],
         "test_accuracy": teacher["test"]["accuracy"],
     }
-    return teacher | {"table": table}
+    return teacher | {"table": table, "photos": student["photos"]}
 
 
 def baseline_of(student: Result, by_name: Mapping[str, Result]) -> Result | None:
@@ -135,13 +140,15 @@ def lesson_name(lesson: Mapping[str, Any]) -> str:
 class Difference:
     """One row of the comparison: a lesson, or none, over its folds and seeds.
 
-    `values` holds one number a run; `gain` is KD minus baseline in test accuracy with the ends
-    of its 95 % interval, `over_teacher` KD minus teacher; None where there is nothing to compare.
+    `values` holds one number a run, `pairs` is the number of runs with a baseline; `gain` is KD
+    minus baseline in test accuracy with the ends of its 95 % interval, `over_teacher` KD minus
+    teacher; None where there is nothing to compare.
     """
 
     name: str
     runs: list[Result]
     values: dict[str, list[float]]
+    pairs: int
     gain: Gain | None
     over_teacher: Gain | None
 
@@ -153,7 +160,10 @@ class Difference:
             for key, values in self.values.items()
         }
         first, second, *others = texts.values()
-        gains = in_points(self.gain), in_points(self.over_teacher)
+        gain = in_points(self.gain)
+        if self.gain and self.pairs < len(self.runs):
+            gain += f" of {self.pairs} runs"
+        gains = gain, in_points(self.over_teacher)
         return [self.name, str(len(self.runs)), first, second, *gains, *others]
 
     def record(self) -> dict[str, Any]:
@@ -181,8 +191,8 @@ def difference_rows(students: Sequence[Result], by_name: Mapping[str, Result]) -
 def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> Difference:
     """A lesson's row; runs without a baseline are left out of the gain."""
     taught = [run for run in runs if run.get("lesson")]
-    pairs = [(run, baseline_of(run, by_name)) for run in taught]
-    gain = gain_over([(run, baseline) for run, baseline in pairs if baseline])
+    found = [(run, baseline_of(run, by_name)) for run in taught]
+    pairs = [(run, baseline) for run, baseline in found if baseline]
     over_teacher = gain_over([(run, run["teacher"]) for run in taught])
     values = {
         "validation accuracy": [run["val"]["accuracy"] for run in runs],
@@ -191,7 +201,7 @@ def difference(name: str, runs: list[Result], by_name: Mapping[str, Result]) -> 
         "kl": [run["agreement"]["kl"] for run in runs if "agreement" in run],
         "calibration error": [run["test"]["calibration_error"] for run in runs],
     }
-    return Difference(name, runs, values, gain, over_teacher)
+    return Difference(name, runs, values, len(pairs), gain_over(pairs), over_teacher)
 
 
 def gain_over(pairs: Sequence[tuple[Result, Result]], part: str = "test") -> Gain | None:
@@ -205,12 +215,14 @@ def gain_over(pairs: Sequence[tuple[Result, Result]], part: str = "test") -> Gai
     if not known:
         return None
     gained = [recognised(first[part]) - recognised(second[part]) for first, second in known]
-    return mean_interval(by_split([first for first, _ in known], gained))
+    mean, low, high = mean_interval(by_split([first for first, _ in known], gained))
+    return mean, max(low, -1), min(high, 1)
 
 
 def accuracy_over(runs: Sequence[Result], part: str = "test") -> Gain:
     """Accuracy over all photos of `part`, 0..1, and the ends of its 95 % interval."""
-    return mean_interval(by_split(runs, [recognised(run[part]) for run in runs]))
+    mean, low, high = mean_interval(by_split(runs, [recognised(run[part]) for run in runs]))
+    return mean, max(low, 0), min(high, 1)
 
 
 def by_split(runs: Iterable[Result], of_photos: Iterable[np.ndarray]) -> list[np.ndarray]:

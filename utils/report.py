@@ -68,7 +68,8 @@ def section(results: Sequence[Result]) -> str:
     folds, split = photos.get("folds"), f"split {photos['split']}"
     if folds:
         here = len({result["photos"]["fold"] for result in results})
-        split = f"fold {photos['fold']}. Runs of {here} of {folds} folds are here"
+        split = f"fold {photos['fold']} of division {photos['division']}. "
+        split += f"Runs of {here} of {folds} folds are here"
     text = [
         f"## {photos['name']} at {photos['image_size']} px{f', {folds} folds' if folds else ''}\n",
         f"{len(photos['classes'])} classes: {counts}; {split}.{drawn}",
@@ -99,7 +100,7 @@ def pooled(columns: Columns) -> str:
     """The test accuracy over the photos of all folds, one row for each column."""
     lines = []
     for name, runs in columns.items():
-        mean, low, high = (f"{min(max(x, 0), 1):.2%}" for x in accuracy_over(runs))
+        mean, low, high = (f"{value:.2%}" for value in accuracy_over(runs))
         photos = sum({run["photos"]["fold"]: run["test"]["photos"] for run in runs}.values())
         lines.append([name, f"{photos:,}", counted(runs), mean, f"{low} to {high}"])
     return aligned(("", "Test photos", "Over", "Test accuracy", "95 % interval"), lines)
@@ -153,7 +154,7 @@ def write_report(folder: Path) -> str:
     lessons = [
         {"teacher": pair[0]["lesson"]["teacher"], "student": pair[0]["model"]}
         | {"tag": pair[0]["tag"], "photos": pair[0]["photos"]["name"]}
-        | {"image_size": pair[0]["photos"]["image_size"]}
+        | dict(zip(("image_size", "split"), division(pair[0])[1:], strict=True))
         | row.record()
         for pair in pairs_of(results)
         for row in difference_rows(pair, by_name)

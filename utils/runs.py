@@ -344,6 +344,7 @@ def measure_run(
             "classes": list(setup.classes),
             "counts": setup.counts,
             "split": setup.split.hash,
+            "division": setup.division,
             "folds": run.config.folds,
             "fold": run.config.fold[0] if run.config.fold else None,
             "digest": setup.decoded.digest,

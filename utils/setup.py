@@ -15,7 +15,7 @@ from data.batches import EvalBatches, Normalise, TrainBatches, cached_side, grow
 from data.cache import Decoded, decode_photos
 from data.photos import find_photos
 from data.sample import draw_sample
-from data.split import Fold, Split, split_photos
+from data.split import Split, split_photos
 from models.factory import MEAN, STD, create_model, smallest_image
 from utils import ranks
 from utils.engine import Hardware
@@ -39,6 +39,12 @@ class Setup:
     decoded: Decoded
     pixels: Tensor
     split: Split
+    division: str | None = None  # the hash of what the fold is one of
+
+    def fold(self, number: int) -> "Setup":
+        """With one fold of the division that is the split here."""
+        config = replace(self.config, fold=(number,))
+        return replace(self, config=config, split=self.split.fold(number), division=self.split.hash)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -117,12 +123,13 @@ def prepare(config: Config) -> list[Setup]:
     )
     name = "sample" if is_sample else photos_name(path)
     pixels = place(decoded.pixels, hardware.device, config.photos_on)
-    setups = []
-    for fold in folds_of(config):
-        own = replace(config, fold=fold and fold[:1])
-        manifest = decoded.folder / f"split-seed{config.split_seed}{fold_name(own)}.csv"
-        split = split_photos(decoded.photos, decoded.signatures, manifest, config.split_seed, fold)
-        setups.append(Setup(own, hardware, name, is_sample, image_size, decoded, pixels, split))
+    ending = f"-{config.folds}folds" if config.folds else ""
+    manifest = decoded.folder / f"split-seed{config.split_seed}{ending}.csv"
+    split = split_photos(
+        decoded.photos, decoded.signatures, manifest, config.split_seed, config.folds
+    )
+    whole = Setup(config, hardware, name, is_sample, image_size, decoded, pixels, split)
+    setups = [whole.fold(number) for number in numbers_of_folds(config)] or [whole]
     smallest = {part: min(setup.counts[part] for setup in setups) for part in PARTS}
     if config.batch_size > smallest["train"]:
         raise UserError(
@@ -139,12 +146,9 @@ def prepare(config: Config) -> list[Setup]:
     return setups
 
 
-def folds_of(config: Config) -> list[Fold | None]:
-    """The folds that were asked for; [None] stands for the one split without folds."""
-    if config.folds is None:
-        return [None]
-    numbers = range(config.folds) if config.fold is None else config.fold
-    return [(number, config.folds) for number in numbers]
+def numbers_of_folds(config: Config) -> Sequence[int]:
+    """The folds that were asked for; none without --folds."""
+    return config.fold or range(config.folds or 0)
 
 
 def fold_name(config: Config) -> str:
@@ -266,7 +270,9 @@ def describe(setups: Sequence[Setup]) -> None:
     """Print which photos are used, what was found wrong with them, and the hardware."""
     setup, counts = setups[0], setups[0].counts
     total = sum(counts.values())
-    fold = f"{len(setups)} of {setup.config.folds} folds, the first: " if setup.config.fold else ""
+    config, fold = setup.config, ""
+    if config.fold:
+        fold = f"{len(setups)} of {config.folds} folds; in fold {config.fold[0]}: "
     print(
         f"photos   {setup.photos_name}: {total:,} in {len(setup.classes)} classes, {fold}"
         + ", ".join(f"{part} {count:,}" for part, count in counts.items())

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -63,10 +64,12 @@ def table(corner: str, columns: Columns, rows: Rows) -> str:
 
 def counted(runs: Sequence[Result]) -> str:
     """Over how many folds and seeds these runs are; nothing for a single run of one split."""
-    folds = {run["photos"]["fold"] for run in runs if run.get("photos", {}).get("folds")}
-    seeds = len(runs) // max(1, len(folds))
-    texts = [f"{len(folds)} fold{'s' * (len(folds) > 1)}"] if folds else []
-    return ", ".join([*texts, f"{seeds} seeds"] if seeds > 1 else texts)
+    of_fold = Counter(run["photos"]["fold"] for run in runs if run.get("photos", {}).get("folds"))
+    folds = f"{len(of_fold)} fold{'s' * (len(of_fold) > 1)}"
+    if len(set(of_fold.values())) > 1:
+        return f"{len(runs)} runs of {folds}"
+    seeds = len(runs) // max(1, len(of_fold))
+    return ", ".join([folds] * bool(of_fold) + [f"{seeds} seeds"] * (seeds > 1))
 
 
 def division(result: Result) -> tuple[str, ...]:
@@ -75,8 +78,7 @@ def division(result: Result) -> tuple[str, ...]:
     photos = result["photos"]
     split = str(photos["split"])
     if photos.get("folds"):
-        seed = result["recipe"]["split_seed"]
-        split = f"{photos['folds']} folds, {seed}, {photos['digest']}"
+        split = f"{photos['division']} {photos['digest']}"
     return str(photos["name"]), str(photos["image_size"]), split
 
 

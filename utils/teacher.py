@@ -19,7 +19,7 @@ from utils.setup import Setup
 class Teacher:
     """A trained network that fits the photos.
 
-    `about` holds plain values for result.json: arch, run, digest, epochs, other_split,
+    `about` holds plain values for result.json: arch, run, digest, epochs, recipe, other_split,
     parameters, inference_images_per_second and its metrics on the validation photos.
     """
 
@@ -45,6 +45,7 @@ def load_teacher(path: Path, setup: Setup) -> Teacher:
         "run": path.resolve().parent.name,
         "arch": description["arch"],
         "epochs": description["recipe"].get("epochs"),
+        "recipe": description["recipe"],
         "digest": digest,
         "other_split": not of_this_split(description, setup),
         "parameters": sum(p.numel() for p in model.parameters()),
