@@ -53,7 +53,7 @@ from utils.script import run_script
 from utils.setup import Setup, describe, prepare
 
 ROUNDS = 5
-SECONDS = 3.0  # of one loop in one round; no longer than an epoch
+SECONDS = 1.5  # of one loop in one round; no longer than an epoch
 
 ROW = "| {:38} | {:>13} | {:>13} | {:>5} | {:>14} | {:>5} | {:>11} |"
 HEAD = (
