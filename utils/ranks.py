@@ -127,6 +127,8 @@ def parallel(module: nn.Module) -> nn.Module:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if next(module.parameters()).is_cuda:
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    # torch 2.14 calls it forward_sync_buffers, which 2.11 does not know.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     return DistributedDataParallel(module, broadcast_buffers=False)
 
 
