@@ -39,12 +39,10 @@ ARCHIVE = archive_of(COUNTS)
 
 
 class Server:
-    """A web server on loopback with one file, which it can be told to treat badly."""
+    """A web server on loopback with one file."""
 
-    def __init__(self, data, ranges=True, version='"v1"', length=True):
-        self.data, self.ranges, self.version, self.length = data, ranges, version, length
-        self.stop_after = None
-        self.asked = []
+    def __init__(self, data):
+        self.data, self.asked = data, 0
         self.http = HTTPServer(("127.0.0.1", 0), partial(Handler, self))
         self.url = f"http://127.0.0.1:{self.http.server_port}/weather.zip"
 
@@ -65,24 +63,14 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def do_GET(self):
-        site, start = self.site, 0
-        asked = self.headers["Range"]
-        site.asked.append(asked)
-        if site.ranges and asked and self.headers["If-Range"] == site.version:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-        if start and start >= len(site.data):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(site.data)}")
-            self.end_headers()
+        self.site.asked += 1
+        if self.site.data is None:
+            self.send_error(404)
             return
-        body = site.data[start:]
-        self.send_response(206 if start else 200)
-        if site.version:
-            self.send_header("ETag", site.version)
-        if site.length:
-            self.send_header("Content-Length", str(len(body)))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.site.data)))
         self.end_headers()
-        self.wfile.write(body[: site.stop_after])
+        self.wfile.write(self.site.data)
 
     def log_message(self, *_):
         pass
@@ -116,80 +104,13 @@ def test_from_a_file_as_a_user_runs_it(tmp_path, into):
     assert (tmp_path / "weather.bin").read_bytes() == ARCHIVE
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-def test_from_a_server(into, capsys, ranges):
-    with Server(ARCHIVE, ranges) as site:
-        assert fetch(into, site.url) == 0
-    assert_complete(into, capsys.readouterr().out)
-
-
-def test_without_a_length(into):
-    with Server(ARCHIVE, length=False) as site:
-        assert fetch(into, site.url) == 0
-    assert_complete(into)
-
-
-@pytest.mark.parametrize("stops", [0, 1, 5000, len(ARCHIVE) - 1])
-@pytest.mark.parametrize("ranges", [True, False])
-def test_an_interrupted_download_goes_on(into, capsys, ranges, stops):
-    with Server(ARCHIVE, ranges) as site:
-        site.stop_after = stops
-        assert fetch(into, site.url) == 2
-        said = capsys.readouterr().err
-        assert f"broke after {stops} of {len(ARCHIVE)} bytes" in said
-        assert not into.exists()
-        site.stop_after = None
-        assert fetch(into, site.url) == 0
-        assert site.asked == [None, f"bytes={stops}-" if stops else None]
-    assert_complete(into)
-
-
-def test_a_file_that_changed_meanwhile_is_fetched_anew(into):
-    with Server(archive_of({**COUNTS, "snow": 9}), True) as site:
-        site.stop_after = 7000
-        assert fetch(into, site.url) == 2
-        site.data, site.version, site.stop_after = ARCHIVE, '"v2"', None
-        assert fetch(into, site.url) == 0
-    assert_complete(into)
-
-
-@pytest.mark.parametrize("version", [None, 'W/"weak"'])
-def test_a_server_that_names_no_version_is_asked_anew(into, version):
-    with Server(ARCHIVE, version=version) as site:
-        site.stop_after = 7000
-        assert fetch(into, site.url) == 2
-        site.stop_after = None
-        assert fetch(into, site.url) == 0
-        assert site.asked == [None, None]
-    assert_complete(into)
-
-
-def test_another_address_is_fetched_anew(into):
-    with Server(archive_of({**COUNTS, "snow": 9})) as other, Server(ARCHIVE) as site:
-        other.stop_after = 7000
-        assert fetch(into, other.url) == 2
-        assert fetch(into, site.url) == 0
-        assert site.asked == [None]
-    assert_complete(into)
-
-
-def test_a_complete_download_that_was_not_unpacked_is_used(into):
-    """As after a kill between the two: the server has nothing to add."""
+def test_from_a_server(into, capsys):
     with Server(ARCHIVE) as site:
-        site.stop_after = 7000
-        assert fetch(into, site.url) == 2
-        (into.parent / ".weather-download" / "archive.part").write_bytes(ARCHIVE)
         assert fetch(into, site.url) == 0
-        assert site.asked == [None, f"bytes={len(ARCHIVE)}-"]
-        (into / "snow" / "0.jpg").unlink()
-        # Longer than what the server has: not its file, so from the beginning.
-        site.stop_after = 7000
-        assert fetch(into, site.url, "--overwrite") == 2
-        (into.parent / ".weather-download" / "archive.part").write_bytes(ARCHIVE + b"more")
-        site.stop_after = None
-        assert fetch(into, site.url, "--overwrite") == 0
-        assert site.asked[-2:] == [f"bytes={len(ARCHIVE) + 4}-", None]
-    assert_complete(into)
+        assert_complete(into, capsys.readouterr().out)
+        assert fetch(into, site.url) == 0
+        assert site.asked == 1
+    assert "complete already" in capsys.readouterr().out
 
 
 def error_of(capsys, status):
@@ -201,6 +122,8 @@ def error_of(capsys, status):
     return said
 
 
+# torch.hub forgets to close a file where there is no server.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_network_failures_say_what_to_do(into, capsys):
     with Server(ARCHIVE) as site:
         gone = site.url
@@ -216,23 +139,15 @@ def test_network_failures_say_what_to_do(into, capsys):
 
 
 def test_a_missing_page_says_so(into, capsys):
-    class Missing(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_error(404)
-
-        def log_message(self, *_):
-            pass
-
-    with Server(b"") as site:
-        site.http.RequestHandlerClass = Missing
-        assert "404" in error_of(capsys, fetch(into, site.url))
+    with Server(None) as site:
+        assert "Not Found" in error_of(capsys, fetch(into, site.url))
 
 
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>Quota exceeded", b"\n <HTML><body>"])
 def test_a_web_page_instead_of_the_archive(tmp_path, into, capsys, page):
     with Server(page) as site:
         assert "web page" in error_of(capsys, fetch(into, site.url))
-        site.data, site.version = ARCHIVE, '"v2"'
+        site.data = ARCHIVE
         (tmp_path / "page.zip").write_bytes(page)
         assert "web page" in error_of(capsys, fetch(into, tmp_path / "page.zip"))
         assert fetch(into, site.url) == 0
@@ -244,7 +159,7 @@ def test_broken_archives_are_not_kept(into, capsys):
         assert "truncated, broken" in error_of(capsys, fetch(into, site.url))
         site.data = ARCHIVE
         assert fetch(into, site.url) == 0
-        assert site.asked == [None, None]
+        assert site.asked == 2
     assert_complete(into)
 
 
@@ -277,8 +192,6 @@ def test_what_is_there_is_kept(tmp_path, into, capsys):
     said = error_of(capsys, fetch(into, path))
     assert "--overwrite" in said
     assert [file.name for file in into.rglob("*.jpg")] == ["mine.jpg"]
-    # What an overwriting process leaves that is killed at its end.
-    (into.parent / ".weather-download" / "replaced" / "rain").mkdir(parents=True)
     assert fetch(into, path, "--overwrite") == 0
     assert_complete(into)
 
@@ -334,20 +247,6 @@ def test_bad_arguments(tmp_path, into, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--arch", "x"])
     assert stop.value.code == 2
-
-
-def test_two_downloads_at_once(into):
-    with Server(ARCHIVE) as site:
-        run = [sys.executable, "-m", "data.download", "--archive", site.url, "--into", into]
-        both = [
-            subprocess.Popen(run, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-            for _ in range(2)
-        ]
-        printed = [process.communicate(timeout=60)[0] for process in both]
-        assert [process.returncode for process in both] == [0, 0]
-        assert len(site.asked) == 1
-    assert sum(b"complete already" in text for text in printed) == 1
-    assert_complete(into)
 
 
 def test_google_drive_without_gdown(into, capsys, monkeypatch):

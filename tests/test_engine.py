@@ -63,7 +63,7 @@ def small_model(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Dropout(dropout), nn.Linear(4, CLASSES),
     )  # fmt: skip
-    return model.to(memory_format=order)  # type: ignore[call-overload]
+    return model.to(memory_format=order)
 
 
 def start(config: Config, model: nn.Module | None = None) -> Training:

@@ -283,7 +283,7 @@ class PlainLoop:
             pin_memory=self.device.type == "cuda",
             drop_last=True,
         )
-        self.model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.model = model.to(memory_format=torch.contiguous_format)
         self.objective = objective
         parameters = [*model.parameters(), *objective.own.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=config.lr)
