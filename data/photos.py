@@ -7,11 +7,12 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from config import UserError
 from data.archives import unpack
@@ -215,15 +216,16 @@ def open_rgb(path: Path, short_side: int) -> Image.Image:
 def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
     """`open_rgb` of a file that has been read, and whose name ended in `suffix`."""
     try:
-        if data.startswith(b"\xff\xd8\xff") and not data.endswith(_END):
-            data = _with_end_marker(data)
+        if data.startswith(b"\xff\xd8\xff") and not _has_end(data):
+            raise UnreadablePhoto("truncated")
         image = _decode(data, short_side)
         if image.format == "TIFF" and suffix.lower() in FOREIGN:
             raise UnreadablePhoto(f"{suffix} holds no more than a preview: save it as JPEG")
-        turn = _turn(image)
+        with suppress(Exception):  # a broken EXIF block, for which Pillow raises errors of any kind
+            ImageOps.exif_transpose(image, in_place=True)
         image = _to_rgb(image)
-        image.info.clear()  # the orientation in it no longer holds
-        return image if turn is None else image.transpose(turn)
+        image.info.clear()
+        return image
     except UnreadablePhoto:
         raise
     except UnidentifiedImageError as error:
@@ -261,85 +263,25 @@ def read_photo(path: Path) -> bytes:
         raise UnreadablePhoto(_one_line(error)) from error
 
 
-def _decode(data: bytes, short_side: int | None) -> Image.Image:
-    """The first frame in its own mode; a JPEG reduced as in open_rgb, unless short_side is None."""
+def _decode(data: bytes, short_side: int) -> Image.Image:
+    """The first frame in its own mode; a JPEG reduced as in open_rgb."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise UnreadablePhoto(f"too large: {width}x{height} pixels, at most {limit} are decoded")
-    if short_side is not None:
-        image.draft(None, (short_side, short_side))
+    image.draft(None, (short_side, short_side))
     image.load()
     return image
 
 
-def _with_end_marker(jpeg: bytes) -> bytes:
-    """The JPEG with its missing end marker put back, if that is all that is missing.
-
-    libjpeg stops reading where the image data end, so bytes between the data and the marker change
-    nothing. If data are missing, it takes those bytes for them, and pixels change.
-    """
-    try:
-        if _has_end_marker(jpeg):
-            return jpeg
-        for body in _bodies(jpeg):
-            pixels = _decode(body + _END, None).tobytes()
-            if all(_decode(body + junk + _END, None).tobytes() == pixels for junk in _JUNK):
-                return body + _END
-    except (OSError, SyntaxError, ValueError, IndexError) as error:
-        raise UnreadablePhoto("truncated") from error
-    raise UnreadablePhoto("truncated")
-
-
-def _bodies(jpeg: bytes) -> Iterator[bytes]:
-    """The JPEG without padding and without half an end marker."""
-    body = jpeg.rstrip(b"\0")
-    if len(jpeg) - len(body) < 64:  # so few may be data
-        body = jpeg
-    elif body.endswith(b"\xff"):  # FF 00 stands for a data byte of FF: the zero is no padding
-        yield body + b"\0"
-    yield body.rstrip(b"\xff")
-
-
-def _junk(step: int, marker: int) -> bytes:
-    """Noise with restart markers in it, since libjpeg skips all up to one at a restart interval."""
-    noise = bytes(step * n % 251 for n in range(1, 65))
-    return b"".join(noise + bytes([0xFF, 0xD0 + (marker + n) % 8]) for n in range(8))
-
-
-_END = b"\xff\xd9"
-# libjpeg ignores a restart marker one or two ahead of the one that it waits for: two beginnings.
-_JUNK = (_junk(97, 0), _junk(180, 4), _junk(31, 0), _junk(211, 4))
-
-
-def _has_end_marker(jpeg: bytes) -> bool:
-    """Whether the end marker is there; OSError if it is not and scans are missing before it.
-
-    A progressive JPEG that was cut between two scans decodes as if it were whole, only coarser.
-    """
-    lowest_bit: dict[tuple[int, int], int] = {}
-    components: list[int] = []
+def _has_end(jpeg: bytes) -> bool:
+    """Whether an end marker follows the beginning of the first scan. Where there is none, Pillow
+    may take what a broken download has left, zeros, for the rest of the picture."""
     position = 2
-    while (position := jpeg.find(b"\xff", position)) >= 0 and position + 1 < len(jpeg):
-        marker = jpeg[position + 1]
-        if marker == 0xD9:
-            return True
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
-            position += 1 if marker == 0xFF else 2
-            continue
-        length = int.from_bytes(jpeg[position + 2 : position + 4])
-        segment = jpeg[position + 4 : position + 2 + length]
-        position += 2 + length
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # frame header
-            components = list(segment[6 : 6 + 3 * segment[5] : 3])
-        elif marker == 0xDA:  # scan header
-            first, last, bits = segment[1 + 2 * segment[0] :][:3]
-            for component in segment[1 : 1 + 2 * segment[0] : 2]:
-                lowest_bit |= {(component, n): bits & 15 for n in range(first, last + 1)}
-    if any(lowest_bit.get((component, n), 1) for component in components for n in range(64)):
-        raise OSError("a scan is missing")
-    return False
+    while jpeg[position : position + 1] == b"\xff" and jpeg[position + 1 : position + 2] != b"\xda":
+        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4])
+    return jpeg.find(b"\xff\xd9", position) >= 0
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -367,22 +309,3 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         scaled = (values - black) * (255 / max(white - black, 1e-30))
     return np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).round().clip(0, 255).astype(np.uint8)
-
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How a decoded image must be turned to stand upright, or None if it does."""
-    try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a broken EXIF block, for which Pillow raises errors of any kind
-        return None

@@ -103,13 +103,8 @@ def jpegs() -> Iterator[Kind]:
         yield Kind(name, jpeg(corners, **options), corners, LOSSY)
     grey = draw_grey("grey.jpg")
     yield Kind("grey.jpg", jpeg(grey), grey3(grey), LOSSY)
-    for name, ending in {
-        "no end.jpg": b"",
-        "half an end.jpg": b"\xff",
-        "text behind.jpg": b"\xff\xd9 and a text behind it",
-    }.items():
-        corners = draw_corners(name)
-        yield Kind(name, jpeg(corners)[:-2] + ending, corners, LOSSY)
+    corners = draw_corners("text behind.jpg")
+    yield Kind("text behind.jpg", jpeg(corners) + b" and a text behind it", corners, LOSSY)
     yield from four_channels()
 
 
@@ -266,6 +261,8 @@ def noise() -> Image.Image:
 
 
 def cut() -> Iterator[Kind]:
+    for name, ending in {"no end.jpg": b"", "half an end.jpg": b"\xff"}.items():
+        yield Kind(name, encoded(noise())[:-2] + ending, reason="truncated")
     for name, form in {
         "{}.jpg": "JPEG", "progressive {}.jpg": "JPEG", "{}.png": "PNG", "{}.tif": "TIFF",
         "{}.webp": "WEBP", "{}.bmp": "BMP", "{}.gif": "GIF",

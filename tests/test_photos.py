@@ -515,26 +515,11 @@ def jpeg_without_end(kind):
 
 
 @pytest.mark.parametrize("kind", JPEGS)
-def test_a_jpeg_that_lacks_only_its_end_marker_is_complete(tmp_path, kind):
+def test_what_follows_the_end_marker_of_a_jpeg_changes_nothing(tmp_path, kind):
     body = jpeg_without_end(kind)
     whole = opened(tmp_path, body + b"\xff\xd9")
-    for ending in (b"", b"\xff", bytes(5000), b"\xff" + bytes(100)):
-        assert np.array_equal(opened(tmp_path, body + ending), whole)
-    for trailer in (b"\xff\xd9" + bytes(1000), b"\xff\xd9made by a camera"):
-        assert np.array_equal(opened(tmp_path, body + trailer), whole)
-    reduced = opened(tmp_path, body + b"\xff\xd9", 20)
-    assert np.array_equal(opened(tmp_path, body, 20), reduced)
-
-
-def test_data_that_end_with_a_byte_of_ff(tmp_path):
-    """Such a byte is stored as FF 00, and its zero is no padding, for all that follows it."""
-    noise = (np.random.default_rng(seed).bytes(64) for seed in range(10_000))
-    images = (Image.frombytes("L", (8, 8), pixels) for pixels in noise)
-    jpegs = (encoded(image, quality=100)[:-2] for image in images)
-    body = next(body for body in jpegs if body.endswith(b"\xff\0"))
-    whole = opened(tmp_path, body + b"\xff\xd9")
-    for ending in (b"", bytes(5000), b"\xff", b"\xff" + bytes(100)):
-        assert np.array_equal(opened(tmp_path, body + ending), whole)
+    for trailer in (bytes(1000), b"made by a camera"):
+        assert np.array_equal(opened(tmp_path, body + b"\xff\xd9" + trailer), whole)
 
 
 @pytest.mark.parametrize("kind", JPEGS)
@@ -542,10 +527,10 @@ def test_a_jpeg_whose_data_are_cut_off_is_truncated(tmp_path, kind):
     body = jpeg_without_end(kind)
     start = body.index(b"\xff\xda")
     markers = [n for n in range(start, len(body) - 4) if body[n] == 255 and body[n + 1] != 0]
-    cuts = {len(body) - n for n in (3, 4, 5, 8, 13, 30, 100)}
+    cuts = {len(body) - n for n in (0, 3, 4, 5, 8, 13, 30, 100)}
     cuts |= {start + 20 + (len(body) - start - 20) * n // 7 for n in range(7)}
     cuts |= {marker + n for marker in markers[1::6] + markers[-2:] for n in (0, 1, 2)}
-    cuts = {cut for cut in cuts if start + 16 < cut <= len(body) - 3}
+    cuts = {cut for cut in cuts if start + 16 < cut <= len(body)}
     for cut in sorted(cuts):
         said = reason(tmp_path, body[:cut]).lower()
         assert "truncated" in said, (cut - len(body), said)
