@@ -8,8 +8,8 @@
 # pillow, tqdm, pytest and hypothesis. OUT gets log.txt, done.txt and results.tar.gz: the results
 # of all runs, and these two files, but no weights, which stay in WORK, by default output/gpu.
 # Started again, or elsewhere with OUT or the archive in it alone, it goes on with what is not done.
-set -u
-if [ $# -lt 2 ] || ! [ "$1" -gt 0 ] 2>/dev/null; then
+set -u -o pipefail
+if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
   sed -n '4s/^# *//p' "$0" >&2
   exit 2
 fi
@@ -17,6 +17,15 @@ limit=$1
 mkdir -p "$2" && out=$(cd "$2" && pwd) || exit 2
 shift 2
 flags=("$@")
+for flag in "${flags[@]}"; do
+  case $flag in
+    --fold* | --output* | --cache* | --tag* | --models* | --teacher* | --student* | --experiment* | \
+      --reverse | --resume | --overwrite)
+      echo "$flag: this script sets it itself" >&2
+      exit 2
+      ;;
+  esac
+done
 cd "$(dirname "$0")/.." || exit 2
 mkdir -p "${WORK:=output/gpu}/results" "$WORK/kept" && work=$(cd "$WORK" && pwd) || exit 2
 if ! [ -e data/weather ] && [[ " ${flags[*]} " != *" --data"* ]]; then
@@ -82,13 +91,15 @@ once() {
   echo "== $name: started at $(date +%T), $(left) s left"
   "$@" || status=$?
   echo "== $name: status $status after $((SECONDS - started)) s"
-  if [ $status -eq 0 ]; then
-    echo "$name" >>"$out/done.txt"
-    archive
-  fi
+  case $status in
+    0) echo "$name" >>"$out/done.txt" && archive ;;
+    124 | 137 | 143) ;; # the time is up
+    *) failed=1 ;;
+  esac
 }
 
 all() {
+  failed=0
   "${PYTHON:-python3}" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
   once gpu_tests
   once benchmark --models resnet18
@@ -99,6 +110,7 @@ all() {
   for fold in $folds; do once experiment experiment_2 "$fold"; done
   for fold in $folds; do once longer_alone "$fold"; done
   echo "== $(wc -l <"$out/done.txt") done, $(find "$work/kept" -name result.json | wc -l) runs, $SECONDS s"
+  return $failed
 }
 
 if [ -f "$out/results.tar.gz" ]; then

@@ -81,3 +81,13 @@ def test_without_seconds_or_a_folder_it_says_what_it_takes(tmp_path):
         assert run.returncode == 2
         assert run.stderr.startswith("docs/gpu.sh SECONDS OUT [FLAGS]")
     assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_it_sets_itself_are_refused_and_a_failure_is_one(tmp_path):
+    run = start(60, tmp_path / "out", tmp_path / "work", "--data", "x", "--fold", 3)
+    assert (run.returncode, run.stderr) == (2, "--fold: this script sets it itself\n")
+    (tmp_path / "out" / "done.txt").write_text("\n".join([*DONE_BEFORE[:-1], *DONE_NOW, ""]))
+    run = start(60, tmp_path / "out", tmp_path / "work", "--data", tmp_path / "nowhere")
+    assert run.returncode == 1
+    assert "nowhere' does not exist" in run.stdout
+    assert (tmp_path / "out" / "done.txt").read_text().count("longer_alone 9") == 0
