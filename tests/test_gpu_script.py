@@ -32,7 +32,7 @@ def start(seconds: int, out: Path, work: Path, *flags: object) -> subprocess.Com
 def results_in(out: Path) -> set[str]:
     """The runs in the archive, of which it has these three files and no weights."""
     with tarfile.open(out / "results.tar.gz") as archive:
-        files = [Path(name) for name in archive.getnames() if Path(name).suffix]
+        files = [Path(member.name) for member in archive if member.isfile()]
     results = [path for path in files if path.parts[0] == "results"]
     assert {path.name for path in files if path not in results} == {"log.txt", "done.txt"}
     assert {path.name for path in results} == {"result.json", "history.csv", "test_logits.npz"}
