@@ -31,7 +31,6 @@ from utils.engine import (
     CrossEntropy,
     Hardware,
     Objective,
-    Row,
     Training,
     fit,
     make_optimizer,
@@ -45,7 +44,7 @@ ROOT = Path(__file__).parents[1]
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 PHOTOS, SIDE, CLASSES = 53, 64, 4
 LABELS = np.arange(PHOTOS) * 7 % CLASSES
-EPOCHS = 5
+EPOCHS = 3
 # SGD, since Adam makes rounding errors as large as gradients, and slow, since they grow with steps.
 CONFIG = Config(epochs=EPOCHS, batch_size=8, optimizer="sgd", lr=0.002, clip_norm=1.0)
 
@@ -106,8 +105,8 @@ def start(method: str, config: Config = CONFIG, model: nn.Module | None = None) 
 
 def train(
     training: Training, graphs: bool, bf16: bool = False, config: Config = CONFIG, first: float = 1
-) -> list[Row]:
-    """The history of a training run up to its end; its step was recorded if it was to be."""
+) -> Training:
+    """The training run at its end; its step was recorded if it was to be."""
     hardware = Hardware(GPU, bf16, graphs)
     keep_rates_on_device(training.optimizer)  # in float32, as in a recorded step
     fit(
@@ -115,28 +114,36 @@ def train(
         after_epoch=lambda _: None,
     )  # fmt: skip
     assert (getattr(training.step, "recorded", None) is not None) == graphs
-    return training.history
+    return training
 
 
-def assert_close(first: list[Row], second: list[Row], rel: float) -> None:
-    assert len(first) == len(second) == EPOCHS
-    for one, other in zip(first, second, strict=True):
-        for name in one.keys() - {"seconds", "wall_time", "images_per_second"}:
-            tolerance = 0.06 if name.startswith(("accuracy", "agreement")) else 1e-3
-            assert one[name] == pytest.approx(other[name], rel=rel, abs=tolerance), name
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def assert_alike(first: Training, second: Training) -> None:
+    """The weights moved along one path. What a last bit of the rate changes is 2 % of its length at
+    most, in bfloat16; a rate that stays what it was when the step was recorded changes 21 %."""
+    moved = (weights(first.model) - weights(network(1))).norm()
+    assert moved > 0
+    assert (weights(first.model) - weights(second.model)).norm() < 0.05 * moved
+    assert len(first.history) == len(second.history) == EPOCHS
+    for one, other in zip(first.history, second.history, strict=True):
+        for name in ("loss/train", "ce/train", "loss/val"):
+            assert one[name] == pytest.approx(other[name], rel=0.05), name
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize("method", ["none", *METHODS])
 def test_replayed_steps_train_as_single_kernels_do(method, bf16):
     eager, replayed = (train(start(method), graphs, bf16) for graphs in (False, True))
-    assert eager[-1]["loss/train"] < eager[0]["loss/train"]
-    assert_close(eager, replayed, rel=0.05 if bf16 else 0.005)
+    assert eager.history[-1]["loss/train"] < eager.history[0]["loss/train"]
+    assert_alike(eager, replayed)
 
 
 def test_images_that_grow_are_recorded_anew():
     eager, replayed = (train(start("none"), graphs, first=0.5) for graphs in (False, True))
-    assert_close(eager, replayed, rel=0.005)
+    assert_alike(eager, replayed)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -147,14 +154,13 @@ def test_a_resumed_run_goes_on_as_the_whole_one(optimizer):
     hardware = Hardware(GPU, bf16=False, graphs=True)
     fit(
         whole, train_batches(GPU), val_batches(GPU), config, hardware, seed=0,
-        after_epoch=lambda now: torch.save(now.state(), file) if len(now.history) == 2 else None,
+        after_epoch=lambda now: torch.save(now.state(), file) if len(now.history) == 1 else None,
     )  # fmt: skip
     file.seek(0)
     again = start("fitnet", config, network(9))
     again.load_state(torch.load(file, map_location="cpu", weights_only=True))
-    assert len(again.history) == 2
-    train(again, graphs=True, config=config)
-    assert_close(whole.history, again.history, rel=0.02)
+    assert len(again.history) == 1
+    assert_alike(whole, train(again, graphs=True, config=config))
 
 
 def test_a_finished_run_leaves_the_gpu_to_the_next():
@@ -172,7 +178,7 @@ def test_two_recorded_steps_of_one_optimizer_alternate():
     """Each reads the learning rate where the other does."""
     images = torch.rand(8, 3, SIDE, SIDE, device=GPU).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(8, device=GPU) % CLASSES
-    weights = []
+    ends = []
     for graphs in (False, True):
         model = network(3)
         optimizer = make_optimizer(model, nn.ModuleDict(), CONFIG)
@@ -195,8 +201,8 @@ def test_two_recorded_steps_of_one_optimizer_alternate():
             set_rate(optimizer, 0.01 / (1 + number))
             loss = steps[number % 2](images, labels)["loss"]
             assert loss.isfinite()
-        weights.append(model.state_dict()["fc.weight"])
-    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+        ends.append(model.state_dict()["fc.weight"])
+    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
 
 
 class Reading(nn.Module):
@@ -220,7 +226,7 @@ def test_a_step_that_reads_a_value_back_runs_eagerly_and_says_so(capsys):
         after_epoch=lambda _: None,
     )  # fmt: skip
     assert capsys.readouterr().out.count("runs eagerly") == 1
-    assert_close(plain, training.history, rel=0.005)
+    assert_alike(plain, training)
 
 
 def test_validation_counts_an_odd_last_batch():
