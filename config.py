@@ -44,7 +44,7 @@ CROPS, EARLIER_CROPS = "RandomResizedCrop", "cut short"
 
 
 class UserError(Exception):
-    """A problem that the user can mend; scripts print its one or two lines and exit with 2."""
+    """A problem that the user can fix; scripts print its one or two lines and exit with 2."""
 
 
 def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
@@ -307,7 +307,7 @@ class Config:
     )
     crop_scale: float = setting(
         0.35, number(0, 1, above=True), "smallest share of a photo's area that a training crop "
-        "shows; from 0.5, the network learnt the training photos by heart",
+        "shows; from 0.5, the network overfitted",
         group=RECIPE,
     )
     grow_from: float = setting(
@@ -465,7 +465,7 @@ def check(config: Config) -> None:
         values = getattr(config, item.name)
         # Runs are named by what is shown, so what is shown alike is one run.
         if item.metadata["many"] and len(set(map(_short, values or ()))) < len(values or ()):
-            raise UserError(f"{_flag(item.name)} {_as_words(values)}: each one once, please")
+            raise UserError(f"{_flag(item.name)} {_as_words(values)}: each value once")
     if config.fold and max(config.fold) >= (config.folds or 0):
         raise UserError(
             f"--fold {_as_words(config.fold)}: "
@@ -493,7 +493,7 @@ def check_distillation(config: Config) -> None:
     """Raise UserError for a teacher or a method that does not go with the other settings."""
     if config.reverse and (config.teacher or config.student or config.teacher_checkpoint):
         raise UserError(
-            "--reverse swaps the experiment's two models: leave it away and name the teacher and "
+            "--reverse swaps the experiment's two models: omit it and name the teacher and "
             "the student"
         )
     ways = ("teacher_checkpoint", "teacher_tag", "teacher_epochs")
@@ -509,7 +509,7 @@ def check_distillation(config: Config) -> None:
     if config.mixup and "dkd" in config.method:
         raise UserError(
             "--method dkd parts the photo's class from all others, and with --mixup a photo has "
-            "two: leave one of them away"
+            "two: omit one of them"
         )
 
 

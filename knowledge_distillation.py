@@ -53,7 +53,7 @@ class Lineup:
 def main(arguments: Sequence[str]) -> None:
     """Parse, prepare, see to the baselines, distil for every lesson, fold and seed, and compare."""
     config = parse(arguments, __doc__, distils=True)
-    brought = bring_teacher(config)
+    brought = read_teacher_checkpoint(config)
     if brought:
         config = replace(config, teacher=brought["arch"])
     setups = prepare(config)  # one for each fold
@@ -74,13 +74,13 @@ def main(arguments: Sequence[str]) -> None:
             check_taught(lineup)
             teacher = None
             if not all(run.finished for run in lineup.students):
-                teacher = meet_teacher(lineup)
+                teacher = load_and_report_teacher(lineup)
             results += [agenda.done(run, distil(run, teacher)) for run in lineup.students]
     print(comparison(results))
     say_where(config.output)
 
 
-def bring_teacher(config: Config) -> dict[str, Any] | None:
+def read_teacher_checkpoint(config: Config) -> dict[str, Any] | None:
     """What a --teacher-checkpoint says of itself, and its digest; read before any work.
 
     Raises UserError when it is no checkpoint, or not of the --teacher that was asked for.
@@ -91,7 +91,7 @@ def bring_teacher(config: Config) -> dict[str, Any] | None:
     model, description = load_classifier(path)
     if config.teacher not in (None, description["arch"]):
         raise UserError(
-            f"--teacher {config.teacher}: {path} is a {description['arch']}; leave --teacher away"
+            f"--teacher {config.teacher}: {path} is a {description['arch']}; omit --teacher"
         )
     return description | {"digest": weights_digest(model)}
 
@@ -209,7 +209,7 @@ def check_taught(lineup: Lineup) -> None:
             )
 
 
-def meet_teacher(lineup: Lineup) -> Teacher:
+def load_and_report_teacher(lineup: Lineup) -> Teacher:
     """Load the teacher, say how good it is, and warn when its student is better without it."""
     run, setup = lineup.teacher, lineup.baseline.setup
     path = run.best if run else setup.config.teacher_checkpoint

@@ -51,10 +51,10 @@ def _imagenet_model(name: str) -> nn.Module:
     except OSError as problem:  # URLError and time-outs are OSErrors
         raise UserError(
             f"--pretrained: the weights of {name} did not download ({problem}). "
-            f"Put {url} at {file} by hand, or leave --pretrained away."
+            f"Put {url} at {file} by hand, or omit --pretrained."
         ) from problem
     except Exception as problem:  # torch raises errors of any kind on bytes that are not its own
         raise UserError(
             f"--pretrained: {file} does not hold the weights of {name}. "
-            "Delete the file, so that it is downloaded again, or leave --pretrained away."
+            "Delete the file, so that it is downloaded again, or omit --pretrained."
         ) from problem

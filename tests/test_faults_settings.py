@@ -198,8 +198,8 @@ FALLEN = [
     (False, "--cache <text>/below", "text is there and no folder"),
     (False, "--precision bf16 --image-size 16", "images of 17 pixels or more, .* with 16;"),
     (False, "--precision bf16 --epochs 2 --grow-from 0.5", "with 10; --precision float32"),
-    (True, "--alpha 0.7000001 0.7000002", "--alpha 0.7 0.7: each one once"),
-    (True, "--temperature 2.0000001 2", "--temperature 2 2: each one once"),
+    (True, "--alpha 0.7000001 0.7000002", "--alpha 0.7 0.7: each value once"),
+    (True, "--temperature 2.0000001 2", "--temperature 2 2: each value once"),
 ]
 
 

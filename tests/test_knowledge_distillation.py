@@ -560,7 +560,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_no_code_in_it_runs(brought,
         main(bring(words, tmp_path / "plain.pt"))
     with pytest.raises(UserError, match="there is no such checkpoint"):
         main(bring(words, tmp_path / "nowhere.pt"))
-    with pytest.raises(UserError, match="is a resnet50; leave --teacher away"):
+    with pytest.raises(UserError, match="is a resnet50; omit --teacher"):
         main(bring(words, brought, "--teacher", "densenet169"))
 
 

@@ -170,10 +170,10 @@ def test_unfinished_run_is_in_the_table_but_not_as_a_success(board: Board) -> No
 def test_board_shows_the_pictures(board: Board) -> None:
     tags = board.ask("/plugin/images/tags")
     assert set(tags[BASELINE]) == {"test/confusion_matrix"}
-    assert set(tags[DISTILLED]) == {"test/confusion_matrix", "test/surest_mistakes"}
+    assert set(tags[DISTILLED]) == {"test/confusion_matrix", "test/most_confident_errors"}
     drawn = {
         "test/confusion_matrix": confusion_matrix(CONFUSION, CLASSES),
-        "test/surest_mistakes": photo_grid(WRONG),
+        "test/most_confident_errors": photo_grid(WRONG),
     }
     for tag, picture in drawn.items():
         (sample,) = board.ask("/plugin/images/images", run=DISTILLED, tag=tag, sample=0)
@@ -384,7 +384,7 @@ def plain(value: int) -> np.ndarray:
     return np.full((20, 20, 3), value, np.uint8)
 
 
-def test_grid_begins_with_the_surest_mistake() -> None:
+def test_grid_begins_with_the_most_confident_error() -> None:
     photos = [(plain(60), "frost", "rain", 0.5), (plain(200), "snow", "rain", 0.9)]
     grid = np.asarray(photo_grid(photos))
     assert grid[60, 60].tolist() == [200] * 3

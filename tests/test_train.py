@@ -147,7 +147,7 @@ def test_tensorboard_shows_the_runs(finished):
         assert row["hparams"]["model"] == "resnet18"
         assert "test/accuracy" in {value["name"]["tag"] for value in row["metricValues"]}
         images = board.ask("/plugin/images/tags")[name]
-        assert set(images) == {"test/confusion_matrix", "test/surest_mistakes"}
+        assert set(images) == {"test/confusion_matrix", "test/most_confident_errors"}
         sample = board.ask("/plugin/images/images", run=name, tag="test/confusion_matrix", sample=0)
         picture = board.fetch(f"/plugin/images/individualImage?{sample[0]['query']}&")
         assert Image.open(io.BytesIO(picture)).format == "PNG"

@@ -55,8 +55,8 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Image.Image:
 def photo_grid(photos: Sequence[WrongPhoto], most: int = 24) -> Image.Image:
     """The `most` photos that were named wrongly with the highest probability, as an RGB picture.
 
-    Photos are RGB images or (H, W, 3) uint8 arrays of any size, at least one of them; the surest
-    mistake comes first. Under each stand its true class, and the predicted one with its
+    Photos are RGB images or (H, W, 3) uint8 arrays of any size, at least one of them; the most
+    confident error comes first. Under each stand its true class, and the predicted one with its
     probability.
     """
     photos = sorted(photos, key=lambda photo: -photo[3])[:most]

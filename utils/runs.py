@@ -390,7 +390,7 @@ def write_results(
     setup.split.write_manifest(run.results / "split.csv")
     if unreadable := setup.decoded.unreadable:
         write_whole(run.results / "unreadable.csv", to_csv([("path", "reason"), *unreadable]))
-    mistakes = surest_mistakes(setup, arrays["logits"], arrays["labels"])
+    mistakes = most_confident_errors(setup, arrays["logits"], arrays["labels"])
     tracker.finish(metrics, np.array(result["test"]["confusion"]), setup.classes, mistakes)
     write_json(run.results / "result.json", result)
 
@@ -443,10 +443,10 @@ def environment(setup: Setup) -> dict[str, Any]:
     }
 
 
-def surest_mistakes(
+def most_confident_errors(
     setup: Setup, logits: torch.Tensor, labels: torch.Tensor
 ) -> list[tuple[np.ndarray, str, str, float]]:
-    """The wrongly classified test photos, surest first: photo, true and predicted class,
+    """The wrongly classified test photos, most confident first: photo, true and predicted class,
     probability."""
     rows, _ = setup.rows_and_labels("test")
     confidence, predicted = logits.softmax(1).max(1)

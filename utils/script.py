@@ -37,7 +37,7 @@ def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
         if problem.errno not in OUT_OF_OUR_HANDS:
             raise
         what = f"{problem.filename}: " if problem.filename else ""
-        print(f"error: {what}{problem.strerror}; once mended, --resume goes on", file=sys.stderr)
+        print(f"error: {what}{problem.strerror}; once fixed, --resume goes on", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         how = "the same command with --resume goes on"

@@ -90,12 +90,12 @@ class Tracker:
         `metrics`, such as `test/accuracy`, become columns of the hyper-parameters table and must
         not bear the name of a curve. `confusion` is (C, C) int64, rows = true class, columns =
         predicted class. `wrong` holds photos (RGB image or (H, W, 3) uint8) with true class,
-        predicted class and its probability 0..1, in any order; the surest ones are shown.
+        predicted class and its probability 0..1, in any order; the most confident ones are shown.
         """
         _, _, session_end = summary.hparams({}, {})
         pictures = {"test/confusion_matrix": confusion_matrix(confusion, classes)}
         if wrong:
-            pictures["test/surest_mistakes"] = photo_grid(wrong)
+            pictures["test/most_confident_errors"] = photo_grid(wrong)
         now = time.time()
         with _writing(self.folder):
             for tag, value in metrics.items():
