@@ -3,10 +3,11 @@
 #
 #   docs/gpu.sh SECONDS OUT [FLAGS]      docs/gpu.sh 480 results --data PHOTOS
 #
-# FLAGS are of train.py and go to every command; paths in them are relative to the repository. All it
-# needs are photos, in data/weather or by --data, and Python (PYTHON, by default python3) with torch, torchvision, tensorboard, numpy,
-# pillow, tqdm, pytest and hypothesis. OUT gets log.txt, done.txt and results.tar.gz: the results
-# of all runs, and these two files, but no weights, which stay in WORK, by default output/gpu.
+# FLAGS are of train.py and go to every command; paths in them are relative to the repository. All
+# it needs are photos, in data/weather or by --data, and Python (PYTHON, by default python3) with
+# torch, torchvision, tensorboard, numpy, pillow, tqdm, pytest and hypothesis. OUT gets log.txt,
+# done.txt and results.tar.gz: the results of all runs, and these two files, but no weights, which
+# stay in WORK, by default output/gpu.
 # Started again, or elsewhere with OUT or the archive in it alone, it goes on with what is not done.
 set -u -o pipefail
 if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -40,7 +41,8 @@ left() { echo $((limit - SECONDS)); }
 # Within what is left of the time, or of so many seconds if there are fewer.
 python() {
   local seconds most=${MOST:-$limit}
-  seconds=$(($(left) < most ? $(left) : most))
+  seconds=$(left)
+  if [ $seconds -gt $most ]; then seconds=$most; fi
   if [ $seconds -le 0 ]; then return 124; fi
   timeout --foreground --kill-after=10 $seconds "${PYTHON:-python3}" "$@"
 }

@@ -48,9 +48,8 @@ from utils.engine import (
     train_epoch,
 )
 from utils.graphs import WARM_UP, GraphedStep
-from utils.runs import forget_peak_memory, peak_memory
 from utils.script import run_script
-from utils.setup import Setup, describe, prepare
+from utils.setup import Setup, describe, forget_peak_memory, peak_memory, prepare
 
 ROUNDS = 5
 SECONDS = 1.5  # of one loop in one round; no longer than an epoch
@@ -137,6 +136,7 @@ def compare(
     forget_peak_memory(hardware.device)
     model, objective, teacher = make()
     training = Training(model, objective, make_optimizer(model, objective.own, config))
+    epoch = len(setup.train_batches(config, seed=0))
     warm_up = WARM_UP + 1 if hardware.graphs else 1
 
     def real_speed(steps: int) -> float:
@@ -144,7 +144,6 @@ def compare(
         row = train_epoch(training, batches, config, hardware, seed=0, epoch=1)
         return row["images_per_second"]
 
-    epoch = len(setup.train_batches(config, seed=0))
     real_speed(warm_up)
     memory = peak_memory(hardware.device)
     fixed = next(iter(setup.train_batches(config, seed=0).epoch(1)))

@@ -94,7 +94,7 @@ def mean_interval(splits: Sequence[np.ndarray]) -> tuple[float, float, float]:
     - of one run, over its photos: it says nothing about other seeds;
 
     and is never narrower than photos alone allow, as few runs may be alike by chance. In simulated
-    experiments it holds the truth in 95 to 99 of 100, from two runs up.
+    experiments it holds the truth in 94 to 99 of 100, from two runs up.
     """
     means = np.array([split.mean() for split in splits])
     weights = np.array([split.shape[1] for split in splits], dtype=float)

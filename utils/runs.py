@@ -37,7 +37,7 @@ from utils.engine import (
     validation_rank,
 )
 from utils.metrics import agreement, measure
-from utils.setup import Setup, device_kind, fold_name
+from utils.setup import Setup, device_kind, fold_name, forget_peak_memory, peak_memory
 from utils.tables import read_result_file
 from utils.teacher import Teacher, measure_validation
 from utils.tracking import Tracker
@@ -415,17 +415,6 @@ def summarise(history: Sequence[Row], test: dict[str, Any]) -> dict[str, Any]:
         "images_per_second": statistics.median(steady),
         "seconds": sum(row["seconds"] for row in history),
     }
-
-
-def forget_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` count from here."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes that tensors took on the GPU at most, decoded photos among them; None on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def environment(setup: Setup) -> dict[str, Any]:

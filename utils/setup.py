@@ -299,3 +299,14 @@ def device_kind(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device}, {torch.cuda.get_device_name(device)}{each}"
     return f"cpu, {torch.get_num_threads()} threads{each}"
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that tensors took on the GPU at most, decoded photos among them; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
