@@ -1,9 +1,9 @@
-"""Distil a teacher into a student, and tell whether it helped.
+"""Distil a teacher into a student, and measure whether it helped.
 
     python knowledge_distillation.py                       DenseNet169 teaches ResNet18
     python knowledge_distillation.py --experiment experiment_2 --method kd dist rkd
     python knowledge_distillation.py --reverse             ResNet18 teaches DenseNet169
-    python knowledge_distillation.py --data FOLDER --image-size 64 --seeds 0 1 2 --teacher-epochs 60
+    python knowledge_distillation.py --data FOLDER --image-size 64 --seeds 0 1 2 --teacher-tag long
 
 Teacher and student baselines that train.py left for the same photos, split, resolution and seed are
 used; those that are missing are trained first. Ends with the results of teacher, student and KD
@@ -12,246 +12,181 @@ student, and the difference that the teacher made.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from itertools import product
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from config import METHODS, Config, UserError, pair, parse
+from config import Config, UserError, parse
+from data.dataset import Dataset, describe, load_datasets
 from models.checkpoint import load_classifier, weights_digest
-from utils.agenda import Agenda
-from utils.comparison import comparison, whole_recipe
-from utils.distillation import Distillation, Lesson
+from models.factory import check_models
+from utils import ranks
+from utils.device import Device, find_device
+from utils.distillation import METHODS, Distillation, check_method
 from utils.engine import CrossEntropy
-from utils.runs import Run, claimed, plan, read_result, run_name, train_and_test
-from utils.script import run_script, say_where
-from utils.setup import Setup, describe, prepare
+from utils.report import comparison
+from utils.runs import Run, finished, lock_runs, train_and_test
+from utils.script import ETA, print_paths, run_script
 from utils.teacher import Teacher, check_teacher, load_teacher
 
-
-@dataclass(frozen=True)
-class Lineup:
-    """The runs of one fold and seed; a teacher that was brought as a checkpoint has none."""
-
-    teacher: Run | None
-    baseline: Run
-    students: list[Run]
-
-    @property
-    def tagged(self) -> Run | None:
-        """A teacher that was named by its tag: of any recipe, and never trained here."""
-        return self.teacher if self.baseline.config.teacher_tag else None
-
-    @property
-    def needed(self) -> list[Run]:
-        """What is trained here where it is missing: teacher and baseline, one run where a network
-        is to teach itself."""
-        if self.teacher is None or self.tagged or self.teacher == self.baseline:
-            return [self.baseline]
-        return [self.teacher, self.baseline]
+Result = dict[str, Any]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, prepare, see to the baselines, distil for every lesson, fold and seed, and compare."""
-    config = parse(arguments, __doc__, distils=True)
-    brought = read_teacher_checkpoint(config)
-    if brought:
-        config = replace(config, teacher=brought["arch"])
-    setups = prepare(config)  # one for each fold
-    for setup in setups:
-        check_lessons(setup, brought)
-    lineups = [line_up(setup, seed, brought) for setup in setups for seed in config.seeds]
-    check_alike([lineup.tagged for lineup in lineups if lineup.tagged])
-    needed = [run for lineup in lineups for run in lineup.needed]
-    students = [run for lineup in lineups for run in lineup.students]
-    results = []
-    with claimed(students, needed):
-        describe(setups)
-        agenda = Agenda(needed + students)
-        for lineup in lineups:
-            results += [agenda.done(run, train_baseline(run)) for run in lineup.needed]
-            if lineup.tagged:
-                results.append(read_result(lineup.tagged))
-            check_taught(lineup)
-            teacher = None
-            if not all(run.finished for run in lineup.students):
-                teacher = load_and_report_teacher(lineup)
-            results += [agenda.done(run, distil(run, teacher)) for run in lineup.students]
-    print(comparison(results))
-    say_where(config.output)
+    """Train the baselines that are missing, distil every student, and compare."""
+    configs = with_architecture(parse(arguments, __doc__, METHODS))
+    device = find_device(configs[0])
+    check_models({m for c in configs if c.kd for m in (c.model, c.kd.teacher) if m}, configs[0])
+    datasets = load_datasets(configs, device.device, ranks.count())
+    students = [plan_student(config, datasets[config.fold], device) for config in configs]
+    teachers = [teacher_run(student) for student in students]
+    check_teachers(students, teachers)
+    # What is trained here where it is missing: baselines, and teachers of no other recipe.
+    own = [] if students[0].kd.teacher_tag else filter(None, teachers)
+    needed = list(dict.fromkeys([*own, *(student.baseline for student in students)]))
+    results: dict[str, Result] = {}
+    loaded: dict[Path, Teacher] = {}  # the last one
+    with lock_runs(students, needed):
+        describe(configs, datasets)
+        print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
+        eta = ETA([*needed, *students])
+        for student, teacher in zip(students, teachers, strict=True):
+            for run in (teacher, student.baseline):
+                if run and run.name not in results:
+                    results[run.name] = eta.done(run, train_baseline(run))
+            results[student.name] = eta.done(student, distil(student, teacher, results, loaded))
+    print(comparison(list(results.values())))
+    print_paths(configs[0].output)
 
 
-def read_teacher_checkpoint(config: Config) -> dict[str, Any] | None:
-    """What a --teacher-checkpoint says of itself, and its digest; read before any work.
+def with_architecture(configs: list[Config]) -> list[Config]:
+    """The configurations with the architecture of their --teacher-checkpoint, if they have one.
 
     Raises UserError when it is no checkpoint, or not of the --teacher that was asked for.
     """
-    path = config.teacher_checkpoint
-    if path is None:
+    kd = configs[0].kd
+    if kd is None or kd.teacher_checkpoint is None:
+        return configs
+    arch = load_classifier(kd.teacher_checkpoint)[1]["arch"]
+    if kd.teacher not in (None, arch):
+        raise UserError(f"--teacher {kd.teacher}: {kd.teacher_checkpoint} is a {arch}; omit it")
+    return [replace(c, kd=replace(c.kd, teacher=arch)) for c in configs if c.kd]
+
+
+def plan_student(config: Config, data: Dataset, device: Device) -> Run:
+    """The student's run; its name says which teacher it has."""
+    assert config.kd
+    check_method(config, len(data.classes))
+    teacher = str(config.kd.teacher)
+    if config.kd.teacher_checkpoint:
+        teacher += f".{digest_of(config.kd.teacher_checkpoint)[:8]}"
+    if config.kd.teacher_tag:
+        teacher += f".{config.kd.teacher_tag}"
+    return Run(config, data, device, teacher)
+
+
+@cache
+def digest_of(checkpoint: Path) -> str:
+    return weights_digest(load_classifier(checkpoint)[0])
+
+
+def teacher_run(student: Run) -> Run | None:
+    """The teacher of the student's fold and seed; None of a --teacher-checkpoint."""
+    kd, baseline = student.kd, student.baseline
+    if kd.teacher_checkpoint:
         return None
-    model, description = load_classifier(path)
-    if config.teacher not in (None, description["arch"]):
-        raise UserError(
-            f"--teacher {config.teacher}: {path} is a {description['arch']}; omit --teacher"
-        )
-    return description | {"digest": weights_digest(model)}
+    assert kd.teacher
+    own = replace(baseline.config, model=kd.teacher)
+    if kd.teacher_tag is None:
+        return replace(baseline, config=own)
+    # Its recipe may be another one, pretrained or not.
+    runs = [
+        replace(baseline, config=replace(own, tag=kd.teacher_tag, pretrained=pretrained))
+        for pretrained in (own.pretrained, not own.pretrained)
+    ]
+    return next((run for run in runs if run.finished), runs[0])
 
 
-def check_lessons(setup: Setup, brought: dict[str, Any] | None) -> None:
-    """Raise UserError, before anything is trained, for what cannot be taught on these photos."""
-    config = setup.config
-    if "dkd" in config.method and len(setup.classes) < 3:
-        raise UserError("--method dkd: it needs three classes or more; kd does with two")
-    if brought and config.teacher_checkpoint:
-        check_teacher(config.teacher_checkpoint, brought, setup)
-
-
-def line_up(setup: Setup, seed: int, brought: dict[str, Any] | None) -> Lineup:
-    """The baselines, and a student for each combination of method, alpha, temperature, weight."""
-    config = setup.config
-    teacher, student = pair(config)
-    (baseline,) = plan(setup, [seed], [student])
-    teacher_run = None
-    if brought:
-        teacher += f".{brought['digest'][:8]}"
-    else:
-        own = with_teachers_recipe(config)
-        teacher_run = Run(run_name(setup, own, teacher, seed), teacher, seed, setup, own)
-        if config.teacher_tag and not teacher_run.finished:
-            teacher_run = of_the_other_start(setup, teacher_run)
-        check_teacher_run(setup, teacher_run)
-        if config.teacher_tag:
-            if teacher_run.config.pretrained != config.pretrained:
-                teacher += ".scratch" if config.pretrained else ".pretrained"
-            teacher += f".{own.tag}"
-        elif own != config:
-            teacher += f".{own.epochs}epochs"
-    students = []
-    for method, alpha, temperature in product(config.method, config.alpha, config.temperature):
-        for weight in config.weight or (METHODS[method],):
-            lesson = Lesson(method, alpha, temperature, weight)
-            name = run_name(setup, config, f"{student}-from-{teacher}-{lesson}", seed)
-            about = asdict(lesson) | {"teacher": teacher, "baseline": baseline.name}
-            students.append(Run(name, student, seed, setup, config, about))
-    return Lineup(teacher_run, baseline, students)
-
-
-def of_the_other_start(setup: Setup, run: Run) -> Run:
-    """For a student from scratch the pretrained teacher of the same tag, or the other way about;
-    the `run` itself where there is none."""
-    config = replace(run.config, pretrained=not run.config.pretrained)
-    name = run_name(setup, config, run.model, run.seed)
-    other = Run(name, run.model, run.seed, setup, config)
-    return other if other.finished else run
-
-
-def check_teacher_run(setup: Setup, run: Run) -> None:
-    """Raise UserError where a teacher that was named by its tag is not there or does not fit, and
-    where the weights of a finished one are gone."""
-    if run.finished and not run.best.exists():
-        raise UserError(f"{run.best} is gone: train the teacher again with train.py")
-    if run.config.teacher_tag is None:
-        return
-    if not run.finished:
-        split = f" --split-seed {run.config.split_seed}" if run.config.split_seed else ""
-        if run.config.fold:
-            split += f" --folds {run.config.folds} --fold {run.config.fold[0]}"
-        raise UserError(
-            f"--teacher-tag {run.config.tag}: there is no finished run {run.name}; first train it, "
-            f"on the same --data: train.py --models {run.model} --tag {run.config.tag} "
-            f"--seeds {run.seed} --image-size {setup.image_size}{split}"
-        )
-    check_teacher(run.best, load_classifier(run.best)[1], setup)
-
-
-def check_alike(teachers: Sequence[Run]) -> None:
-    """Raise UserError for teachers of one tag that were trained by different recipes: over seeds,
-    they would be averaged as one."""
-    for run in teachers[1:]:
-        if whole_recipe(read_result(run)) != whole_recipe(read_result(teachers[0])):
+def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> None:
+    """Raise UserError, before anything is trained, for teachers that are missing or do not fit."""
+    tagged: list[Run] = []
+    for student, teacher in zip(students, teachers, strict=True):
+        kd = student.kd
+        if kd.teacher_tag and teacher and teacher not in tagged:
+            if not teacher.finished:
+                raise UserError(
+                    f"--teacher-tag {kd.teacher_tag}: there is no finished run {teacher.name}; "
+                    f"first train it, on the same photos: train.py --models {kd.teacher} "
+                    f"--tag {kd.teacher_tag}"
+                )
+            tagged.append(teacher)
+        if teacher and teacher.finished and not teacher.best.exists():
+            raise UserError(f"{teacher.best} is gone: train the teacher again with train.py")
+        path = teacher.best if teacher and kd.teacher_tag else kd.teacher_checkpoint
+        if path:
+            check_teacher(path, load_classifier(path)[1], student.config, student.data)
+    # Over seeds, they would be averaged as one.
+    for run in tagged[1:]:
+        if run.result()["recipe"] != tagged[0].result()["recipe"]:
             raise UserError(
-                f"--teacher-tag {run.config.tag}: {teachers[0].name} and {run.name} were trained "
+                f"--teacher-tag {run.config.tag}: {tagged[0].name} and {run.name} were trained "
                 "by different recipes; give one of them another tag"
             )
 
 
-def with_teachers_recipe(config: Config) -> Config:
-    """The settings by which the teacher is trained, or the tag under which it was.
-
-    Of a longer schedule the tag tells, so that `train.py --epochs 60 --tag 60epochs` makes the
-    very teacher of --teacher-epochs 60.
-    """
-    if config.teacher_tag is not None:
-        return replace(config, tag=config.teacher_tag)
-    epochs = config.teacher_epochs or config.epochs
-    if epochs == config.epochs:
-        return config
-    tag = f"{epochs}epochs.{config.tag}".rstrip(".")
-    return replace(config, epochs=epochs, tag=tag)
-
-
-def train_baseline(run: Run) -> dict[str, Any]:
+def train_baseline(run: Run) -> Result:
     """A baseline as train.py trains it, or the one that it has left."""
-    if not run.finished:
-        print(f"{run.name}: there is no such baseline yet, so it is trained first")
-    return train_and_test(run, lambda: CrossEntropy(run.config.label_smoothing))
+    if run.finished:
+        return finished(run)
+    print(f"{run.name}: there is no such baseline yet, so it is trained first")
+    return train_and_test(run, CrossEntropy(run.config.label_smoothing))
 
 
-def check_taught(lineup: Lineup) -> None:
-    """Raise UserError for a finished student whose teacher has been trained again since."""
-    if lineup.teacher is None:
-        return
-    digest = read_result(lineup.teacher)["digest"]
-    for run in lineup.students:
-        if run.finished and read_result(run)["teacher"]["digest"] != digest:
+def distil(
+    student: Run, teacher_run: Run | None, results: dict[str, Result], loaded: dict[Path, Teacher]
+) -> Result:
+    """Train a student on its teacher's outputs for the student's own crops, or read what an earlier
+    command has left, for which no teacher is needed."""
+    path = teacher_run.best if teacher_run else student.kd.teacher_checkpoint
+    assert path
+    expected = results[teacher_run.name]["digest"] if teacher_run else digest_of(path)
+    if student.finished:
+        result = finished(student)
+        if result["teacher"]["digest"] != expected:
             raise UserError(
-                f"{run.name} was taught by {lineup.teacher.name} before that was trained again: "
+                f"{student.name} was taught by {path.parent.name} before that was trained again: "
                 "--overwrite distils it anew"
             )
+        return result
+    if path not in loaded:
+        loaded.clear()
+        loaded[path] = load_teacher(path, student.config, student.data, student.device)
+        report_teacher(loaded[path], results[student.baseline.name])
+    teacher = loaded[path]
+    if teacher.about["digest"] != expected:
+        raise UserError(f"{path} is not what {path.parent.name} was tested with: train it again")
+    objective = Distillation(
+        student.config, teacher.about["arch"], teacher.model, student.device.device
+    )
+    return train_and_test(student, objective, teacher)
 
 
-def load_and_report_teacher(lineup: Lineup) -> Teacher:
-    """Load the teacher, say how good it is, and warn when its student is better without it."""
-    run, setup = lineup.teacher, lineup.baseline.setup
-    path = run.best if run else setup.config.teacher_checkpoint
-    assert path
-    teacher = load_teacher(path, setup)
-    if run and read_result(run)["digest"] != teacher.digest:
-        raise UserError(f"{path} is not what {run.name} was tested with: train it again")
-    own = read_result(lineup.baseline)["val"]["accuracy"]
-    theirs = teacher.about["val"]["accuracy"]
+def report_teacher(teacher: Teacher, baseline: Result) -> None:
+    """Print how good the teacher is, and warn when its student is better without it."""
+    own, theirs = baseline["val"]["accuracy"], teacher.about["val"]["accuracy"]
     print(
         f"teacher {teacher.about['run']}: validation accuracy {theirs:.2%}; "
         f"the student without it: {own:.2%}"
     )
     if theirs < own:
         print(
-            "WARNING  this teacher is weaker than its student and will hold it back; a longer "
-            "schedule\n         may help: --teacher-epochs or --teacher-tag"
+            "WARNING  this teacher is worse than its student and may harm it; a longer schedule\n"
+            "         may help: train.py --epochs 60 --tag long, then --teacher-tag long"
         )
     if teacher.about["other_split"]:
-        print("WARNING  this teacher learnt from another split and may know the test photos")
+        print("WARNING  this teacher was trained on another split and may know the test photos")
     print()
-    return teacher
-
-
-def distil(run: Run, teacher: Teacher | None) -> dict[str, Any]:
-    """Train a student on what the teacher says about the student's own crops, or read what an
-    earlier command has left, for which no teacher is needed."""
-
-    def objective() -> Distillation:
-        assert teacher
-        assert run.lesson
-        return Distillation(
-            Lesson(*(run.lesson[field.name] for field in fields(Lesson))),
-            run.model,
-            teacher.arch,
-            teacher.model,
-            label_smoothing=run.config.label_smoothing,
-            seed=run.seed,
-            device=run.setup.hardware.device,
-        )
-
-    return train_and_test(run, objective, teacher)
 
 
 if __name__ == "__main__":

@@ -5,36 +5,44 @@
     python train.py --models resnet18 --seeds 0 1 2 --data FOLDER --image-size 64
     python train.py --models resnet18 --folds 10       each photo is a test photo once
 
-Without --data it uses data/weather if that is there, and otherwise weather drawn by this repo.
+Without --data it uses data/weather if that exists, and otherwise synthetic weather.
 Ends with a table of validation and test results by model.
 """
 
 import sys
 from collections.abc import Sequence
 
-from config import model_names, parse
-from utils.agenda import Agenda
+from config import parse
+from data.dataset import describe, load_datasets
+from models.factory import check_models
+from utils import ranks
+from utils.device import find_device
 from utils.engine import CrossEntropy
 from utils.report import section
-from utils.runs import claimed, plan, train_and_test
-from utils.script import run_script, say_where
-from utils.setup import describe, prepare
+from utils.runs import Run, finished, lock_runs, train_and_test
+from utils.script import ETA, print_paths, run_script
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, prepare, train every model for every fold and seed, and print what came out."""
-    config = parse(arguments, __doc__)
-    setups = prepare(config)  # one for each fold
-    runs = [run for setup in setups for run in plan(setup, config.seeds, model_names(config))]
-    with claimed(runs):
-        describe(setups)
-        agenda = Agenda(runs)
-        results = [
-            agenda.done(run, train_and_test(run, lambda: CrossEntropy(config.label_smoothing)))
-            for run in runs
-        ]
+    """Train every model for every fold and seed, and print what came out."""
+    configs = parse(arguments, __doc__)
+    device = find_device(configs[0])
+    check_models({config.model for config in configs}, configs[0])
+    datasets = load_datasets(configs, device.device, ranks.count())
+    runs = [Run(config, datasets[config.fold], device) for config in configs]
+    with lock_runs(runs):
+        describe(configs, datasets)
+        print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
+        eta, results = ETA(runs), []
+        for run in runs:
+            if run.finished:
+                results.append(finished(run))
+            else:
+                objective = CrossEntropy(run.config.label_smoothing)
+                results.append(train_and_test(run, objective))
+            eta.done(run, results[-1])
     print(section(results))
-    say_where(config.output)
+    print_paths(configs[0].output)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Decoded photos as batches on the device: gathered, cropped, resized and normalised there.
 
-    pixels = place(decoded.pixels, device, "auto")
-    train = TrainBatches(pixels, rows, labels, ...)      # train.epoch(3) repeats epoch 3 exactly
-    val = EvalBatches(pixels, rows, labels, ...)
+    pixels = to_device(decoded.pixels, device, "auto")
+    train = TrainBatches(pixels, rows, labels, 11, config, device)   # train.epoch(3) is repeatable
+    val = EvalBatches(pixels, rows, labels, config.image_size, device)
 
 Cropping, flipping and antialiased resizing of one photo is a product with two small matrices,
 rows · photo · columns, so on a GPU a whole batch of different crops is two batched matrix products.
@@ -10,17 +10,22 @@ rows · photo · columns, so on a GPU a whole batch of different crops is two ba
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
-from data.cache import in_order
+from config import Config
 
-TRIES = 10  # to draw a crop that fits, as torchvision has it
+# Of ImageNet, since its weights expect photos that are normalised so; also used from scratch.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+EVAL_BATCH = 128
+TRIES = 10  # to draw a crop that fits, as torchvision does
 
 
 def cached_side(image_size: int) -> int:
@@ -32,13 +37,16 @@ def cached_side(image_size: int) -> int:
     return max(round(image_size * 8 / 7), min(2 * image_size, 256))
 
 
-def place(pixels: np.ndarray, device: torch.device, where: str) -> Tensor:
+def to_device(pixels: np.ndarray, device: torch.device, where: str) -> Tensor:
     """The (N, side, side, 3) uint8 photos as a tensor: on the device, or left on the host.
 
-    `where` is `device`, `host` or `auto`, which moves them to a GPU when they fit into half of its
-    free memory. On the CPU, and left on the host, nothing is copied: the tensor is the memory map.
+    `where` is `device`, `host` or `auto`, which copies them to a GPU if they need less than half of
+    its free memory. On the CPU nothing is copied: the tensor is the memory map.
     """
-    mapped = _as_tensor(pixels)
+    with warnings.catch_warnings():
+        # torch cannot keep a read-only array from being written to; nothing here writes.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        mapped = torch.from_numpy(pixels)
     if device.type == "cpu" or where == "host":
         return mapped
     if where == "auto" and device.type == "cuda":
@@ -46,13 +54,6 @@ def place(pixels: np.ndarray, device: torch.device, where: str) -> Tensor:
         if pixels.nbytes > free / 2:
             return mapped
     return mapped.to(device)
-
-
-def _as_tensor(pixels: np.ndarray) -> Tensor:
-    # torch warns that it cannot keep a read-only array from being written to; nothing here writes.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(pixels)
 
 
 def crop_and_resize(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -110,25 +111,23 @@ def resampling(low: Tensor, high: Tensor, source: int, size: int) -> Tensor:
     return weights / weights.sum(2, keepdim=True)
 
 
-def growing_side(epoch: int, *, epochs: int, side: int, first: float) -> int:
-    """Side of the training images in an epoch, counted from 1: from `first` (0..1) of `side` it
+def growing_side(epoch: int, config: Config) -> int:
+    """Side of the training images in an epoch, counted from 1: from `grow_from` of `image_size` it
     grows to all of it, which the last fifth of the epochs have, to fit the network to whole photos.
 
     In steps of 16 pixels: for every new size a GPU has to record its training step again.
     """
-    if epoch >= 0.8 * epochs:
+    side, grow = config.image_size, 0.8 * config.epochs
+    if epoch >= grow:
         return side
-    progress = (epoch - 1) / (0.8 * epochs - 1)
-    smallest = max(1, round(first * side))
-    return smallest + math.floor((side - smallest) * progress / 16) * 16
+    smallest = max(1, round(config.grow_from * side))
+    return smallest + math.floor((side - smallest) * (epoch - 1) / (grow - 1) / 16) * 16
 
 
 class Normalise:
     """uint8 levels 0..255 to the (x/255 − mean)/std that the networks take, in place."""
 
-    def __init__(
-        self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-    ) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         spread = torch.tensor(std, device=device).view(1, 3, 1, 1)
         self.gain = 1 / (255 * spread)
         self.offset = -torch.tensor(mean, device=device).view(1, 3, 1, 1) / spread
@@ -137,31 +136,38 @@ class Normalise:
         return images.mul_(self.gain).add_(self.offset)
 
 
-class _Gather:
-    """Photos by row number, batch after batch: from where they lie to the device.
+def whole_images(photos: Tensor, size: int, normalise: Normalise) -> Tensor:
+    """(N, side, side, 3) uint8 photos as evaluation shows them to a network: (N, 3, size, size)
+    float32, resized and normalised."""
+    side = photos.shape[1]
+    boxes = torch.tensor([[0, side, 0, side]], device=photos.device).expand(len(photos), 4)
+    return normalise(crop_and_resize(photos, boxes, size))
+
+
+def gather(pixels: Tensor, batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The photos of each batch of row numbers, on the device.
 
     From the host, they come through pinned memory, and a thread has the next batch ready while the
     device is busy with the last.
     """
+    # Types, since a tensor on `cuda` says that it is on `cuda:0`.
+    if pixels.device.type == device.type:
+        yield from (pixels[rows] for rows in batches)
+        return
+    for photos in _ahead(lambda rows: pixels[rows].pin_memory(), batches):
+        yield photos.to(device, non_blocking=True)
 
-    def __init__(self, pixels: Tensor, rows: np.ndarray, device: torch.device) -> None:
-        self.pixels, self.device = pixels, device
-        self.rows = torch.from_numpy(rows).to(pixels.device)
 
-    def __call__(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        # Types, since a tensor on `cuda` says that it is on `cuda:0`.
-        if self.pixels.device.type == self.device.type:
-            yield from map(self.chosen, batches)
-            return
-        with ThreadPoolExecutor(1) as thread:
-            for photos in in_order(thread, self.pinned, batches, ahead=1):
-                yield photos.to(self.device, non_blocking=True)
-
-    def chosen(self, which: Tensor) -> Tensor:
-        return self.pixels[self.rows[which]]
-
-    def pinned(self, which: Tensor) -> Tensor:
-        return self.chosen(which).pin_memory()
+def _ahead(work: Callable[[Tensor], Tensor], items: Iterable[Tensor]) -> Iterator[Tensor]:
+    """work(item) of each item in order, computed by a thread one item ahead."""
+    waiting: deque[Future[Tensor]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        for item in items:
+            waiting.append(thread.submit(work, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 class TrainBatches:
@@ -170,8 +176,8 @@ class TrainBatches:
     Every epoch draws its order, crops, flips and mixing weights at once, on the host, from one
     generator seeded by (seed, epoch), so that a resumed run repeats them on any device. Photos
     beyond the last full batch wait for another epoch: batches of a few photos would only disturb
-    the BatchNorm statistics. `size_in` gives the side of the images in an epoch. `share` is the
-    stretch of each batch that this process makes, where several make one batch; by default all.
+    the BatchNorm statistics. `shard` is the part of each batch that this process makes, where
+    several make one batch; by default all.
     """
 
     def __init__(
@@ -179,90 +185,66 @@ class TrainBatches:
         pixels: Tensor,
         rows: np.ndarray,
         labels: np.ndarray,
-        *,
         classes: int,
-        size_in: Callable[[int], int],
-        batch_size: int,
-        seed: int,
-        crop_scale: float,
-        mixup: float,
-        normalise: Normalise,
+        config: Config,
         device: torch.device,
-        share: slice | None = None,
+        shard: slice = slice(None),
     ) -> None:
-        self.gather = _Gather(pixels, rows, device)
+        self.pixels, self.device = pixels, device
+        self.rows = torch.from_numpy(rows).to(pixels.device)
         self.labels = torch.from_numpy(labels).to(device)
-        self.share = range(*(share or slice(None)).indices(batch_size))
-        self.side, self.size_in, self.classes = pixels.shape[1], size_in, classes
-        self.batch_size, self.seed = batch_size, seed
-        self.crop_scale, self.mixup = crop_scale, mixup
-        self.normalise, self.device = normalise, device
+        self.classes, self.config = classes, config
+        self.shard = range(*shard.indices(config.batch_size))
+        self.normalise = Normalise(MEAN, STD, device)
 
     def __len__(self) -> int:
         """Steps an epoch."""
-        return len(self.labels) // self.batch_size
+        return len(self.labels) // self.config.batch_size
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches, or shares of them, of images (B, 3, size, size) float32 and labels: (B,) int64,
+        """Batches, or shards of them, of images (B, 3, size, size) float32 and labels: (B,) int64,
         or mixed (B, classes) float32."""
-        count = len(self) * self.batch_size
-        draw = np.random.Generator(np.random.PCG64([self.seed, number]))
-        order = draw.permutation(len(self.labels))
-        drawn = random_boxes(draw, count, self.side, self.crop_scale)
-        weights = draw.beta(self.mixup, self.mixup, len(self)) if self.mixup else None
-        first, last = self.share.start, self.share.stop
+        batch_size, alpha = self.config.batch_size, self.config.mixup
+        count = len(self) * batch_size
+        rng = np.random.Generator(np.random.PCG64([self.config.seed, number]))
+        order = rng.permutation(len(self.labels))
+        drawn = random_boxes(rng, count, self.pixels.shape[1], self.config.crop_scale)
+        lams = rng.beta(alpha, alpha, len(self)) if alpha else None
         # To be mixed, a photo needs the one before it in the batch, and the first needs the last.
-        places = np.arange(first - bool(self.mixup), last) % self.batch_size
-        mine = (np.arange(0, count, self.batch_size)[:, None] + places).ravel()
-        which = torch.from_numpy(order[mine]).to(self.gather.rows.device)
-        boxes = torch.from_numpy(drawn[mine]).to(self.device)
-        labels = self.labels[which.to(self.device)]
-        batches = zip(
-            self.gather(which.split(len(places))),
-            boxes.split(len(places)),
-            labels.split(len(places)),
-            strict=True,
-        )
-        size = self.size_in(number)
-        for step, (photos, box, truth) in enumerate(batches):
-            images = self.normalise(crop_and_resize(photos, box, size))
-            if weights is None:
+        places = np.arange(self.shard.start - bool(alpha), self.shard.stop) % batch_size
+        mine = (np.arange(0, count, batch_size)[:, None] + places).ravel()
+        which = torch.from_numpy(order[mine]).to(self.rows.device)
+        boxes = torch.from_numpy(drawn[mine]).to(self.device).split(len(places))
+        labels = self.labels[which.to(self.device)].split(len(places))
+        photos = gather(self.pixels, self.rows[which].split(len(places)), self.device)
+        size = growing_side(number, self.config)
+        for step, (batch, box, truth) in enumerate(zip(photos, boxes, labels, strict=True)):
+            images = self.normalise(crop_and_resize(batch, box, size))
+            if lams is None:
                 yield images, truth
             else:
-                yield mix(images, one_hot(truth, self.classes).float(), float(weights[step]))
+                yield mixup(images, one_hot(truth, self.classes).float(), float(lams[step]))
 
 
 class EvalBatches:
     """Every photo of a split once, whole and in order: neither augmented nor dropped."""
 
     def __init__(
-        self,
-        pixels: Tensor,
-        rows: np.ndarray,
-        labels: np.ndarray,
-        *,
-        size: int,
-        batch_size: int,
-        normalise: Normalise,
-        device: torch.device,
+        self, pixels: Tensor, rows: np.ndarray, labels: np.ndarray, size: int, device: torch.device
     ) -> None:
-        self.gather = _Gather(pixels, rows, device)
+        self.pixels, self.size, self.device = pixels, size, device
+        self.rows = torch.from_numpy(rows).to(pixels.device)
         self.labels = torch.from_numpy(labels).to(device)
-        self.side, self.size, self.batch_size = pixels.shape[1], size, batch_size
-        self.normalise, self.device = normalise, device
-        self.photos = len(labels)
+        self.normalise = Normalise(MEAN, STD, device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images (B, 3, size, size) float32 and labels (B,) int64."""
-        whole = torch.tensor([[0, self.side, 0, self.side]], device=self.device)
-        batches = torch.arange(self.photos, device=self.gather.rows.device).split(self.batch_size)
-        labels = self.labels.split(self.batch_size)
-        for photos, truth in zip(self.gather(batches), labels, strict=True):
-            images = crop_and_resize(photos, whole.expand(len(photos), 4), self.size)
-            yield self.normalise(images), truth
+        photos = gather(self.pixels, self.rows.split(EVAL_BATCH), self.device)
+        for batch, truth in zip(photos, self.labels.split(EVAL_BATCH), strict=True):
+            yield whole_images(batch, self.size, self.normalise), truth
 
 
-def random_boxes(draw: np.random.Generator, count: int, side: int, smallest: float) -> np.ndarray:
+def random_boxes(rng: np.random.Generator, count: int, side: int, smallest: float) -> np.ndarray:
     """(count, 4) int64 top, bottom, left, right, in pixels of photos with sides of `side`, of
     random crops; half of them are mirrored, with right < left.
 
@@ -271,24 +253,24 @@ def random_boxes(draw: np.random.Generator, count: int, side: int, smallest: flo
     the aspect ratio between 3/4 and 4/3. Both are drawn again where the crop does not fit into the
     photo; after ten tries it is the whole photo.
     """
-    area = draw.uniform(smallest, 1, (count, TRIES)) * side**2
-    ratio = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3), (count, TRIES)))
+    area = rng.uniform(smallest, 1, (count, TRIES)) * side**2
+    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), (count, TRIES)))
     sizes = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], 2).round().astype(np.int64)
     fits = (sizes.min(2) >= 1) & (sizes.max(2) <= side)
     sizes[:, -1][~fits.any(1)] = side
     fits[:, -1] |= ~fits.any(1)
     height, width = sizes[np.arange(count), fits.argmax(1)].T
-    top, left = draw.integers(0, side - height + 1), draw.integers(0, side - width + 1)
-    mirrored = draw.uniform(0, 1, count) < 0.5
+    top, left = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
+    mirrored = rng.uniform(0, 1, count) < 0.5
     right = left + width
     left, right = np.where(mirrored, right, left), np.where(mirrored, left, right)
     return np.stack([top, top + height, left, right], 1)
 
 
-def mix(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
     """Blend each photo but the first, and its target, with the one before it, which is a random
     one in a batch of random order (mixup, Zhang et al. 2017, https://arxiv.org/abs/1710.09412)."""
     return (
-        images[1:] * share + images[:-1] * (1 - share),
-        targets[1:] * share + targets[:-1] * (1 - share),
+        images[1:] * lam + images[:-1] * (1 - lam),
+        targets[1:] * lam + targets[:-1] * (1 - lam),
     )

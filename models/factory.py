@@ -1,30 +1,38 @@
 """torchvision classifiers by name, from scratch or with ImageNet weights."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
-from config import UserError
-
-# Both kinds of start see photos normalised as ImageNet weights expect them.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from config import Config, UserError
+from data.batches import growing_side
 
 
-def smallest_image(name: str) -> int:
-    """The smallest image side, in pixels, that the model's layers can take (torchvision's word)."""
-    return int(max(get_model_weights(name)["DEFAULT"].meta["min_size"]))
+def check_models(names: Iterable[str], config: Config) -> None:
+    """Raise UserError, before any work, for images that a model's layers would shrink to nothing,
+    and for ImageNet weights that cannot be had."""
+    for name in names:
+        least = max(get_model_weights(name)["DEFAULT"].meta["min_size"])
+        for flag, side in (
+            (f"--image-size {config.image_size}", config.image_size),
+            (f"--grow-from {config.grow_from:g}", growing_side(1, config)),
+        ):
+            if side < least:
+                raise UserError(f"{flag}: {name} needs images of {least} pixels or more")
+        if config.pretrained:
+            create_model(name, classes=2, pretrained=True, seed=0)
 
 
 def create_model(name: str, classes: int, *, pretrained: bool, seed: int) -> nn.Module:
-    """A torchvision classifier with `classes` outputs, its first weights drawn from `seed`.
+    """A torchvision classifier with `classes` outputs, its initial weights drawn from `seed`.
 
-    Takes (N, 3, S, S) float images normalised by MEAN and STD, returns (N, classes) logits. Its
-    state_dict has torchvision's own keys and shapes. With `pretrained`, everything but the last
-    layer starts from torchvision's default ImageNet weights, downloaded once; raises UserError
-    when they cannot be had.
+    Takes (N, 3, S, S) normalised float images, returns (N, classes) logits. Its state_dict has
+    torchvision's own keys and shapes. With `pretrained`, everything but the last layer starts from
+    torchvision's default ImageNet weights, downloaded once; raises UserError when they cannot be
+    had.
     """
     torch.manual_seed(seed)
     if not pretrained:
@@ -38,7 +46,7 @@ def create_model(name: str, classes: int, *, pretrained: bool, seed: int) -> nn.
     return model
 
 
-def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+def channels_last(model: nn.Module, device: torch.device) -> nn.Module:
     """The model on the device, its kernels stored channels last, as the batches are."""
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -1,282 +1,118 @@
-"""Knowledge distillation: how far a student is from its teacher, as functions of tensors.
+"""Knowledge distillation as an objective of the engine.
 
     L = (1 - alpha) * CE(y, s) + alpha * T^2 * KL(p(t, T) || p(s, T))  [+ weight * term]
 
-Three families: what the teacher answers (kd, dkd, dist), what it computes on the way (fitnet,
-attention), and how it relates the photos of a batch to each other (rkd, sp). All losses are zero
-where student and teacher agree, average over the batch, and compute in float32 (in float64 where
-they are given it), also under autocast. `Distillation` makes them an objective of the engine.
+METHODS lists the methods. To add one, write its loss, give it an entry, and `--method` knows it.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import (
-    adaptive_avg_pool2d,
-    kl_div,
-    log_softmax,
-    mse_loss,
-    normalize,
-    smooth_l1_loss,
-)
 
-from models.stages import forward_with_stages, stage_channels
+from config import Config, KDConfig, UserError
+from models.features import feature_channels, forward_with_features
 from utils.engine import hard_loss
+from utils.losses import (
+    attention_loss,
+    dist_loss,
+    dkd_loss,
+    fitnet_loss,
+    kd_loss,
+    rkd_loss,
+    sp_loss,
+)
 from utils.ranks import whole_batch
-
-Maps = Sequence[Tensor]
-# FitNets teach the middle of the network; relations are those of its last maps.
-MIDDLE, LAST, ALL = (16,), (32,), (4, 8, 16, 32)
-
-
-def _full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let a loss of tensors compute in float32 at least, whatever autocast is around it."""
-
-    @functools.wraps(loss)
-    def widened(student: Tensor, teacher: Tensor, *others: object, **settings: object) -> Tensor:
-        student, teacher = (
-            x if x.dtype == torch.float64 else x.float() for x in (student, teacher)
-        )
-        with torch.autocast(student.device.type, enabled=False):
-            return loss(student, teacher, *others, **settings)
-
-    return widened
-
-
-@_full_precision
-def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² · KL(p(t, T) ‖ p(s, T)), p(z, T) = softmax(z / T) (Hinton et al. 2015,
-    https://arxiv.org/abs/1503.02531).
-
-    T² keeps the gradient's scale, which falls by 1/T², beside that of the cross-entropy.
-
-    Args:
-        student, teacher: (N, C) logits.
-        temperature: T > 0.
-    Returns:
-        a scalar ≥ 0: sum over the classes, mean over the batch.
-    """
-    log_s, log_t = log_softmax(student / temperature, 1), log_softmax(teacher / temperature, 1)
-    return temperature**2 * kl_div(log_s, log_t, reduction="batchmean", log_target=True)
-
-
-@_full_precision
-def dkd_loss(
-    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, beta: float
-) -> Tensor:
-    """T² · (TCKD + β · NCKD), decoupled distillation (Zhao et al. 2022,
-    https://arxiv.org/abs/2203.08679) with the paper's α = 1.
-
-    TCKD is the KL between the two answers to "the label's class, or another one?", NCKD the KL
-    between the distributions over the other classes. kd_loss is TCKD + (1 − p_t) · NCKD, where
-    p_t, the teacher's probability of the label, silences NCKD exactly where the teacher is sure.
-
-    Args:
-        student, teacher: (N, C) logits, C ≥ 3.
-        labels: (N,) class numbers.
-        temperature: T > 0.
-        beta: weight of NCKD.
-    Raises:
-        ValueError: for labels that are shares of several classes, and for two classes, of which
-            only one is not the label's, so that there is nothing to compare.
-    """
-    classes = student.shape[1]
-    if labels.ndim != 1:
-        raise ValueError("dkd needs one class for each photo, not shares of several")
-    if classes < 3:
-        raise ValueError("dkd needs three classes or more")
-    log_s, log_t = log_softmax(student / temperature, 1), log_softmax(teacher / temperature, 1)
-    # All class numbers but the label's, by arithmetic: a mask would have to be counted on the host.
-    others = torch.arange(classes - 1, device=labels.device).expand(len(labels), -1)
-    others = others + (others >= labels[:, None]).long()
-
-    def label_or_not(log_p: Tensor) -> Tensor:
-        rest = log_p.gather(1, others).logsumexp(1)
-        return torch.stack([log_p.gather(1, labels[:, None])[:, 0], rest], 1)
-
-    def among_others(log_p: Tensor) -> Tensor:
-        return log_softmax(log_p.gather(1, others), 1)
-
-    target, non_target = (
-        kl_div(of(log_s), of(log_t), reduction="batchmean", log_target=True)
-        for of in (label_or_not, among_others)
-    )
-    return temperature**2 * (target + beta * non_target)
-
-
-@_full_precision
-def dist_loss(student: Tensor, teacher: Tensor, temperature: float, beta: float) -> Tensor:
-    """T² · β · (inter + intra), distillation from a stronger teacher (Huang et al. 2022,
-    https://arxiv.org/abs/2205.10536) with one weight for both, as in the paper.
-
-    inter is 1 − Pearson's correlation of the two answers to a photo, intra the same for a class
-    over the photos of the batch: the student has to rank as the teacher does, not to be as sure.
-    Where the teacher ranks nothing, as in a batch of one photo, there is nothing to learn: 0.
-
-    Args:
-        student, teacher: (N, C) logits.
-        temperature: T > 0.
-        beta: weight.
-    """
-    p_s, p_t = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
-    return temperature**2 * beta * (_disagreement(p_s, p_t) + _disagreement(p_s.T, p_t.T))
-
-
-def _disagreement(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the rows of 1 − Pearson's correlation; a row counts 0 where the teacher's is
-    constant, and 1, without a gradient, where only the student's is."""
-    student, teacher = _deviations(student), _deviations(teacher)
-    return (teacher.square() - student * teacher).sum(1).mean()
-
-
-def _deviations(rows: Tensor) -> Tensor:
-    """How each row differs from its mean, as a vector of length 1; 0 for rounding errors alone."""
-    deviations = rows - rows.mean(1, keepdim=True)
-    rounding = rows.detach().abs().amax(1, keepdim=True) * rows.shape[1]
-    varies = deviations.abs().amax(1, keepdim=True) > rounding * torch.finfo(rows.dtype).eps
-    return normalize(deviations * varies, dim=1)
-
-
-@_full_precision
-def fitnet_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two feature maps (FitNets: Romero et al. 2015,
-    https://arxiv.org/abs/1412.6550), trained along with the rest and not in a stage before it.
-
-    Args:
-        student: (N, C, H, W), the student's map behind the adapter.
-        teacher: (N, C, H, W).
-    """
-    return mse_loss(*_same_size(student, teacher))
-
-
-@_full_precision
-def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two attention maps (Zagoruyko and Komodakis 2017,
-    https://arxiv.org/abs/1612.03928).
-
-    A map's attention is its mean square over the channels, as a vector of length 1 over the pixels.
-
-    Args:
-        student: (N, C, H, W).
-        teacher: (N, D, H, W).
-    """
-
-    def attention(maps: Tensor) -> Tensor:
-        return normalize(maps.square().mean(1).flatten(1))
-
-    student, teacher = _same_size(student, teacher)
-    return mse_loss(attention(student), attention(teacher))
-
-
-def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps of one stride: where the networks round odd sides differently, the larger is
-    averaged down to the smaller."""
-    height, width = (min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True))
-    if student.shape[2:] == teacher.shape[2:]:
-        return student, teacher
-    return (
-        adaptive_avg_pool2d(student, (height, width)),
-        adaptive_avg_pool2d(teacher, (height, width)),
-    )
-
-
-@_full_precision
-def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber difference of the distances between all photos of the batch, in units of their mean
-    (RKD-D: Park et al. 2019, https://arxiv.org/abs/1904.05068).
-
-    Args:
-        student: (N, D) embeddings.
-        teacher: (N, E) embeddings.
-    """
-    return smooth_l1_loss(_distances(student), _distances(teacher))
-
-
-def _distances(points: Tensor) -> Tensor:
-    """(N, N) Euclidean distances over their mean; 0, and without a gradient, for equal points.
-
-    The square root has no finite gradient at zero, where every point is from itself.
-    """
-    squares = (points[:, None] - points).square().sum(2)
-    apart = squares > _tiny(squares)
-    distances = torch.where(apart, squares, 1).sqrt() * apart
-    return distances * (apart.sum() / distances.sum().clamp(min=1e-12))
-
-
-@_full_precision
-def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber difference of the cosines of the angles that all triples of photos form
-    (RKD-A: Park et al. 2019, https://arxiv.org/abs/1904.05068).
-
-    Args:
-        student: (N, D) embeddings.
-        teacher: (N, E) embeddings.
-    """
-    return smooth_l1_loss(_cosines(student), _cosines(teacher))
-
-
-def _cosines(points: Tensor) -> Tensor:
-    """(N, N, N) cosines of the angle at point i between j and k; 0 where two of them coincide."""
-    differences = points[:, None] - points
-    squares = differences.square().sum(2, keepdim=True)
-    apart = squares > _tiny(squares)
-    directions = differences * apart * torch.where(apart, squares, 1).rsqrt()
-    return directions @ directions.transpose(1, 2)
-
-
-def _tiny(squares: Tensor) -> Tensor:
-    """The squared distance below which two points differ by rounding errors only, and not below
-    what float32 can still divide by."""
-    rounding = squares.detach().max() * torch.finfo(squares.dtype).eps ** 2
-    return rounding.clamp(min=1e-24)
-
-
-def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """25 · distance + 50 · angle, the paper's weights for classification."""
-    return 25 * rkd_distance_loss(student, teacher) + 50 * rkd_angle_loss(student, teacher)
-
-
-@_full_precision
-def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the similarities between the photos of the batch (Tung and Mori
-    2019, https://arxiv.org/abs/1907.09682).
-
-    The similarities of a photo to all photos of the batch are the products of their flattened
-    maps, as a vector of length 1.
-
-    Args:
-        student: (N, C, H, W) or any (N, ...).
-        teacher: (N, D, H, W) or any (N, ...).
-    """
-
-    def similarities(maps: Tensor) -> Tensor:
-        flat = maps.flatten(1)
-        # A photo whose map is all zero has no direction, and must not get an endless gradient.
-        return normalize(flat @ flat.T, eps=1e-3)
-
-    return mse_loss(similarities(student), similarities(teacher))
-
-
-def _pooled(maps: Tensor) -> Tensor:
-    """(N, C) the embedding that the classifier reads: each channel's mean over the pixels."""
-    return maps.float().mean((2, 3))
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """How a teacher teaches: the method and its settings (config.py has their reasons)."""
+class Method:
+    """How a teacher teaches; has one of the two losses.
 
-    method: str
-    alpha: float
-    temperature: float
-    weight: float | None
+    source: the paper
+    logits_loss: replaces the KL in L. Called with the student's and the teacher's logits (N, C),
+        labels, temperature and weight.
+    feature_loss: the term that is added to L, summed over `strides`. Called with the student's and
+        the teacher's feature maps (N, C, H, W) at a stride.
+    weight: default of --weight, which multiplies the term, or is beta of a loss of logits
+    adapter: whether the student's maps get the teacher's channels by a trained 1×1 convolution
+    whole_batch: whether photos are compared with each other, so that ranks must see all of them
+    hard_labels: whether each photo must have one class, one of three or more
+    """
 
-    def __str__(self) -> str:
-        weight = "" if self.weight is None else f"-w{self.weight:g}"
-        return f"{self.method}-a{self.alpha:g}-T{self.temperature:g}{weight}"
+    source: str
+    logits_loss: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] | None = None
+    feature_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    strides: tuple[int, ...] = ()
+    weight: float | None = None
+    adapter: bool = False
+    whole_batch: bool = False
+    hard_labels: bool = False
+
+    def __post_init__(self) -> None:
+        of_features = bool(self.feature_loss)
+        if bool(self.logits_loss) == of_features or bool(self.strides) != of_features:
+            raise ValueError(f"{self.source}: needs a logits_loss, or a feature_loss and strides")
+
+
+# Weights of features and relations make the term end about as large as the cross-entropy.
+# RepDistiller's (Tian et al. 2020, https://arxiv.org/abs/1910.10699), a hundred, ten, ten and
+# thirty times as large, were worse on validation (docs/experiment_2).
+METHODS = {
+    "kd": Method(
+        "Hinton et al. 2015, arXiv:1503.02531",
+        logits_loss=lambda student, teacher, _labels, t, _weight: kd_loss(student, teacher, t),
+    ),
+    "dkd": Method(  # beta of the authors' code for ResNet32x4 to ResNet8x4
+        "Zhao et al. 2022, arXiv:2203.08679", logits_loss=dkd_loss, weight=8.0, hard_labels=True
+    ),
+    "dist": Method(  # beta and gamma of the paper
+        "Huang et al. 2022, arXiv:2205.10536",
+        logits_loss=lambda student, teacher, _labels, t, beta: dist_loss(student, teacher, t, beta),
+        weight=2.0,
+        whole_batch=True,
+    ),
+    "fitnet": Method(
+        "Romero et al. 2015, arXiv:1412.6550",
+        feature_loss=fitnet_loss,
+        strides=(16,),
+        weight=1.0,
+        adapter=True,
+    ),
+    "attention": Method(
+        "Zagoruyko and Komodakis 2017, arXiv:1612.03928",
+        feature_loss=attention_loss,
+        strides=(4, 8, 16, 32),
+        weight=100.0,
+    ),
+    "rkd": Method(
+        "Park et al. 2019, arXiv:1904.05068",
+        feature_loss=rkd_loss,
+        strides=(32,),
+        weight=0.1,  # of 25 distance + 50 angle
+        whole_batch=True,
+    ),
+    "sp": Method(
+        "Tung and Mori 2019, arXiv:1907.09682",
+        feature_loss=sp_loss,
+        strides=(32,),
+        weight=100.0,
+        whole_batch=True,
+    ),
+}
+
+
+def check_method(config: Config, classes: int) -> None:
+    """Raise UserError for a method that does not fit the recipe or the photos."""
+    if config.kd and METHODS[config.kd.method].hard_labels:
+        if config.mixup:
+            raise UserError(
+                f"--method {config.kd.method} separates the photo's class from the others, and "
+                "with --mixup a photo has two: omit one of them"
+            )
+        if classes < 3:
+            raise UserError(f"--method {config.kd.method} needs three classes or more; kd does not")
 
 
 class Distillation:
@@ -288,74 +124,65 @@ class Distillation:
     """
 
     def __init__(
-        self,
-        lesson: Lesson,
-        student: str,
-        teacher: str,
-        teacher_model: nn.Module,
-        *,
-        label_smoothing: float,
-        seed: int,
-        device: torch.device,
+        self, config: Config, teacher: str, teacher_model: nn.Module, device: torch.device
     ) -> None:
-        """`student` and `teacher` are architectures; `seed` draws the first weights of a FitNet's
-        adapter and touches no other random number."""
-        self.lesson, self.label_smoothing = lesson, label_smoothing
-        self.student, self.teacher = student, teacher
+        """`teacher` is the teacher's architecture. The seed draws the initial weights of an adapter
+        and touches no other random number."""
+        assert config.kd
+        self.kd: KDConfig = config.kd
+        self.method = METHODS[self.kd.method]
+        self.label_smoothing = config.label_smoothing
+        self.student, self.teacher = config.model, teacher
         self.teacher_model = teacher_model.eval().requires_grad_(False)
-        self.strides = STRIDES.get(lesson.method, ())
-        self.own = nn.ModuleDict()
-        if lesson.method == "fitnet":
-            narrow, wide = (stage_channels(arch, MIDDLE[0]) for arch in (student, teacher))
+        self.adapters = nn.ModuleDict()
+        if self.method.adapter:
             with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)  # torch.manual_seed reaches GPUs, too
-                self.own["adapter"] = nn.Conv2d(narrow, wide, kernel_size=1).to(device)
+                torch.default_generator.manual_seed(config.seed)  # manual_seed reaches GPUs, too
+                for stride in self.method.strides:
+                    narrow, wide = (feature_channels(a, stride) for a in (config.model, teacher))
+                    self.adapters[str(stride)] = nn.Conv2d(narrow, wide, 1).to(device)
 
     def __call__(
         self, model: nn.Module, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        method, strides = self.method, self.method.strides
         with torch.no_grad():
-            teacher_logits, teacher_maps = forward_with_stages(
-                self.teacher_model, self.teacher, self.strides, images
+            teacher_logits, teacher_maps = forward_with_features(
+                self.teacher_model, self.teacher, strides, images
             )
-        logits, maps = forward_with_stages(model, self.student, self.strides, images)
+        logits, maps = forward_with_features(model, self.student, strides, images)
         logits, teacher_logits = logits.float(), teacher_logits.float()
 
         hard, plain = hard_loss(logits, labels, self.label_smoothing)
-        name, soft = self.response(logits, teacher_logits, labels)
-        alpha = self.lesson.alpha
+        name, soft = self.soft_loss(logits, teacher_logits, labels)
+        alpha = self.kd.alpha
         loss = alpha * soft if alpha == 1 else (1 - alpha) * hard + alpha * soft
         parts = {"ce": plain, name: soft.detach()}
-        if self.strides:
-            term = self.term(maps, teacher_maps)
-            loss = loss + float(self.lesson.weight or 0) * term
-            parts[self.lesson.method] = term.detach()
+        if method.feature_loss:
+            terms = [
+                method.feature_loss(*self.comparable(stride, student, teacher))
+                for stride, student, teacher in zip(strides, maps, teacher_maps, strict=True)
+            ]
+            term = torch.stack(terms).sum()
+            loss = loss + float(self.kd.weight or 0) * term
+            parts[self.kd.method] = term.detach()
         same = logits.argmax(1) == teacher_logits.argmax(1)
         return loss, logits, parts | {"agreement": same.float().mean()}
 
-    def response(self, logits: Tensor, teacher: Tensor, labels: Tensor) -> tuple[str, Tensor]:
-        """The name and value of what alpha weighs: how far the answers are from the teacher's."""
-        temperature, weight = self.lesson.temperature, float(self.lesson.weight or 0)
-        match self.lesson.method:
-            case "dkd":
-                return "dkd", dkd_loss(logits, teacher, labels, temperature, weight)
-            case "dist":
-                both = whole_batch(logits), whole_batch(teacher)
-                return "dist", dist_loss(*both, temperature, weight)
-        return "kd", kd_loss(logits, teacher, temperature)
+    def soft_loss(self, logits: Tensor, teacher: Tensor, labels: Tensor) -> tuple[str, Tensor]:
+        """The name and value of what alpha weighs: how far the logits are from the teacher's."""
+        if self.method.logits_loss is None:
+            return "kd", kd_loss(logits, teacher, self.kd.temperature)
+        pair = logits, teacher
+        if self.method.whole_batch:
+            pair = whole_batch(logits), whole_batch(teacher)
+        weight = float(self.kd.weight or 0)
+        return self.kd.method, self.method.logits_loss(*pair, labels, self.kd.temperature, weight)
 
-    def term(self, maps: Maps, teacher_maps: Maps) -> Tensor:
-        """What `weight` weighs: how far features or relations are from the teacher's."""
-        pairs = list(zip(maps, teacher_maps, strict=True))
-        match self.lesson.method:
-            case "fitnet":
-                return fitnet_loss(self.own["adapter"](maps[0]), teacher_maps[0])
-            case "attention":
-                return torch.stack([attention_loss(*pair) for pair in pairs]).sum()
-            case "rkd":
-                return rkd_loss(*(whole_batch(_pooled(pair)) for pair in pairs[0]))
-        return sp_loss(*(whole_batch(pair) for pair in pairs[0]))
-
-
-# The strides of the maps that a method compares; the others compare answers alone.
-STRIDES = {"fitnet": MIDDLE, "attention": ALL, "rkd": LAST, "sp": LAST}
+    def comparable(self, stride: int, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps of one stride as the method's loss compares them."""
+        if self.method.adapter:
+            student = self.adapters[str(stride)](student)
+        if self.method.whole_batch:
+            return whole_batch(student), whole_batch(teacher)
+        return student, teacher

@@ -1,5 +1,5 @@
-"""A training step as a CUDA graph: small networks and batches keep a GPU waiting for the host,
-which has to launch some hundred kernels a step; a graph launches them all at once."""
+"""A training step as a CUDA graph: with small networks and batches a GPU waits for the host, which
+launches some hundred kernels a step; a graph launches them all at once."""
 
 import re
 import warnings
@@ -18,7 +18,7 @@ Recorded = tuple[torch.cuda.CUDAGraph, Tensor, Tensor, dict[str, Tensor]]
 # Steps that run as they are, before one is recorded: they create the optimizer's averages and let
 # cuDNN choose its kernels. They are real steps, on real batches.
 WARM_UP = 3
-WAITED = "called a synchronizing CUDA operation"  # torch's warning
+SYNCHRONIZED = "called a synchronizing CUDA operation"  # torch's warning
 
 
 def keep_rates_on_device(optimizer: torch.optim.Optimizer) -> None:
@@ -39,11 +39,11 @@ def side_stream() -> torch.cuda.Stream:
 
 class GraphedStep:
     """`step` recorded, and from then on replayed, as long as batches keep their shape; where it
-    changes, as when images grow, the old recording and its memory go, and a new one is made.
+    changes, as when images grow, the old recording is freed and a new one is made.
 
-    What it returns holds until the next call. `step` may depend on nothing on the host but the
-    learning rates. Where it waits for the device, as a network does that reads a value back, it
-    cannot be recorded: a line says so, and it runs eagerly, kernel by kernel, from then on.
+    What it returns is valid until the next call. `step` may depend on nothing on the host but the
+    learning rates. Where it synchronizes, as a network does that reads a value back, it cannot be
+    recorded: a line says so, and it runs eagerly, kernel by kernel, from then on.
     """
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer) -> None:
@@ -53,7 +53,7 @@ class GraphedStep:
         self.seen = 0
         self.eager = False
         self.recorded: Recorded | None = None
-        self.aside = side_stream()
+        self.stream = side_stream()
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if self.eager:
@@ -71,26 +71,26 @@ class GraphedStep:
         return outputs
 
     def warm_up(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """A step as it is, on another stream, as recording asks for. The last one is watched for
-        what makes the host wait: after a recording that fails, PyTorch is in no state to go on."""
+        """An eager step on another stream, as recording requires. The last one is watched for
+        synchronization: after a recording that fails, PyTorch is in no usable state."""
         here = torch.cuda.current_stream()
-        self.aside.wait_stream(here)
-        with torch.cuda.stream(self.aside):
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
             step = self.watched if self.seen == WARM_UP else self.step
             outputs = step(images, labels)
-        here.wait_stream(self.aside)
+        here.wait_stream(self.stream)
         return outputs
 
     def watched(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The step, which is never recorded if it waits for the device."""
+        """The step, which is never recorded if it synchronizes."""
         with warnings.catch_warnings(record=True) as caught:
-            warnings.filterwarnings("always", message=WAITED)
+            warnings.filterwarnings("always", message=SYNCHRONIZED)
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 outputs = self.step(images, labels)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        if any(re.match(WAITED, str(warning.message)) for warning in caught):
+        if any(re.match(SYNCHRONIZED, str(warning.message)) for warning in caught):
             self.eager = True
             print(
                 "NOTE: the training step reads values back from the GPU, so it cannot be a CUDA "

@@ -1,10 +1,7 @@
-"""Several processes as one: what a script run by torchrun shares out, and what it gathers again.
+"""Several processes as one run: torchrun --nproc-per-node=4 train.py ...
 
-    torchrun --nproc-per-node=4 train.py ...
-
-Every rank runs the whole script on its share of each batch, with the same random numbers; rank 0
-alone prints and writes files. In a process of its own, without torchrun, everything here does
-nothing and costs nothing.
+Every rank runs the whole script on its shard of each batch, with the same random numbers; rank 0
+alone prints and writes files. Without torchrun, everything here does nothing and costs nothing.
 """
 
 import os
@@ -19,13 +16,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from config import UserError
+
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Be one of the ranks that torchrun started, if it did; all but rank 0 are silent on stdout."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+def init_distributed() -> Iterator[None]:
+    """Join the ranks that torchrun started, if it did; all but rank 0 are silent on stdout.
+
+    Raises UserError for a WORLD_SIZE that torchrun did not set.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
+    if not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise UserError("WORLD_SIZE is set, but not by torchrun: unset it")
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     stdout = sys.stdout
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
@@ -34,7 +38,7 @@ def joined() -> Iterator[None]:
             yield
         finally:
             sys.stdout = stdout
-    # Not where an error is on its way: the other ranks would be waited for.
+    # Not after an error: it would wait for the other ranks.
     dist.destroy_process_group()
 
 
@@ -52,33 +56,32 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def on_this_machine() -> int:
-    """The number of this rank among those of one machine, which is that of its GPU."""
+def local_rank() -> int:
+    """The number of this rank on its machine, which is that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def wait() -> None:
-    """Go on when all ranks have come here, as before reading what rank 0 has written."""
+def barrier() -> None:
+    """Wait until all ranks are here, as before reading what rank 0 has written."""
     if count() > 1:
         dist.barrier()
 
 
-def share(items: int) -> slice:
-    """The stretch of so many items that is this rank's; the ranks' stretches make up all of them,
-    in order, each item once."""
+def shard(items: int) -> slice:
+    """This rank's part of so many items; the parts make up all of them, in order, each once."""
     return slice(items * rank() // count(), items * (rank() + 1) // count())
 
 
-def gathered(mine: Tensor) -> Tensor:
+def all_gather(mine: Tensor) -> Tensor:
     """(N, ...) the rows of all ranks, in their order; the ranks' numbers of rows may differ."""
     if count() == 1:
         return mine
-    everyones: list[Tensor] = [mine] * count()
-    dist.all_gather_object(everyones, mine.cpu())
-    return torch.cat(everyones)
+    rows: list[Tensor] = [mine] * count()
+    dist.all_gather_object(rows, mine.cpu())
+    return torch.cat(rows)
 
 
-def summed(mine: Tensor) -> Tensor:
+def all_reduce(mine: Tensor) -> Tensor:
     """The sum over all ranks, the same on each."""
     if count() > 1:
         dist.all_reduce(mine)
@@ -86,10 +89,10 @@ def summed(mine: Tensor) -> Tensor:
 
 
 def whole_batch(mine: Tensor) -> Tensor:
-    """(B, ...) the rows of a batch that is in equal shares on all ranks, through which gradients
+    """(B, ...) the rows of a batch that is in equal shards on all ranks, through which gradients
     flow back to their ranks: for losses that compare the photos of a batch with each other.
 
-    Outside of training, where shares may differ, every rank compares its own.
+    Outside of training, where shards may differ, every rank compares its own.
     """
     if count() == 1 or not torch.is_grad_enabled():
         return mine
@@ -103,9 +106,9 @@ class _AllRows(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, mine: Tensor) -> Tensor:
         mine = mine.contiguous()
-        everyones = [torch.empty_like(mine) for _ in range(count())]
-        dist.all_gather(everyones, mine)
-        return torch.cat(everyones)
+        rows = [torch.empty_like(mine) for _ in range(count())]
+        dist.all_gather(rows, mine)
+        return torch.cat(rows)
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
@@ -119,7 +122,7 @@ def parallel(module: nn.Module) -> nn.Module:
     parameters.
 
     On GPUs, BatchNorm takes its statistics from the whole batch; on CPUs, where PyTorch cannot,
-    from each rank's share.
+    from each rank's shard.
     """
     if count() == 1:
         return module
@@ -133,7 +136,7 @@ def parallel(module: nn.Module) -> nn.Module:
 
 
 def average_buffers(module: nn.Module) -> None:
-    """Give all ranks the mean of their running statistics, to which each has added its share."""
+    """Give all ranks the mean of their running statistics, to which each has added its shard."""
     if count() > 1:
         for buffer in module.buffers():
             if buffer.is_floating_point():

@@ -2,188 +2,395 @@
 
     python -m utils.report [--output output]
 
-prints Markdown tables of everything under output/results and writes them to
-output/results/report.md. Runs that differ in nothing but fold and seed share a column: mean ±
-standard deviation over the runs, and for folds the accuracy over all photos with its interval.
+prints Markdown tables of everything under output/results and writes them there to report.md, and
+every number of every run to runs.csv. Runs that differ in nothing but fold and seed share a column:
+mean ± standard deviation over the runs, and for folds the accuracy over all photos.
 """
 
 import argparse
-import csv
-import io
-import itertools
+import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
 
 from config import MODELS, ROOT, UserError
-from data.locks import write_whole
-from utils.comparison import (
-    accuracy_over,
-    comparison,
-    difference_rows,
-    pairs_of,
-    whole_recipe,
-)
-from utils.tables import (
-    MORE_ROWS,
-    SEVEN_ROWS,
-    Columns,
-    Result,
-    Rows,
-    aligned,
-    counted,
-    division,
-    printable,
-    read_result_file,
-    table,
-)
+from data.files import atomic_write, csv_text
+from utils.metrics import mean_interval
+
+T = TypeVar("T")
+Result = dict[str, Any]
+Columns = Mapping[str, Sequence[Result]]  # the runs of each column of a table
+Rows = Mapping[str, tuple[str, ...]]  # the keys that lead to a value, and how to print it
+Interval = tuple[float, float, float]  # a mean, and the ends of its 95 % interval
+
+SEVEN_ROWS: Rows = {
+    "Best validation loss": ("table", "best_val_loss", ".4f"),
+    "Best validation accuracy": ("table", "best_val_accuracy", ".2%"),
+    "Final training loss": ("table", "final_train_loss", ".4f"),
+    "Final validation loss": ("table", "final_val_loss", ".4f"),
+    "Final validation accuracy": ("table", "final_val_accuracy", ".2%"),
+    "Test loss": ("table", "test_loss", ".4f"),
+    "Test accuracy": ("table", "test_accuracy", ".2%"),
+}
+SIZE_ROWS: Rows = {
+    "Parameters": ("parameters", ",.0f"),
+    "Inference images per second": ("inference_images_per_second", ",.0f"),
+}
+MORE_ROWS: Rows = {
+    "Test macro-F1": ("test", "macro_f1", ".4f"),
+    "Test calibration error": ("test", "calibration_error", ".4f"),
+    "Best epoch": ("best_epoch", ".0f"),
+    "Parameters": ("parameters", ",.0f"),
+    "Training images per second": ("images_per_second", ",.0f"),
+    "Training seconds": ("seconds", ",.0f"),
+}
+COMPARED: Rows = {
+    "Validation accuracy": ("val", "accuracy", ".2%"),
+    "Test accuracy": ("test", "accuracy", ".2%"),
+    "Agreement with teacher": ("agreement", "top1", ".1%"),
+    "KL to teacher": ("agreement", "kl", ".3f"),
+    "Calibration error": ("test", "calibration_error", ".3f"),
+}
+COMPARISON_NOTE = """\
+KD − baseline is in points of test accuracy: each run against the one without a teacher of the same
+fold and seed, on the same photos. Its 95 % interval is over folds; without folds over seeds and
+photos; with one seed over photos alone. KD − teacher is the same against the teacher. Agreement is
+the share of test photos that student and teacher give one class, KL the mean of
+KL(teacher ‖ student) in nats.
+"""
+# What every result contains; a distilled student's also `distillation`, `teacher` and `agreement`.
+NEEDED = {
+    "run", "model", "seed", "tag", "photos", "recipe", "parameters", "digest", "table", "epochs",
+    "best_epoch", "images_per_second", "inference_images_per_second", "seconds", "val", "test",
+}  # fmt: skip
+
+
+def read_result(path: Path) -> Result:
+    """The content of a result.json.
+
+    Raises UserError when it is none: when it is no JSON, or its own tables cannot be made of it.
+    """
+    try:
+        result = json.loads(path.read_bytes()) if path.is_file() else {}
+        if missing := NEEDED - result.keys():
+            raise ValueError(f"without {', '.join(sorted(missing))}")
+        section([result])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+        what = printable(f"{type(problem).__name__}: {problem}")
+        raise UserError(
+            f"{path}: not a readable result ({what}); delete it or train the run again"
+        ) from problem
+    return dict(result)
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Every finished run's result.json under `folder`, sorted by the run's name.
+    """Every finished run's result under `folder`, by name; raises UserError when there is none.
 
-    Raises UserError when there is none, or when one cannot be read.
+    A folder that is not named as its run is a copy, which is left out: a run counts once.
     """
-    results = [read_result_file(path) for path in sorted(folder.glob("*/result.json"))]
+    results = []
+    for path in sorted(folder.glob("*/result.json")):
+        result = read_result(path)
+        if result["run"] == path.parent.name:
+            results.append(result)
+        else:
+            note = f"note: {path.parent} is a copy of {result['run']} and is left out"
+            print(printable(note), file=sys.stderr)
     if not results:
         raise UserError(f"{folder}: no finished run is there; train.py makes them")
     return results
 
 
-def render(results: Iterable[Result]) -> str:
-    """All tables as Markdown: one section for each set of photos, resolution, and split or division
-    into folds."""
-    sections: dict[tuple[str, ...], list[Result]] = {}
-    for result in results:
-        sections.setdefault(division(result), []).append(result)
-    return "\n".join(map(section, sections.values()))
+def grouped(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
+    """The items of equal keys together, in the order in which the keys first appear."""
+    groups: dict[str, list[T]] = {}
+    for item in items:
+        groups.setdefault(repr(key(item)), []).append(item)
+    return list(groups.values())
+
+
+def division(result: Result) -> tuple[str, ...]:
+    """What results share in one section: photos, resolution, and the split or, of
+    cross-validation, the division into folds."""
+    photos = result["photos"]
+    split = f"{photos['division']} {photos['digest']}" if photos["folds"] else photos["split"]
+    return photos["name"], photos["image_size"], split
 
 
 def section(results: Sequence[Result]) -> str:
     """The tables of runs that share photos, resolution, and split or division into folds."""
     photos = results[0]["photos"]
-    baselines = [result for result in results if not result.get("lesson")]
-    counts = ", ".join(f"{part} {count}" for part, count in photos["counts"].items())
-    drawn = " Drawn by this repo, not photographed." if photos["sample"] else ""
-    folds, split = photos.get("folds"), f"split {photos['split']}"
-    if folds:
+    folds, split = "", f"split {photos['split']}."
+    if photos["folds"]:
+        folds = f", {photos['folds']} folds"
         here = len({result["photos"]["fold"] for result in results})
         split = f"fold {photos['fold']} of division {photos['division']}. "
-        split += f"Runs of {here} of {folds} folds are here"
+        split += f"Runs of {here} of {photos['folds']} folds are here."
+    counts = ", ".join(f"{part} {count}" for part, count in photos["counts"].items())
+    drawn = " Drawn by this repo, not photographed." if photos["sample"] else ""
     text = [
-        f"## {photos['name']} at {photos['image_size']} px{f', {folds} folds' if folds else ''}\n",
-        f"{len(photos['classes'])} classes: {counts}; {split}.{drawn}",
+        f"## {escaped(photos['name'])} at {photos['image_size']} px{folds}\n",
+        f"{len(photos['classes'])} classes: {counts}; {split}{drawn}",
         "The test photos were used once, with the weights of the best validation accuracy.\n",
     ]
-    if baselines:
-        columns = columns_of(baselines)
-        recall: Rows = {
-            printable(name).replace("|", "&#124;"): (
-                lambda r, name=name: r["test"]["recall"][name],  # type: ignore[misc]
-                ".1%",
-            )
-            for name in photos["classes"]
-        }
-        text += [
-            table("", columns, SEVEN_ROWS),
-            *([pooled(columns)] if folds else []),
-            table("", columns, MORE_ROWS),
-            table("Test recall of", columns, recall),
-            settings(columns),
-        ]
-    if len(baselines) < len(results):
-        text.append(comparison(results))
-    return "\n".join(text)
-
-
-def pooled(columns: Columns) -> str:
-    """The test accuracy over the photos of all folds, one row for each column."""
-    lines = []
-    for name, runs in columns.items():
-        mean, low, high = (f"{value:.2%}" for value in accuracy_over(runs))
-        photos = sum({run["photos"]["fold"]: run["test"]["photos"] for run in runs}.values())
-        lines.append([name, f"{photos:,}", counted(runs), mean, f"{low} to {high}"])
-    return aligned(("", "Test photos", "Over", "Test accuracy", "95 % interval"), lines)
+    columns = columns_of(result for result in results if "distillation" not in result)
+    if columns:
+        recall = {name: ("test", "recall", name, ".1%") for name in photos["classes"]}
+        text += [table("", columns, SEVEN_ROWS), pooled(columns), table("", columns, MORE_ROWS)]
+        text += [table("Test recall of", columns, recall), settings(columns)]
+    return "\n".join(filter(None, [*text, comparison(results)]))
 
 
 def columns_of(results: Iterable[Result]) -> Columns:
     """The runs of each model, start, tag and recipe under the column's name, in MODELS' order."""
+    order = {model: place for place, model in enumerate(MODELS)}
     columns: dict[str, list[Result]] = {}
-    for result in sorted(results, key=_place):
-        model, recipe = result["model"], whole_recipe(result)
-        notes = ", ".join(filter(None, (recipe["pretrained"] and "pretrained", result["tag"])))
-        title = name = f"{model} ({notes})" if notes else model
-        others = itertools.count(2)
-        while name in columns and whole_recipe(columns[name][0]) != recipe:
-            name = f"{title} #{next(others)}"
-        columns.setdefault(name, []).append(result)
+    for runs in grouped(
+        sorted(results, key=lambda run: (order.get(run["model"], len(order)), run["model"],
+                                         run["recipe"]["pretrained"], run["tag"], run["seed"])),
+        lambda run: (run["model"], run["tag"], run["recipe"]),
+    ):  # fmt: skip
+        notes = ["pretrained"] * runs[0]["recipe"]["pretrained"] + [runs[0]["tag"]]
+        title = runs[0]["model"] + (f" ({', '.join(filter(None, notes))})" if any(notes) else "")
+        others = sum(name.split(" #")[0] == title for name in columns)
+        columns[f"{title} #{others + 1}" if others else title] = runs
     return columns
 
 
-def _place(result: Result) -> tuple[int, str, bool, str, int]:
-    model = result["model"]
-    place = MODELS.index(model) if model in MODELS else len(MODELS)
-    return place, model, result["recipe"]["pretrained"], result["tag"], result["seed"]
+def pooled(columns: Columns) -> str:
+    """The test accuracy over the photos of all folds, one row for each column; "" without folds."""
+    lines = []
+    for name, runs in columns.items():
+        mean, low, high = interval(runs, [recognised(run["test"]) for run in runs])
+        photos = sum({run["photos"]["fold"]: run["test"]["photos"] for run in runs}.values())
+        ends = f"{max(low, 0):.2%} to {high:.2%}"
+        lines.append([name, f"{photos:,}", counted(runs), f"{mean:.2%}", ends])
+    head = ("", "Test photos", "Over", "Test accuracy", "95 % interval")
+    return aligned(head, lines) if runs[0]["photos"]["folds"] else ""
 
 
 def settings(columns: Columns) -> str:
     """The recipe in one line, and the settings in which columns differ in one line each."""
-    recipes = {name: whole_recipe(runs[0]) for name, runs in columns.items()}
-    keys = dict.fromkeys(itertools.chain(*recipes.values()))
-    values = {key: {name: recipe.get(key) for name, recipe in recipes.items()} for key in keys}
-    shared = [f"{k} {_one(v)}" for k, v in values.items() if len(set(map(str, v.values()))) == 1]
-    lines = ["Settings: " + ", ".join(shared) + "."]
-    for key, by_column in values.items():
-        if len(set(map(str, by_column.values()))) > 1:
-            lines.append(f"- {key}: " + ", ".join(f"{v} ({name})" for name, v in by_column.items()))
-    return "\n".join(lines) + "\n"
+    recipes = {name: runs[0]["recipe"] for name, runs in columns.items()}
+    shared, lines = [], []
+    for key in dict.fromkeys(key for recipe in recipes.values() for key in recipe):
+        values = {name: str(recipe.get(key)) for name, recipe in recipes.items()}
+        if len(set(values.values())) == 1:
+            shared.append(f"{key} {values.popitem()[1]}")
+        else:
+            lines.append(f"- {key}: " + ", ".join(f"{v} ({name})" for name, v in values.items()))
+    return "\n".join(map(escaped, [f"Settings: {', '.join(shared)}.", *lines])) + "\n"
 
 
-def _one(by_column: Mapping[str, object]) -> str:
-    return str(next(iter(by_column.values())))
+def comparison(results: Sequence[Result]) -> str:
+    """What teachers did for students: tables for each group of students that share photos, teacher,
+    architecture, tag, recipe and their teachers' recipe. "" without students."""
+    by_name = {result["run"]: result for result in results}
+    students = [result for result in by_name.values() if "distillation" in result]
+    groups = grouped(
+        students,
+        lambda run: (division(run), run["distillation"]["teacher"], run["model"], run["tag"],
+                     run["recipe"], run["teacher"]["recipe"]),
+    )  # fmt: skip
+    return "\n".join(one_pair(group, by_name) for group in groups)
+
+
+def one_pair(students: Sequence[Result], by_name: Mapping[str, Result]) -> str:
+    """The tables of one teacher and one student: the seven rows of teacher, student and KD student,
+    and one row a method. The first is of the method that is best on validation among those with
+    most runs, and of its runs alone."""
+    alone = {run["run"]: found for run in students if (found := baseline_of(run, by_name))}
+    baselines = {run["run"]: run for run in alone.values()}
+    methods = {method_name(runs[0]): runs for runs in grouped(students, method_name)}
+    most = max(map(len, methods.values()))
+    repeated = [name for name, runs in methods.items() if len(runs) == most]
+    best = max(repeated, key=lambda n: np.mean([run["val"]["accuracy"] for run in methods[n]]))
+    taught = grouped(methods[best], lambda run: (run["teacher"]["run"], run["photos"]["split"]))
+    own = {alone[run["run"]]["run"] for run in methods[best] if run["run"] in alone}
+    columns = {
+        "Teacher": [as_it_taught(runs[0], by_name) for runs in taught],
+        "Student": [run for name, run in baselines.items() if name in own],
+        "KD Student": methods[best],
+    }
+    columns = {name: runs for name, runs in columns.items() if runs}
+    tag = f" ({students[0]['tag']})" if students[0]["tag"] else ""
+    title = f"{students[0]['distillation']['teacher']} teaches {students[0]['model']}{tag}"
+    text = [f"### {escaped(title)}\n", table("", columns, SEVEN_ROWS | SIZE_ROWS)]
+    if len(methods) > 1:
+        why = "the best on validation" if len(repeated) > 1 else "the one with most runs"
+        of = len(repeated) if len(repeated) > 1 else len(methods)
+        text.append(f"The KD student is {best}: of {of}, {why}.\n")
+    rows = {"no teacher": list(baselines.values())} | methods
+    first, second, *others = COMPARED
+    head = ("Student", "Runs", first, second, "KD − baseline [95 %]", "KD − teacher [95 %]")
+    lines = [differences(name, runs, alone) for name, runs in rows.items() if runs]
+    text += [aligned((*head, *others), lines), COMPARISON_NOTE]
+    if any(student["teacher"]["other_split"] for student in students):
+        text.append(
+            "WARNING: the teacher learnt from another split and may have seen the test photos.\n"
+        )
+    return "\n".join(text)
+
+
+def method_name(student: Result) -> str:
+    """A method and its settings, as a row of a table calls them."""
+    how = student["distillation"]
+    weight = "" if how["weight"] is None else f", weight {how['weight']:g}"
+    return f"{how['method']}, α {how['alpha']:g}, T {how['temperature']:g}{weight}"
+
+
+def differences(name: str, runs: Sequence[Result], alone: Mapping[str, Result]) -> list[str]:
+    """A row of the comparison: students of one method, or their baselines."""
+    pairs = [(run, alone[run["run"]]) for run in runs if run["run"] in alone]
+    teachers = [(run, run["teacher"]) for run in runs if "teacher" in run]
+    gain = in_points(gain_over(pairs)) if pairs else ""
+    if 0 < len(pairs) < len(runs):
+        gain += f" of {len(pairs)} runs"
+    over_teacher = in_points(gain_over(teachers)) if teachers else ""
+    known = [row if row[0] in runs[0] else () for row in COMPARED.values()]
+    first, second, *others = [cell(runs, row) if row else "" for row in known]
+    return [name, str(len(runs)), first, second, gain, over_teacher, *others]
+
+
+def as_it_taught(student: Result, by_name: Mapping[str, Result]) -> Result:
+    """The teacher's own result. Of one that is of another split, was given as a checkpoint, or
+    was trained again since, only what was measured when it taught."""
+    teacher, own = student["teacher"], by_name.get(student["teacher"]["run"])
+    split = student["photos"]["split"]
+    if own and (own["digest"], own["photos"]["split"]) == (teacher["digest"], split):
+        return own
+    known = {
+        "best_val_accuracy": teacher["val"]["accuracy"],
+        "test_loss": teacher["test"]["loss"],
+        "test_accuracy": teacher["test"]["accuracy"],
+    }
+    unknown = dict.fromkeys(key for _, key, _ in SEVEN_ROWS.values())
+    return teacher | {"table": unknown | known, "photos": student["photos"]}
+
+
+def baseline_of(student: Result, by_name: Mapping[str, Result]) -> Result | None:
+    """The same network without a teacher; None where there is none of the student's photos, split
+    and recipe, as after another --overwrite."""
+
+    def shared(run: Result) -> list[Any]:
+        return [run["recipe"], *(run["photos"][key] for key in ("image_size", "split", "digest"))]
+
+    baseline = by_name.get(student["distillation"]["baseline"])
+    return baseline if baseline and shared(baseline) == shared(student) else None
+
+
+def gain_over(pairs: Sequence[tuple[Result, Result]], part: str = "test") -> Interval:
+    """How much better the first of each pair is than the second, in accuracy on test or val."""
+    gained = [recognised(first[part]) - recognised(second[part]) for first, second in pairs]
+    return interval([first for first, _ in pairs], gained)
+
+
+def interval(runs: Sequence[Result], of_photos: Sequence[np.ndarray]) -> Interval:
+    """The mean of what was measured of each photo of each run, (photos,) float64 in -1..1, and its
+    95 % interval (mean_interval)."""
+    splits = grouped(zip(runs, of_photos, strict=True), lambda pair: pair[0]["photos"]["split"])
+    mean, low, high = mean_interval([np.stack([one for _, one in split]) for split in splits])
+    return mean, max(low, -1), min(high, 1)
+
+
+def recognised(measured: Mapping[str, Any]) -> np.ndarray:
+    """(photos,) float64: 1 for each photo of a split that was classified rightly, else 0."""
+    right = np.ones(measured["photos"])
+    right[measured["wrong"]] = 0
+    return right
+
+
+def in_points(gain: Interval) -> str:
+    """A gain and its interval as tables show it, in points (hundredths)."""
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in gain))
+
+
+def table(corner: str, columns: Columns, rows: Rows) -> str:
+    """A Markdown table with one column for each of `columns` and one row for each of `rows`."""
+    head = [", ".join(filter(None, (name, counted(runs)))) for name, runs in columns.items()]
+    lines = [
+        [title, *(cell(runs, row) for runs in columns.values())] for title, row in rows.items()
+    ]
+    return aligned([corner, *head], lines)
+
+
+def counted(runs: Sequence[Result]) -> str:
+    """Over how many folds and seeds these runs are; nothing for a single run of one split."""
+    folds = Counter(run["photos"]["fold"] for run in runs if run["photos"]["folds"])
+    text = f"{len(folds)} fold{'s' * (len(folds) > 1)}"
+    if len(set(folds.values())) > 1:
+        return f"{len(runs)} runs of {text}"
+    seeds = len(runs) // max(1, len(folds))
+    return ", ".join([text] * bool(folds) + [f"{seeds} seeds"] * (seeds > 1))
+
+
+def cell(runs: Sequence[Result], row: Sequence[str]) -> str:
+    """`mean ± std` over several runs (sample standard deviation), or the value of a single one.
+
+    A count that cannot differ between seeds, such as that of the parameters, stands alone too.
+    Where a value is not known, there is a dash.
+    """
+    *keys, spec = row
+    values = [reduce(getitem, keys, run) for run in runs]
+    if None in values:
+        return "–"
+    mean = format(np.mean(values), spec)
+    if len(values) == 1 or (len(set(values)) == 1 and isinstance(values[0], int)):
+        return mean
+    return f"{mean.removesuffix('%')} ± {format(np.std(values, ddof=1), spec)}"
+
+
+def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, padded so that it also reads well in a terminal; numbers to the right."""
+    rows = [[escaped(cell) for cell in line] for line in (head, *lines)]
+    first, *others = zip(*rows, strict=True)
+    columns = [[cell.ljust(max(map(len, first))) for cell in first]]
+    columns += [[cell.rjust(max(map(len, column))) for cell in column] for column in others]
+    rulers = [("-" * (len(c[0]) - 1)) + ("-" if c is columns[0] else ":") for c in columns]
+    top, *rest = zip(*columns, strict=True)
+    return "".join(f"| {' | '.join(row)} |\n" for row in (top, rulers, *rest))
+
+
+def escaped(text: str) -> str:
+    """Text that is nothing but text in Markdown."""
+    return printable(text).replace("<", "&lt;").replace("|", "&#124;") if text else ""
+
+
+def printable(name: str) -> str:
+    """The name, or its repr if it is empty or has characters that would break a line."""
+    return name if name and name.isprintable() else repr(name)
 
 
 def write_report(folder: Path) -> str:
-    """Render all results under `folder`, write report.md and its tables there as CSV, and return
-    the text."""
+    """Render all results under `folder`, write report.md and runs.csv there, and return the text.
+
+    Raises UserError when there are none, or when one cannot be read.
+    """
     results = read_results(folder)
-    text = "# Results\n\n" + render(results)
-    write_whole(folder / "report.md", text)
-    write_whole(folder / "runs.csv", to_csv([run_record(result) for result in results]))
-    by_name = {result["run"]: result for result in results}
-    lessons = [
-        {"teacher": pair[0]["lesson"]["teacher"], "student": pair[0]["model"]}
-        | {"tag": pair[0]["tag"], "photos": pair[0]["photos"]["name"]}
-        | dict(zip(("image_size", "split"), division(pair[0])[1:], strict=True))
-        | row.record()
-        for pair in pairs_of(results)
-        for row in difference_rows(pair, by_name)
-    ]
-    if lessons:
-        write_whole(folder / "comparison.csv", to_csv(lessons))
+    text = "# Results\n\n" + "\n".join(map(section, grouped(results, division)))
+    atomic_write(folder / "report.md", text)
+    records = [flat(result) for result in results]
+    names = dict.fromkeys(name for record in records for name in record)
+    rows = [[record.get(name, "") for name in names] for record in records]
+    atomic_write(folder / "runs.csv", csv_text([names, *rows]))
     return text
 
 
-def run_record(result: Result) -> dict[str, object]:
-    """One run as a line of runs.csv."""
-    lesson = {
-        key: value for key, value in (result.get("lesson") or {}).items() if key != "baseline"
-    }
-    names = ("run", "model", "seed", "tag", "epochs", "best_epoch", "parameters", "seconds")
-    metrics = {f"test_{key}": result["test"][key] for key in ("macro_f1", "calibration_error")}
-    empty = dict.fromkeys(("method", "alpha", "temperature", "weight", "teacher"), "")
-    fold = {name: result["photos"].get(name) for name in ("folds", "fold")}
-    values = {name: result[name] for name in names} | fold
-    return values | result["table"] | metrics | empty | lesson
-
-
-def to_csv(records: Sequence[Mapping[str, object]]) -> str:
-    """Lines of values under a line of names, which all records share."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, records[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """All single values of a result: {"test": {"loss": 1}} becomes {"test.loss": 1}."""
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, list):
+            values[prefix + key] = value
+    return values
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -191,9 +398,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "output", help="the scripts' --output"
     )
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    folder = parser.parse_args(arguments).output / "results"
     try:
-        print(write_report(parser.parse_args(arguments).output / "results"))
+        text = write_report(folder)
+        print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
     except (UserError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

@@ -1,66 +1,108 @@
-"""What every script does around its work: report problems in a line, say where things are."""
+"""What every script does around its work: report problems in a line, print paths and the ETA."""
 
 import errno
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from config import UserError
-from utils.ranks import joined
+from utils.ranks import init_distributed
+from utils.runs import Run
 from utils.tracking import from_here, tensorboard_command
 
 # A full disk, a quota, a file too large for its disk, a folder that may not be written or whose
-# name a file has, a disk that fails or is gone.
-OUT_OF_OUR_HANDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-                    errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE,
-                    errno.ENODEV, errno.ENOTCONN)  # fmt: skip
+# name a file has, a disk that fails or is gone, too many open files. Windows lacks some of them.
+ENVIRONMENT_ERRORS = {
+    getattr(errno, f"E{name}", None)
+    for name in (
+        *("NOSPC", "DQUOT", "FBIG", "ROFS", "ACCES", "PERM", "NOTDIR", "EXIST", "NAMETOOLONG"),
+        *("IO", "STALE", "NODEV", "NOTCONN", "MFILE"),
+    )
+}
 
 
 def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
     """Run `main` and return the exit status: 2 for the user's mistakes, 130 or 143 when SIGINT
     (Ctrl-C) or SIGTERM (a scheduler's, before it kills) stops it.
 
-    Whatever is being written then is either whole or not there.
+    Files that are being written then are complete or absent.
     """
-    before = signal.signal(signal.SIGTERM, terminate)
-    # A log file is to be followed while the run goes on, and a terminal that lacks a letter is no
-    # reason to stop.
-    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    before = signal.signal(signal.SIGTERM, _terminate)
+    # Logs are followed during a run, and a terminal that lacks a letter is no reason to stop.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
-        with joined():
+        with init_distributed():
             main(arguments)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except OSError as problem:
-        if problem.errno not in OUT_OF_OUR_HANDS:
+        if problem.errno not in ENVIRONMENT_ERRORS:
             raise
         what = f"{problem.filename}: " if problem.filename else ""
-        print(f"error: {what}{problem.strerror}; once fixed, --resume goes on", file=sys.stderr)
+        print(f"error: {what}{problem.strerror}; once fixed, --resume continues", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        how = "the same command with --resume goes on"
+        how = "the same command with --resume continues"
         if "--overwrite" in arguments:
-            how = "once an epoch is done, --resume instead of --overwrite goes on"
+            how = "to continue once an epoch is done, give --resume instead of --overwrite"
         print(f"\nstopped; {how}", file=sys.stderr)
-        return 143 if isinstance(stopped, Terminated) else 130
+        return 143 if isinstance(stopped, _Terminated) else 130
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM has come; whoever lets Ctrl-C through lets this through."""
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, handled as Ctrl-C is."""
 
 
-def terminate(number: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the leaving
-    raise Terminated
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the clean-up
+    raise _Terminated
 
 
-def say_where(output: Path) -> None:
-    """Print where a command's results lie and how to look at its curves."""
+def print_paths(output: Path) -> None:
+    """Print where a command's results are and how to look at its curves."""
     for what in ("results", "checkpoints"):
         print(f"{what:12} {from_here(output / what)}")
     print(f"{'curves':12} {tensorboard_command(output / 'logs')}")
+
+
+class ETA:
+    """How long the runs take that a command still has to train, from those that are done.
+
+    eta = ETA(runs)
+    results = [eta.done(run, train_and_test(run, ...)) for run in runs]
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.waiting = {run.name: run for run in runs if not run.finished}
+        self.total = len(self.waiting)
+        self.paces: dict[tuple[str, str], float] = {}  # seconds an epoch, by kind of run
+
+    def done(self, run: Run, result: dict[str, Any]) -> dict[str, Any]:
+        """Record a run's time and, if others are waiting, print how long they will take; returns
+        the result. Runs that were finished before are not counted, but their times are."""
+        self.paces[_kind(run)] = result["seconds"] / result["epochs"]
+        if self.waiting.pop(run.name, None) and self.waiting:
+            mean = sum(self.paces.values()) / len(self.paces)
+            seconds = sum(
+                self.paces.get(_kind(run), mean) * run.config.epochs
+                for run in self.waiting.values()
+            )
+            left = timedelta(seconds=round(seconds))
+            print(
+                f"{self.total - len(self.waiting)} of {self.total} runs done; the others take "
+                f"about {left}, until {datetime.now() + left:%H:%M}\n"
+            )
+        return result
+
+
+def _kind(run: Run) -> tuple[str, str]:
+    """What an epoch's time depends on, within one command."""
+    return run.config.model, run.config.kd.method if run.config.kd else ""

@@ -1,6 +1,6 @@
 """What a network computes on its way to the logits: feature maps at named stages.
 
-    logits, (early, late) = forward_with_stages(model, "resnet18", (8, 32), images)
+    logits, (early, late) = forward_with_features(model, "resnet18", (8, 32), images)
 
 Stages of different networks are matched by their stride, that is by their resolution.
 """
@@ -23,7 +23,7 @@ STAGES: dict[str, dict[int, str]] = {
 }
 
 
-def forward_with_stages(
+def forward_with_features(
     model: nn.Module, arch: str, strides: Sequence[int], images: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Logits (N, classes) and the feature maps (N, channels, H, W) at `strides`, in their order.
@@ -52,9 +52,9 @@ def forward_with_stages(
 
 
 @cache
-def stage_channels(arch: str, stride: int) -> int:
+def feature_channels(arch: str, stride: int) -> int:
     """How many channels a network's maps have at a stride; found without computing anything."""
     with torch.device("meta"):
         model = get_model(arch, weights=None).eval()
-        _, (stage,) = forward_with_stages(model, arch, (stride,), torch.empty(1, 3, 224, 224))
+        _, (stage,) = forward_with_features(model, arch, (stride,), torch.empty(1, 3, 224, 224))
     return stage.shape[1]

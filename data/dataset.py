@@ -1,0 +1,144 @@
+"""From settings to photos on the device: everything that happens before the first training step."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import Config, UserError
+from data.batches import EvalBatches, TrainBatches, cached_side, to_device
+from data.cache import Decoded, decode_photos
+from data.photos import find_photos
+from data.split import PARTS, Split, split_photos
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Decoded photos and their split, of one fold if there are folds."""
+
+    name: str  # safe in file names
+    decoded: Decoded
+    pixels: Tensor
+    split: Split
+    division: str | None = None  # the hash of the division that the fold is of
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.decoded.photos.classes
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many photos each part of the split has."""
+        return {part: len(self.split.indices(part)) for part in PARTS}
+
+    def rows_and_labels(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the pixels and class numbers of the photos of `train`, `val` or `test`."""
+        chosen = self.split.indices(part)
+        return self.decoded.rows[chosen], self.decoded.photos.labels[chosen]
+
+    def train_batches(
+        self, config: Config, device: torch.device, shard: slice, steps: int | None = None
+    ) -> TrainBatches:
+        """The training photos of a run, or as many of them as make an epoch of `steps` steps."""
+        rows, labels = self.rows_and_labels("train")
+        photos = len(rows) if steps is None else steps * config.batch_size
+        kept = rows[:photos], labels[:photos]
+        return TrainBatches(self.pixels, *kept, len(self.classes), config, device, shard)
+
+    def eval_batches(
+        self, part: str, config: Config, device: torch.device, shard: slice
+    ) -> EvalBatches:
+        """The photos of `val` or `test`, or a shard of them."""
+        rows, labels = (whole[shard] for whole in self.rows_and_labels(part))
+        return EvalBatches(self.pixels, rows, labels, config.image_size, device)
+
+
+def load_datasets(
+    configs: Sequence[Config], device: torch.device, ranks: int = 1
+) -> dict[int | None, Dataset]:
+    """Find, decode and split the photos: one dataset for each fold of the configurations, or one
+    under None without folds.
+
+    Raises UserError for photos that cannot be used, and for more ranks than they allow.
+    """
+    config = configs[0]
+    for flag, folder in (("--output", config.output), ("--cache", config.cache)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise UserError(f"{flag} {folder}: {problem.strerror}; name another") from problem
+    name, path = "sample", Path(config.data)
+    if config.data == "sample":
+        from data.sample import draw_sample  # rarely needed
+
+        path = draw_sample(config.cache / "sample")
+    else:
+        stem = path.resolve().name.split(".")[0] or "photos"
+        name = "".join(c if c.isalnum() and c.isascii() else "_" for c in stem)[:60]
+        name = "sample_folder" if name == "sample" else name
+    decoded = decode_photos(
+        find_photos(path, config.cache / "unpacked"),
+        cached_side(config.image_size),
+        config.cache,
+        workers=config.workers or os.cpu_count() or 1,
+        strict=config.strict,
+    )
+    pixels = to_device(decoded.pixels, device, config.photos_on)
+    ending = f"-{config.folds}folds" if config.folds else ""
+    manifest = decoded.folder / f"split-seed{config.split_seed}{ending}.csv"
+    split = split_photos(
+        decoded.photos, decoded.signatures, manifest, config.split_seed, config.folds
+    )
+    datasets = {
+        fold: Dataset(name, decoded, pixels, split)
+        if fold is None
+        else Dataset(name, decoded, pixels, split.fold(fold), split.hash)
+        for fold in dict.fromkeys(config.fold for config in configs)
+    }
+    smallest = {part: min(d.counts[part] for d in datasets.values()) for part in PARTS}
+    if config.batch_size > smallest["train"]:
+        raise UserError(
+            f"--batch-size {config.batch_size}: at most the number of training photos, "
+            f"{smallest['train']}"
+        )
+    if config.batch_size % ranks or config.batch_size < 2 * ranks:
+        raise UserError(
+            f"--batch-size {config.batch_size}: must be a multiple of the {ranks} ranks, with two "
+            "photos or more for each"
+        )
+    if min(smallest.values()) < ranks:
+        raise UserError(f"there are more ranks, {ranks}, than photos to validate or test")
+    return datasets
+
+
+def describe(configs: Sequence[Config], datasets: dict[int | None, Dataset]) -> None:
+    """Print which photos are used and what was found wrong with them."""
+    config, dataset = configs[0], next(iter(datasets.values()))
+    fold = ""
+    if config.folds:
+        fold = f"{len(datasets)} of {config.folds} folds; in fold {config.fold}: "
+    print(
+        f"photos   {dataset.name}: {len(dataset.decoded.photos):,} in {len(dataset.classes)} "
+        f"classes, {fold}"
+        + ", ".join(f"{part} {count:,}" for part, count in dataset.counts.items())
+        + f"; split {dataset.split.hash}"
+    )
+    if config.data == "sample":
+        print(
+            "NOTE     synthetic weather: these numbers show that the code works and say nothing\n"
+            "         about photos; --data FOLDER uses yours, python -m data.download fetches some"
+        )
+    unreadable = dataset.decoded.unreadable
+    if unreadable:
+        print(f"WARNING  {len(unreadable)} files cannot be read and are skipped:")
+        for path, reason in unreadable[:5]:
+            print(f"         {path!r}: {reason}")
+        if len(unreadable) > 5:
+            listed = config.output / "results" / "<run>" / "unreadable.csv"
+            print(f"         and {len(unreadable) - 5} more; a run lists all in {listed}")
+    for note in dataset.split.notes:
+        print(f"         {note}")

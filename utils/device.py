@@ -1,0 +1,97 @@
+"""The device and the number format that a run computes with."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from config import Config, UserError
+from data.batches import growing_side
+from utils import ranks
+
+# On images up to this side ResNets halve maps of one pixel, and in bfloat16 on a CPU oneDNN leaves
+# part of the gradient of such a kernel uninitialised (seen with torch 2.11 and 2.12).
+NO_BF16_ON_CPU = 16
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how to compute: in float32, or under bfloat16 autocast; with `graphs`, training
+    steps are CUDA graphs."""
+
+    device: torch.device
+    bf16: bool = False
+    graphs: bool = False
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.bf16:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.bf16 else "float32"
+
+    def __str__(self) -> str:
+        """The GPU's name, or the CPU's number of threads."""
+        each = f", each of {ranks.count()} ranks" if ranks.count() > 1 else ""
+        if self.device.type == "cuda":
+            return f"{self.device}, {torch.cuda.get_device_name(self.device)}{each}"
+        return f"cpu, {torch.get_num_threads()} threads{each}"
+
+    def reset_peak_memory(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory(self) -> int | None:
+        """Bytes that tensors took on the GPU at most, decoded photos included; None on a CPU."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+
+def find_device(config: Config) -> Device:
+    """The device and precision of the settings, or the best that there is.
+
+    Raises UserError for a GPU that does not exist, and for bf16 where it would train wrongly.
+    """
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if name == "cuda":
+        device = torch.device("cuda", ranks.local_rank())
+    elif device.type == "cuda" and ranks.count() > 1:
+        raise UserError(f"--device {name}: each rank takes a GPU of its own; give --device cuda")
+    if device.type == "cuda":
+        if device.index >= torch.cuda.device_count():
+            raise UserError(
+                f"--device {config.device}: this machine has {torch.cuda.device_count()} GPUs "
+                "that PyTorch can use; --device cpu always works"
+            )
+        torch.cuda.set_device(device)
+        # cuDNN's search for the fastest kernels stays off: on an H100 it took 29 s for DenseNet169
+        # at 224 px, and the 15 epochs after it took 36.
+        torch.set_float32_matmul_precision("high")
+    graphs = device.type == "cuda" and ranks.count() == 1 and not config.eager
+    small = device.type == "cpu" and growing_side(1, config) <= NO_BF16_ON_CPU
+    if config.precision == "bf16" and small:
+        raise UserError(
+            f"--precision bf16: images of {NO_BF16_ON_CPU} pixels or less train wrongly in "
+            "bfloat16 on a CPU; float32 works"
+        )
+    auto = config.precision == "auto" and not small and gains_from_bf16(device)
+    return Device(device, auto or config.precision == "bf16", graphs)
+
+
+def gains_from_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster here than float32 (docs/recipe.md has the figures).
+
+    GPUs since Ampere have it in their matrix units, and so have CPUs with AMX. With AVX-512 bf16
+    alone, AMD's CPUs gain from it; on another maker's, training measured slower than in float32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has told what a CPU can do since 2.12.
+    cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    amd = str(cpu.get("cpu_name", "")).startswith("AMD")
+    return bool(cpu.get("amx_bf16") or (amd and cpu.get("avx512_bf16")))
