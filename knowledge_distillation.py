@@ -26,9 +26,9 @@ from utils.device import Device, find_device
 from utils.distillation import METHODS, Distillation, check_method
 from utils.engine import CrossEntropy
 from utils.report import comparison
-from utils.runs import Run, finished, lock_runs, train_and_test
+from utils.runs import Run, Teacher, finished, lock_runs, train_and_test
 from utils.script import ETA, print_paths, run_script
-from utils.teacher import Teacher, check_teacher, load_teacher
+from utils.teacher import check_teacher, load_teacher
 
 Result = dict[str, Any]
 
@@ -125,7 +125,7 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
             raise UserError(f"{teacher.best} is gone: train the teacher again with train.py")
         path = teacher.best if teacher and kd.teacher_tag else kd.teacher_checkpoint
         if path:
-            check_teacher(path, load_classifier(path)[1], student.config, student.data)
+            check_teacher(path, load_classifier(path)[1], student)
     # Over seeds, they would be averaged as one.
     for run in tagged[1:]:
         if run.result()["recipe"] != tagged[0].result()["recipe"]:
@@ -161,7 +161,7 @@ def distil(
         return result
     if path not in loaded:
         loaded.clear()
-        loaded[path] = load_teacher(path, student.config, student.data, student.device)
+        loaded[path] = load_teacher(path, student)
         report_teacher(loaded[path], results[student.baseline.name])
     teacher = loaded[path]
     if teacher.about["digest"] != expected:

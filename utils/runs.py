@@ -17,10 +17,10 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import Config, KDConfig, UserError
-from data.batches import MEAN, STD
+from data.batches import MEAN, STD, EvalBatches, TrainBatches
 from data.dataset import Dataset
 from data.files import atomic_write, csv_text, lock
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
@@ -30,7 +30,6 @@ from utils.device import Device
 from utils.engine import Objective, Row, Training, fit, predict, validation_rank
 from utils.metrics import agreement, measure
 from utils.report import read_result
-from utils.teacher import Teacher, measure_validation
 from utils.tracking import Tracker
 
 # Raised whenever a reader of older results would misread newer ones.
@@ -127,6 +126,33 @@ class Run:
     def result(self) -> dict[str, Any]:
         """The content of a finished run's result.json."""
         return read_result(self.results / "result.json")
+
+    def train_batches(self) -> TrainBatches:
+        """The training photos, or this rank's shard of each batch."""
+        shard = ranks.shard(self.config.batch_size)
+        return self.data.train_batches(self.config, self.device.device, shard)
+
+    def eval_batches(self, part: str) -> EvalBatches:
+        """The photos of `val` or `test`, or this rank's shard of them."""
+        shard = ranks.shard(self.data.counts[part])
+        return self.data.eval_batches(part, self.config, self.device.device, shard)
+
+    def measure(self, model: nn.Module, part: str) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """A model's metrics on `val` or `test`, its logits and the labels."""
+        logits, labels = predict(model, self.eval_batches(part), self.device)
+        return measure(logits, labels, self.data.classes), logits, labels
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network that fits the photos.
+
+    `about` holds plain values for result.json: run, arch, epochs, recipe, digest, other_split,
+    parameters, and its metrics on the validation photos as `val`.
+    """
+
+    model: nn.Module
+    about: dict[str, Any]
 
 
 @contextmanager
@@ -252,13 +278,7 @@ def train_and_test(
             if tracker:
                 tracker.epoch(training.history[-1])
 
-        batch, val = ranks.shard(config.batch_size), ranks.shard(data.counts["val"])
-        fit(
-            training,
-            data.train_batches(config, device.device, batch),
-            data.eval_batches("val", config, device.device, val),
-            after_epoch,
-        )
+        fit(training, run.train_batches(), run.eval_batches("val"), after_epoch)
         model.load_state_dict(load_checkpoint(run.best)["model"])
         result, logits, labels = measure_run(run, training, teacher)
         if tracker:
@@ -292,11 +312,9 @@ def measure_run(
 
     Returns the content of result.json, the test logits by name, and the labels.
     """
-    config, data, device = run.config, run.data, run.device
-    test = data.eval_batches("test", config, device.device, ranks.shard(data.counts["test"]))
-    logits, labels = predict(training.model, test, device)
-    val, speed = measure_validation(training.model, config, data, device)
-    tested = measure(logits, labels, data.classes)
+    config, data = run.config, run.data
+    val, _, _ = run.measure(training.model, "val")
+    test, logits, labels = run.measure(training.model, "test")
     all_logits = {"logits": logits}
     result = {
         "format": RESULT_FORMAT,
@@ -318,20 +336,19 @@ def measure_run(
             "unreadable": len(data.decoded.unreadable),
         },
         "recipe": config.recipe,
-        "environment": environment(device),
+        "environment": environment(run.device),
         "parameters": sum(p.numel() for p in training.model.parameters()),
         "digest": weights_digest(training.model),
-        "inference_images_per_second": speed,
-        **summarise(training.history, tested),
+        **summarise(training.history, test),
         "val": val,
-        "test": tested,
+        "test": test,
     }
     if teacher:
-        theirs, _ = predict(teacher.model, test, device)
-        all_logits["teacher_logits"] = theirs
+        theirs, teacher_logits, _ = run.measure(teacher.model, "test")
+        all_logits["teacher_logits"] = teacher_logits
         result["distillation"] = run.distillation
-        result["teacher"] = teacher.about | {"test": measure(theirs, labels, data.classes)}
-        result["agreement"] = agreement(logits, theirs)
+        result["teacher"] = teacher.about | {"test": theirs}
+        result["agreement"] = agreement(logits, teacher_logits)
     return result, all_logits, labels
 
 
