@@ -35,6 +35,7 @@ Result = dict[str, Any]
 
 def main(arguments: Sequence[str]) -> None:
     """Train the baselines that are missing, distil every student, and compare."""
+    described.cache_clear()  # a checkpoint may be another one by now
     configs = with_architecture(parse(arguments, __doc__, METHODS))
     device = find_device(configs[0])
     check_models({m for c in configs if c.kd for m in (c.model, c.kd.teacher) if m}, configs[0])
@@ -60,6 +61,13 @@ def main(arguments: Sequence[str]) -> None:
     print_paths(configs[0].output)
 
 
+@cache
+def described(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, and the digest of its weights."""
+    model, description = load_classifier(checkpoint)
+    return description | {"digest": weights_digest(model)}
+
+
 def with_architecture(configs: list[Config]) -> list[Config]:
     """The configurations with the architecture of their --teacher-checkpoint, if they have one.
 
@@ -68,7 +76,7 @@ def with_architecture(configs: list[Config]) -> list[Config]:
     kd = configs[0].kd
     if kd is None or kd.teacher_checkpoint is None:
         return configs
-    arch = load_classifier(kd.teacher_checkpoint)[1]["arch"]
+    arch = described(kd.teacher_checkpoint)["arch"]
     if kd.teacher not in (None, arch):
         raise UserError(f"--teacher {kd.teacher}: {kd.teacher_checkpoint} is a {arch}; omit it")
     return [replace(c, kd=replace(c.kd, teacher=arch)) for c in configs if c.kd]
@@ -76,63 +84,54 @@ def with_architecture(configs: list[Config]) -> list[Config]:
 
 def plan_student(config: Config, data: Dataset, device: Device) -> Run:
     """The student's run; its name says which teacher it has."""
-    assert config.kd
     check_method(config, len(data.classes))
-    teacher = str(config.kd.teacher)
-    if config.kd.teacher_checkpoint:
-        teacher += f".{digest_of(config.kd.teacher_checkpoint)[:8]}"
-    if config.kd.teacher_tag:
-        teacher += f".{config.kd.teacher_tag}"
-    return Run(config, data, device, teacher)
-
-
-@cache
-def digest_of(checkpoint: Path) -> str:
-    return weights_digest(load_classifier(checkpoint)[0])
+    student = Run(config, data, device)
+    teacher = str(student.kd.teacher)
+    if student.kd.teacher_checkpoint:
+        teacher += f".{described(student.kd.teacher_checkpoint)['digest'][:8]}"
+    if student.kd.teacher_tag:
+        teacher += f".{student.kd.teacher_tag}"
+    return replace(student, teacher=teacher)
 
 
 def teacher_run(student: Run) -> Run | None:
     """The teacher of the student's fold and seed; None of a --teacher-checkpoint."""
     kd, baseline = student.kd, student.baseline
-    if kd.teacher_checkpoint:
+    if kd.teacher_checkpoint or kd.teacher is None:
         return None
-    assert kd.teacher
-    own = replace(baseline.config, model=kd.teacher)
+    config = replace(baseline.config, model=kd.teacher)
     if kd.teacher_tag is None:
-        return replace(baseline, config=own)
+        return replace(baseline, config=config)
     # Its recipe may be another one, pretrained or not.
     runs = [
-        replace(baseline, config=replace(own, tag=kd.teacher_tag, pretrained=pretrained))
-        for pretrained in (own.pretrained, not own.pretrained)
+        replace(baseline, config=replace(config, tag=kd.teacher_tag, pretrained=pretrained))
+        for pretrained in (config.pretrained, not config.pretrained)
     ]
     return next((run for run in runs if run.finished), runs[0])
 
 
 def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> None:
     """Raise UserError, before anything is trained, for teachers that are missing or do not fit."""
-    tagged: list[Run] = []
+    recipes: dict[str, str] = {}
     for student, teacher in zip(students, teachers, strict=True):
-        kd = student.kd
-        if kd.teacher_tag and teacher and teacher not in tagged:
-            if not teacher.finished:
-                raise UserError(
-                    f"--teacher-tag {kd.teacher_tag}: there is no finished run {teacher.name}; "
-                    f"first train it, on the same photos: train.py --models {kd.teacher} "
-                    f"--tag {kd.teacher_tag}"
-                )
-            tagged.append(teacher)
+        path, tag = student.kd.teacher_checkpoint, student.kd.teacher_tag
+        if teacher and tag and not teacher.finished:
+            raise UserError(
+                f"--teacher-tag {tag}: there is no finished run {teacher.name}; first train it, on "
+                f"the same photos: train.py --models {student.kd.teacher} --tag {tag}"
+            )
         if teacher and teacher.finished and not teacher.best.exists():
             raise UserError(f"{teacher.best} is gone: train the teacher again with train.py")
-        path = teacher.best if teacher and kd.teacher_tag else kd.teacher_checkpoint
+        if teacher and tag:
+            path = teacher.best
+            recipes.setdefault(str(teacher.result()["recipe"]), teacher.name)
         if path:
-            check_teacher(path, load_classifier(path)[1], student)
-    # Over seeds, they would be averaged as one.
-    for run in tagged[1:]:
-        if run.result()["recipe"] != tagged[0].result()["recipe"]:
-            raise UserError(
-                f"--teacher-tag {run.config.tag}: {tagged[0].name} and {run.name} were trained "
-                "by different recipes; give one of them another tag"
-            )
+            check_teacher(path, described(path), student)
+    if len(recipes) > 1:  # over seeds, they would be averaged as one
+        raise UserError(
+            f"--teacher-tag {tag}: {' and '.join(recipes.values())} were trained by different "
+            "recipes; give one of them another tag"
+        )
 
 
 def train_baseline(run: Run) -> Result:
@@ -150,7 +149,7 @@ def distil(
     command has left, for which no teacher is needed."""
     path = teacher_run.best if teacher_run else student.kd.teacher_checkpoint
     assert path
-    expected = results[teacher_run.name]["digest"] if teacher_run else digest_of(path)
+    expected = results[teacher_run.name]["digest"] if teacher_run else described(path)["digest"]
     if student.finished:
         result = finished(student)
         if result["teacher"]["digest"] != expected:
