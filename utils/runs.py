@@ -10,13 +10,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from config import Config, KDConfig, UserError
@@ -111,16 +110,18 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the run's weights, as plain values."""
+        """All that decides the run's weights, as plain values; also describes its checkpoints."""
         return {
-            "model": self.config.model,
+            "arch": self.config.model,
             "seed": self.config.seed,
-            "image_size": self.config.image_size,
             "classes": list(self.data.classes),
+            "image_size": self.config.image_size,
+            "mean": list(MEAN),
+            "std": list(STD),
             "split": self.data.split.hash,
             "photos": self.data.decoded.digest,
-            **self.config.recipe,
-            **(self.distillation or {}),
+            "recipe": self.config.recipe,
+            "distillation": self.distillation,
         }
 
     def result(self) -> dict[str, Any]:
@@ -201,12 +202,14 @@ def check_earlier(run: Run, *, used: bool) -> None:
             f"{run.name} {state}: --resume keeps what exists and does the rest, --overwrite does "
             "it again, --tag NAME makes a new run beside it"
         )
-    path, wanted = run.results / "settings.json", run.settings
+    path, wanted = run.results / "settings.json", flat(run.settings)
     try:
-        saved = json.loads(path.read_text("utf-8"))
-        differing = [key for key in wanted if saved.get(key) != wanted[key]]
-    except (OSError, ValueError, AttributeError) as problem:
-        raise UserError(f"{path} cannot be read: --overwrite trains {run.name} anew") from problem
+        saved = flat(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, AttributeError, TypeError) as problem:
+        raise UserError(
+            f"{path} cannot be read: train {run.name} again with --overwrite"
+        ) from problem
+    differing = [key for key in wanted if saved.get(key) != wanted[key]]
     if "photos" in differing and "split" not in differing:
         raise UserError(
             f"{run.name} was trained on other photos, though of the same names: --tag NAME makes a "
@@ -218,6 +221,12 @@ def check_earlier(run: Run, *, used: bool) -> None:
             f"{run.name} was started with {what} {saved.get(key)}, not {wanted[key]}: resume it "
             "with the same, or give a new run a name of its own with --tag NAME"
         )
+
+
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings without the dicts inside."""
+    outer = {key: value for key, value in settings.items() if not isinstance(value, dict)}
+    return outer | settings["recipe"] | (settings["distillation"] or {})
 
 
 def delete(run: Run) -> None:
@@ -244,19 +253,7 @@ def train_and_test(
         config.model, len(data.classes), pretrained=config.pretrained, seed=config.seed
     )
     training = Training(channels_last(model, device.device), objective, config, device)
-    header: dict[str, Any] = {
-        "arch": config.model,
-        "classes": list(data.classes),
-        "image_size": config.image_size,
-        "mean": list(MEAN),
-        "std": list(STD),
-        "split": data.split.hash,
-        "photos": data.decoded.digest,
-        "seed": config.seed,
-        "recipe": config.recipe,
-        "distillation": run.distillation,
-        "teacher": teacher.about["digest"] if teacher else None,
-    }
+    header = run.settings | {"teacher": teacher.about["digest"] if teacher else None}
     if run.last.exists():
         state = load_checkpoint(run.last)
         if state["teacher"] != header["teacher"]:
@@ -301,7 +298,7 @@ def finished(run: Run) -> dict[str, Any]:
 def tracked(run: Run, history: Sequence[Row]) -> AbstractContextManager[Tracker | None]:
     """The run's curves; None on all ranks but the first."""
     if ranks.is_first():
-        return Tracker(run.logs, history, run.settings)
+        return Tracker(run.logs, history, flat(run.settings))
     return nullcontext()
 
 
@@ -413,10 +410,7 @@ def environment(device: Device) -> dict[str, Any]:
         "precision": device.precision,
         "ranks": ranks.count(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
+        **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
     }
 
 
