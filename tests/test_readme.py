@@ -1,6 +1,5 @@
-"""The commands of README, of the experiments' pages and of the recipe are understood as they stand
-there, and some of each kind are run, with small settings added at the end. The scripts' own tests
-start them as processes; here they run in this one, which need not import torch for each."""
+"""The commands of README and docs/ are understood as they stand there, and some of each kind are
+run, with small settings added at the end; code blocks are executed."""
 
 import re
 import shlex
@@ -8,84 +7,70 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 
 import knowledge_distillation
 import train
-from config import Config, pair, parse
+from config import Config, UserError, parse
 from models.checkpoint import save_checkpoint
 from models.factory import create_model
 from tests.photo_folders import make_photos
+from utils import distillation
+from utils.distillation import METHODS
 from utils.script import run_script
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8") if (ROOT / "README.md").exists() else ""
-PAGES = [
-    path.read_text("utf-8")
-    for path in (*sorted(ROOT.glob("docs/experiment_*/README.md")), ROOT / "docs" / "recipe.md")
-]
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md")]
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", "\n".join([README, *PAGES]), re.M | re.S)
-COMMANDS = [
-    words
-    for line in "".join(BLOCKS).splitlines()
-    if (words := tuple(shlex.split(line, comments=True)))
-]
-# What installs, what needs the network, and what make, .ci/run and the other tests run.
-ELSEWHERE = {
-    ("make", "train"),
-    ("make", "distill"),
-    ("make", "test"),
-    ("poetry", "install"),
-    ("poetry", "run", "python", "train.py"),
-    ("conda", "env", "create", "-f", "environment.yml"),
-    ("conda", "activate", "weather-kd"),
-    ("pip", "install", "gdown"),
-    ("python", "-m", "data.download"),
-    ("tensorboard", "--logdir=output/logs"),
-    ("torchrun", "--nproc-per-node=2", "train.py", "--models", "resnet18"),
-    (
-        "python",
-        "-m",
-        "utils.predict",
-        "output/checkpoints/RUN/best.pt",
-        "photos/rain/1.jpg",
-        "photos/snow",
-    ),
-}
-DISTIL = ("knowledge_distillation.py",)
+COMMANDS = list(
+    dict.fromkeys(
+        words
+        for line in "".join(BLOCKS).splitlines()
+        if (words := tuple(shlex.split(line, comments=True)))
+    )
+)
+TRAIN, DISTIL = ("python", "train.py"), ("python", "knowledge_distillation.py")
+TRAINING = [words for words in COMMANDS if words[:2] in (TRAIN, DISTIL)]
+RUN = (
+    "train.py --models resnet18 --folds 10",
+    "train.py --models resnet18 --image-size 128 --grow-from 0.25 --tag grow",
+    "knowledge_distillation.py --reverse",
+    "knowledge_distillation.py --teacher-tag long",
+)
 SMALL = ("--image-size", "32", "--batch-size", "8", "--epochs", "1", "--seeds", "0",
          "--warmup-epochs", "0")  # fmt: skip
+# Other commands, which install, need the network, or are run by make, .ci/run and other tests.
+ELSEWHERE = re.compile(
+    r"make (train|test|distill|test-faults)( .*)?|source .venv/bin/activate|python -m venv .venv|"
+    r"pip install .*|poetry (install|run python train.py)|conda (env create|activate) .*|"
+    r"tensorboard --logdir=output/logs|torchrun .* train.py .*|docs/gpu.sh .*|"
+    r"python -m (data.download|data.sample|utils.(predict|report|benchmark)|docs.build)( .*)?"
+)
 
 
-def test_commands_are_shown_and_each_is_known():
-    assert ("make", "train") in COMMANDS
-    assert ("make", "test") in COMMANDS
+def test_readme_is_short_and_starts_with_a_command():
+    lines = README.splitlines()
+    assert len(lines) <= 200
+    assert next(n for n, line in enumerate(lines, 1) if line.startswith("make train")) < 25
+
+
+def test_each_command_is_known_and_understood():
+    assert len(TRAINING) > 20
     for words in COMMANDS:
-        assert words in ELSEWHERE or words[0] == "python", words
+        if words not in TRAINING:
+            assert ELSEWHERE.fullmatch(" ".join(words)), words
+            continue
+        methods = METHODS if words[:2] == DISTIL else None
+        if "--help" in words:
+            with pytest.raises(SystemExit, match=r"^0$"):
+                parse(words[2:], "", methods)
+        else:
+            assert parse(words[2:], "", methods)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     return make_photos(tmp_path_factory.mktemp("readme") / "photos")
-
-
-TRAINING = [w for w in dict.fromkeys(COMMANDS) if w[1:2] in (("train.py",), DISTIL)]
-RUN = (
-    "train.py --models resnet18 --folds 10",
-    "train.py --models resnet18 --image-size 128 --grow-from 0.25 --tag grow",
-    "knowledge_distillation.py --reverse",
-    "knowledge_distillation.py --experiment experiment_2 --teacher-tag patient --seeds 0 1 2",
-)
-
-
-@pytest.mark.parametrize("words", TRAINING, ids=" ".join)
-def test_a_training_command_is_understood(words):
-    if "--help" in words:
-        with pytest.raises(SystemExit, match=r"^0$"):
-            parse(words[2:], "", distils=words[1:2] == DISTIL)
-    else:
-        config = parse(words[2:], "", distils=words[1:2] == DISTIL)
-        assert (config == Config()) == (len(words) == 2)
 
 
 @pytest.mark.parametrize("line", RUN)
@@ -95,31 +80,48 @@ def test_a_training_command_runs(line, photos, tmp_path, capsys):
     small = ["--data", str(photos), "--cache", str(photos.parent / "cache"), *SMALL]
     small += ["--output", str(tmp_path)]
     small += ("--folds", "3", "--fold", "1") if "--folds" in words else ()
-    if "--teacher-tag" in words:  # such a teacher is there before
-        given = parse(words[2:], "", distils=True)
-        of_it = ("--models", pair(given)[0], "--tag", str(given.teacher_tag))
-        assert run_script(train.main, [*small, *of_it]) == 0
-    main = knowledge_distillation.main if words[1:2] == DISTIL else train.main
+    if "--teacher-tag" in words:  # the command before it trains this teacher
+        assert run_script(train.main, [*small, "--models", "densenet169", "--tag", "long"]) == 0
+    main = knowledge_distillation.main if words[:2] == DISTIL else train.main
     status = run_script(main, [*words[2:], *small])
     printed = capsys.readouterr()
     assert status == 0, printed.err
     assert "| Test accuracy" in printed.out
 
 
+def python_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+
+
 def test_the_student_loads_as_the_readme_shows(tmp_path, monkeypatch):
-    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-    assert len(code.splitlines()) == 2
+    code = python_blocks()[0]
     path = Path(re.findall(r'"(output/.*?)"', code)[0])
     model = create_model("resnet18", 11, pretrained=False, seed=3)
-    save_checkpoint(tmp_path / path, {"model": model.state_dict(), "lesson": None})
+    classes = [str(number) for number in range(11)]
+    save_checkpoint(tmp_path / path, {"model": model.state_dict(), "classes": classes})
     monkeypatch.chdir(tmp_path)
-    names = {"torch": torch, "torchvision": torchvision}
+    names: dict[str, torch.nn.Module] = {}
     exec(code, names)
     student = names["student"].state_dict()
     assert all(torch.equal(value, student[key]) for key, value in model.state_dict().items())
 
 
-def test_the_file_named_for_each_purpose_exists():
+def test_a_method_is_added_as_the_readme_shows(monkeypatch, photos, tmp_path, capsys):
+    monkeypatch.setattr(distillation, "METHODS", dict(METHODS))
+    monkeypatch.setattr(knowledge_distillation, "METHODS", distillation.METHODS)
+    with pytest.raises(UserError, match="invalid choice: 'cosine'"):
+        parse(["--method", "cosine"], "", distillation.METHODS)
+    exec(python_blocks()[1], vars(distillation))
+    words = ["--data", str(photos), "--cache", str(photos.parent / "cache"), *SMALL, "--output",
+             str(tmp_path), "--teacher", "resnet18", "--method", "cosine"]  # fmt: skip
+    assert run_script(knowledge_distillation.main, words) == 0
+    assert "cosine, α 0.7, T 2, weight 1" in capsys.readouterr().out
+
+
+def test_every_setting_and_every_file_named_is_documented_or_exists():
+    usage = (ROOT / "docs/usage.md").read_text("utf-8")
+    for name in set(Config.__dataclass_fields__) - {"kd", "model", "seed"}:
+        assert f"--{name.replace('_', '-')}" in usage, name
     named = re.findall(r"`((?:[a-z]+/)?[a-z_]+\.py)`", README)
     named += re.findall(r"\]\(((?!http)[^)#]+)\)", README)
     assert "config.py" in named
