@@ -1,22 +1,23 @@
-"""What a network computes on its way to the logits: feature maps at named stages.
+"""The feature maps that a network computes on its way to the logits, by their stride.
 
     logits, (early, late) = forward_with_features(model, "resnet18", (8, 32), images)
 
-Stages of different networks are matched by their stride, that is by their resolution.
+A map at stride 8 has an eighth of the image's height and width. Maps of different networks are
+compared at the same stride, that is at the same resolution.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-# The module at whose output a network's maps have shrunk by 4, 8, 16 and 32, after its ReLU.
+# The modules whose outputs are the last maps, after a ReLU, at strides 4, 8, 16 and 32.
 # DenseNet's norm5 is followed by a ReLU in place, which leaves its output activated, too.
 _RESNET = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
 _DENSENET = {4: "transition1.relu", 8: "transition2.relu", 16: "transition3.relu", 32: "norm5"}
-STAGES: dict[str, dict[int, str]] = {
+FEATURES: dict[str, dict[int, str]] = {
     "densenet169": {stride: f"features.{name}" for stride, name in _DENSENET.items()},
     "resnet50": _RESNET,
     "resnet18": _RESNET,
@@ -26,22 +27,20 @@ STAGES: dict[str, dict[int, str]] = {
 def forward_with_features(
     model: nn.Module, arch: str, strides: Sequence[int], images: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Logits (N, classes) and the feature maps (N, channels, H, W) at `strides`, in their order.
+    """Logits (N, classes) of images (N, 3, S, S), and the feature maps (N, channels, H, W) at
+    `strides`, in their order.
 
-    Hooks rather than a traced copy of the network: its forward stays the one that is called, so
-    modes, state_dict and whatever wraps the model stay what they are.
+    By hooks rather than a traced copy of the network: its own forward is called, so modes,
+    state_dict and whatever wraps the model stay what they are.
     """
     maps: dict[int, Tensor] = {}
 
-    def keep(stride: int, output: Tensor) -> None:
+    def keep(stride: int, module: nn.Module, inputs: object, output: Tensor) -> None:
         maps[stride] = output
 
-    stages = {stride: model.get_submodule(STAGES[arch][stride]) for stride in strides}
     hooks = [
-        stage.register_forward_hook(
-            lambda _module, _inputs, output, stride=stride: keep(stride, output)
-        )
-        for stride, stage in stages.items()
+        model.get_submodule(FEATURES[arch][stride]).register_forward_hook(partial(keep, stride))
+        for stride in strides
     ]
     try:
         logits = model(images)
@@ -53,8 +52,8 @@ def forward_with_features(
 
 @cache
 def feature_channels(arch: str, stride: int) -> int:
-    """How many channels a network's maps have at a stride; found without computing anything."""
+    """The number of channels of a network's maps at a stride; nothing is computed for it."""
     with torch.device("meta"):
         model = get_model(arch, weights=None).eval()
-        _, (stage,) = forward_with_features(model, arch, (stride,), torch.empty(1, 3, 224, 224))
-    return stage.shape[1]
+        _, (features,) = forward_with_features(model, arch, (stride,), torch.empty(1, 3, 64, 64))
+    return features.shape[1]

@@ -5,12 +5,12 @@ import re
 import subprocess
 import sys
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 
 def wait_for(find: Callable[[], Any]) -> Any:
@@ -22,47 +22,38 @@ def wait_for(find: Callable[[], Any]) -> Any:
     return found
 
 
-class Board:
-    """A running TensorBoard on the folder `logs`."""
+class Board(NamedTuple):
+    address: str
 
-    def __init__(self, address: str, logs: Path) -> None:
-        self.address, self.logs = address, logs
-
-    def fetch(self, route: str, post: object = None, **query: object) -> bytes:
-        request = urllib.request.Request(
-            f"{self.address}/data{route}?{urllib.parse.urlencode(query)}",
-            data=None if post is None else json.dumps(post).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+    def fetch(self, route: str, **query: object) -> bytes:
+        with urlopen(f"{self.address}/data{route}?{urlencode(query)}", timeout=30) as answer:
             return bytes(answer.read())
 
-    def ask(self, route: str, post: object = None, **query: object) -> Any:
-        return json.loads(self.fetch(route, post, **query))
+    def ask(self, route: str, **query: object) -> Any:
+        return json.loads(self.fetch(route, **query))
 
-    def scalars(self, run: str, tag: str) -> list[list[float]]:
-        if tag not in self.ask("/plugin/scalars/tags").get(run, {}):
-            return []
-        found: list[list[float]] = self.ask("/plugin/scalars/scalars", run=run, tag=tag)
-        return found
+    def scalars(self, run: str, tag: str) -> Any:
+        """The points of a curve: wall time, step, value."""
+        known = tag in self.ask("/plugin/scalars/tags").get(run, {})
+        return self.ask("/plugin/scalars/scalars", run=run, tag=tag) if known else []
 
-    def sessions(self) -> dict[str, dict[str, Any]]:
+    def sessions(self) -> dict[str, Any]:
         """The rows of the hyper-parameters table by the name of their run."""
-        statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
-        post = {"allowedStatuses": statuses, "colParams": [], "startIndex": 0, "sliceSize": 99}
-        groups = self.ask("/plugin/hparams/session_groups", post=post)["sessionGroups"]
-        return {group["name"]: group for group in groups}
+        states = [f"STATUS_{state}" for state in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]
+        wanted = {"allowedStatuses": states, "colParams": [], "startIndex": 0, "sliceSize": 99}
+        table = self.ask("/plugin/hparams/session_groups", request=json.dumps(wanted))
+        return {group["name"]: group for group in table["sessionGroups"]}
 
 
 @contextmanager
 def tensorboard(logs: Path) -> Iterator[Board]:
     """TensorBoard on the folder `logs`, answering on a free port until the block ends."""
     output = logs.parent / "tensorboard.txt"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs)]
-    command += ["--host", "127.0.0.1", "--port", "0", "--reload_interval", "1"]
+    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={logs}", "--host=127.0.0.1"]
+    command += ["--port=0", "--reload_interval=1"]
     with output.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
         try:
             address = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", output.read_text()))
-            yield Board(address[0], logs)
+            yield Board(address[0])
         finally:
             server.kill()
