@@ -64,7 +64,7 @@ def matching(pattern: str, what: str, kind: type = str) -> Callable[[str], Any]:
 
 # An empty path, from an unset shell variable, would be the current folder.
 PATH = matching(r"(?s:.+)", "a path", Path)
-TAG = matching(r"[\w.]{0,60}", "at most 60 letters, digits, '.' or '_'")
+TAG = matching(r"[\w.]{1,60}", "1 to 60 letters, digits, '.' or '_'")
 DEVICE = matching("auto|cpu|cuda(:[0-9]{1,2})?", "auto, cpu, cuda or cuda:N")
 
 
@@ -254,8 +254,8 @@ def parse(
     for name, value in given.items():
         # Runs are named by what is printed, so what is printed alike is one run.
         if isinstance(value, list) and len({_short(v) for v in value}) < len(value):
-            words = " ".join(map(_short, value))
-            raise UserError(f"--{name.replace('_', '-')} {words}: each value once")
+            flag = {"model": "--models", "seed": "--seeds"}.get(name, f"--{name}")
+            raise UserError(f"{flag} {' '.join(map(_short, value))}: each value once")
     pair, kds = EXPERIMENTS[given.pop("experiment")], [None]
     models: Iterable[str] = given.pop("model", dict.fromkeys(pair))
     if methods:
