@@ -1,6 +1,7 @@
 """What every script does around its work: report problems in a line, print paths and the ETA."""
 
 import errno
+import io
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,16 +22,19 @@ ENVIRONMENT_ERRORS = {
         *("NOSPC", "DQUOT", "FBIG", "ROFS", "ACCES", "PERM", "NOTDIR", "EXIST", "NAMETOOLONG"),
         *("IO", "STALE", "NODEV", "NOTCONN", "MFILE"),
     )
-}
+} - {None}
 
 
 def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
     """Run `main` and return the exit status: 2 for the user's mistakes, 130 or 143 when SIGINT
-    (Ctrl-C) or SIGTERM (a scheduler's, before it kills) stops it.
+    (Ctrl-C) or SIGTERM (a scheduler's, before it kills) stops it, 141 when stdout has no reader.
 
     Files that are being written then are complete or absent.
     """
     before = signal.signal(signal.SIGTERM, _terminate)
+    # A stream that was closed by the shell (>&-) is None.
+    sys.stdout = sys.stdout or io.StringIO()
+    sys.stderr = sys.stderr or io.StringIO()
     # Logs are followed during a run, and a terminal that lacks a letter is no reason to stop.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
@@ -40,6 +44,9 @@ def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as after `| head -1`
+        print("stopped, as nothing reads its output; --resume continues", file=sys.stderr)
+        return 141
     except OSError as problem:
         if problem.errno not in ENVIRONMENT_ERRORS:
             raise
