@@ -205,7 +205,7 @@ def check_earlier(run: Run, *, used: bool) -> None:
     path, wanted = run.results / "settings.json", flat(run.settings)
     try:
         saved = flat(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, AttributeError, TypeError) as problem:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as problem:
         raise UserError(
             f"{path} cannot be read: train {run.name} again with --overwrite"
         ) from problem
@@ -216,7 +216,8 @@ def check_earlier(run: Run, *, used: bool) -> None:
             "new run beside it, --overwrite trains it anew"
         )
     for key in differing:
-        what = "--" + key.replace("_", "-") if hasattr(run.config, key) else key
+        is_flag = hasattr(Config, key) or hasattr(KDConfig, key)
+        what = "--" + key.replace("_", "-") if is_flag else key
         raise UserError(
             f"{run.name} was started with {what} {saved.get(key)}, not {wanted[key]}: resume it "
             "with the same, or give a new run a name of its own with --tag NAME"
@@ -253,14 +254,12 @@ def train_and_test(
         config.model, len(data.classes), pretrained=config.pretrained, seed=config.seed
     )
     training = Training(channels_last(model, device.device), objective, config, device)
-    header = run.settings | {"teacher": teacher.about["digest"] if teacher else None}
+    header = run.settings | {
+        "precision": device.precision,  # which the recipe may leave to the machine
+        "teacher": teacher.about["digest"] if teacher else None,
+    }
     if run.last.exists():
-        state = load_checkpoint(run.last)
-        if state["teacher"] != header["teacher"]:
-            raise UserError(
-                f"{run.name} was started with a teacher of other weights: --overwrite starts anew"
-            )
-        training.load_state(state)
+        training.load_state(saved_state(run, header))
         print(f"{run.name}: resumed after epoch {len(training.history)}")
     else:
         print(run.name)
@@ -287,6 +286,22 @@ def train_and_test(
         + (f", {memory / 1e9:.1f} GB of GPU memory\n" if memory else "\n")
     )
     return run.result()
+
+
+def saved_state(run: Run, header: dict[str, Any]) -> dict[str, Any]:
+    """The content of last.pt. Raises UserError when it or best.pt cannot be read, or is not of this
+    run: of another seed, recipe, precision or teacher."""
+    state: dict[str, Any] = {}
+    for path in (run.best, run.last):
+        try:
+            state = load_checkpoint(path)
+        except UserError as problem:
+            raise UserError(f"{problem}\n--overwrite trains {run.name} anew") from problem
+        for key, value in header.items():
+            if state.get(key) != value:
+                other = "a teacher of other weights" if key == "teacher" else f"another {key}"
+                raise UserError(f"{path} was trained with {other}: --overwrite starts anew")
+    return state
 
 
 def finished(run: Run) -> dict[str, Any]:
