@@ -45,17 +45,23 @@ def main(arguments: Sequence[str]) -> None:
     check_teachers(students, teachers)
     # What is trained here where it is missing: baselines, and teachers of no other recipe.
     own = [] if students[0].kd.teacher_tag else filter(None, teachers)
-    needed = list(dict.fromkeys([*own, *(student.baseline for student in students)]))
-    results: dict[str, Result] = {}
+    baselines = [student.baseline for student in students]
+    needed = list(dict.fromkeys([*own, *baselines]))
+    # Finished ones are read now: another process may train them again meanwhile.
+    kept = [run for run in dict.fromkeys([*filter(None, teachers), *baselines]) if run.finished]
+    results = {run.name: run.result() for run in kept}
     loaded: dict[Path, Teacher] = {}  # the last one
     with lock_runs(students, needed):
         describe(configs, datasets)
         print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
         eta = ETA([*needed, *students])
+        for run in kept:
+            print(f"{run.name}: finished before, kept")
+            eta.done(run, results[run.name])
         for student, teacher in zip(students, teachers, strict=True):
-            for run in (teacher, student.baseline):
-                if run and run.name not in results:
-                    results[run.name] = eta.done(run, train_baseline(run))
+            for missing in (teacher, student.baseline):
+                if missing and missing.name not in results:
+                    results[missing.name] = eta.done(missing, train_baseline(missing))
             results[student.name] = eta.done(student, distil(student, teacher, results, loaded))
     print(comparison(list(results.values())))
     print_paths(configs[0].output)
@@ -135,9 +141,7 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
 
 
 def train_baseline(run: Run) -> Result:
-    """A baseline as train.py trains it, or the one that it has left."""
-    if run.finished:
-        return finished(run)
+    """A baseline as train.py trains it."""
     print(f"{run.name}: there is no such baseline yet, so it is trained first")
     return train_and_test(run, CrossEntropy(run.config.label_smoothing))
 
@@ -164,7 +168,10 @@ def distil(
         report_teacher(loaded[path], results[student.baseline.name])
     teacher = loaded[path]
     if teacher.about["digest"] != expected:
-        raise UserError(f"{path} is not what {path.parent.name} was tested with: train it again")
+        raise UserError(
+            f"{path} has changed since {teacher.about['run']} was measured: start again or, if "
+            "that does not help, train the teacher again"
+        )
     objective = Distillation(
         student.config, teacher.about["arch"], teacher.model, student.device.device
     )
