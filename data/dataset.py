@@ -102,8 +102,8 @@ def load_datasets(
     smallest = {part: min(d.counts[part] for d in datasets.values()) for part in PARTS}
     if config.batch_size > smallest["train"]:
         raise UserError(
-            f"--batch-size {config.batch_size}: at most the number of training photos, "
-            f"{smallest['train']}"
+            f"--batch-size {config.batch_size}: there are {smallest['train']} training photos; "
+            "give a smaller one, or more photos"
         )
     if config.batch_size % ranks or config.batch_size < 2 * ranks:
         raise UserError(
