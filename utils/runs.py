@@ -185,8 +185,9 @@ def lock_runs(runs: Sequence[Run], needed: Sequence[Run] = ()) -> Iterator[None]
             if run.config.overwrite:
                 delete(run)
             if not run.finished:
-                for unfinished in run.checkpoints.glob(".*.tmp"):
-                    unfinished.unlink()
+                for folder in (run.checkpoints, run.results):
+                    for unfinished in folder.glob(".*.tmp"):  # of a killed process
+                        unfinished.unlink()
                 write_json(run.results / "settings.json", run.settings)
         ranks.barrier()
         yield
