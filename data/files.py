@@ -1,8 +1,10 @@
 """Files and folders that appear whole or not at all, csv, and locks between processes."""
 
 import csv
+import glob
 import io
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,18 +24,15 @@ def atomic_write(path: Path, content: bytes | str | memoryview) -> None:
     """
     data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(".tmp", f".{path.name[:200]}.", path.parent)
+    unfinished = path.with_name(f".{path.name[:60]}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(handle, "wb") as file:
+        with unfinished.open("xb") as file:  # never through a link that somebody has put there
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(unfinished, 0o666 & ~UMASK)  # mkstemp's files are for their owner only
         os.replace(unfinished, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(unfinished)
-        raise
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -42,15 +41,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Hold `lock(path.parent)` around it: what a killed process left unfinished is removed first.
     """
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(".tmp", f".{path.name}.", path.parent))
     try:
         (work / "new").mkdir()
         yield work / "new"
-        if path.exists():
+        with suppress(FileNotFoundError):
             path.rename(work / "old")
-        (work / "new").rename(path)
+        try:
+            (work / "new").rename(path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                (work / "old").rename(path)
+            raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -69,12 +73,10 @@ def lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            pass
-        yield True
+            held = True
+        except OSError as error:
+            held = not isinstance(error, BlockingIOError)
+        yield held
     finally:
         os.close(handle)
 
@@ -82,9 +84,8 @@ def lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """Rows as comma-separated values, one line each."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in map(list, rows):  # before Python 3.13, csv does not quote a lone "\r"
+        (quoted if any("\r" in str(cell) for cell in row) else plain).writerow(row)
     return text.getvalue()
-
-
-UMASK = os.umask(0)
-os.umask(UMASK)

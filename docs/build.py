@@ -2,45 +2,58 @@
 
 pip install matplotlib
 python -m docs.build                 # of the runs that are kept in docs/results
-python -m docs.build --keep output   # first keeps those of the scripts' --output there
+python -m docs.build --keep output   # first adds those of the scripts' --output
+
+A table stands in a Markdown file between <!-- table: NAME --> and <!-- end -->.
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from config import ROOT, UserError
-from data.locks import write_whole
-from docs.contents import DOCUMENTS, TABLES, draw_figures
-from docs.evidence import keep, written
+from data.files import atomic_write
+from docs.contents import DOCUMENTS, tables
+from docs.kept import keep
+
+PLACE = re.compile(r"(<!-- table: ([\w ]+) -->\n)((?:(?!<!-- table).)*?)(<!-- end -->)", re.S)
+
+
+def filled(text: str, tables: Mapping[str, str]) -> str:
+    """A Markdown text with its tables in their places; raises UserError for an unknown place."""
+
+    def fill(match: re.Match[str]) -> str:
+        start, name, _, end = match.groups()
+        if name not in tables:
+            raise UserError(f"<!-- table: {name} -->: docs/contents.py has no such table")
+        return f"{start}\n{tables[name]}\n{end}"
+
+    return PLACE.sub(fill, text)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m docs.build", allow_abbrev=False)
     parser.add_argument("--keep", type=Path, help="the scripts' --output, whose runs to keep")
-    folder = parser.parse_args(arguments).keep
+    wanted = parser.parse_args(arguments)
     try:
-        if folder:
-            print(f"kept {len(keep(folder))} runs")
-        for document in DOCUMENTS:
-            path = ROOT / document
-            write_whole(path, written(path.read_text("utf-8"), TABLES))
-        draw()
+        if wanted.keep:
+            print(f"kept {keep(wanted.keep)} runs")
+        made = tables()
+        for path in (ROOT / document for document in DOCUMENTS):
+            atomic_write(path, filled(path.read_text("utf-8"), made))
+        from docs.figures import FIGURES
+
+        for name, draw in FIGURES.items():
+            draw(ROOT / name)
+    except ModuleNotFoundError as missing:
+        print(f"error: the figures need {missing.name}: pip install matplotlib", file=sys.stderr)
+        return 2
     except (UserError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     return 0
-
-
-def draw() -> None:
-    """All figures; raises UserError without matplotlib, which only they need."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError as missing:
-        raise UserError("the figures need matplotlib: pip install matplotlib") from missing
-    matplotlib.use("agg")
-    draw_figures()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Tables: the right numbers in the right columns, and nothing averaged that does not belong."""
 
 import copy
+import csv
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config import Config, UserError, recipe
-from utils.comparison import comparison, whole_recipe
+from config import UserError
+from tests.faults import WHOLE
 from utils.metrics import mean_interval
-from utils.report import read_results, render, section, write_report
-from utils.tables import mean_and_spread
+from utils.report import cell, comparison, read_result, section, write_report
 
 ROOT = Path(__file__).parents[1]
+LINES = (ROOT / "docs" / "results" / "runs.jsonl").read_text("utf-8").splitlines()
+KEPT = {kept["run"]: kept for kept in map(json.loads, LINES)}
 SEVEN = {
     "Best validation loss": "best_val_loss",
     "Best validation accuracy": "best_val_accuracy",
@@ -28,420 +31,285 @@ SEVEN = {
     "Test loss": "test_loss",
     "Test accuracy": "test_accuracy",
 }
+Made = dict[str, Any]
 
 
-def result(model: str = "resnet18", seed: int = 0, tag: str = "", **changes: Any) -> dict[str, Any]:
-    """A result.json with numbers of its own; `recipe_` and `photos_` lead to the inner values."""
+def result(
+    model: str = "resnet18", seed: int = 0, wrong: tuple[int, ...] = (), **more: Any
+) -> Made:
+    """A baseline on ten validation and ten test photos, `wrong` of which were not recognised;
+    `recipe_lr` and the like lead to inner values."""
+    made: Made = copy.deepcopy(KEPT["weather-64px-resnet18-seed0"])
+    made |= {"run": f"{model} {more} seed{seed}".replace("/", ""), "model": model, "seed": seed}
+    made["photos"]["counts"] |= {"val": 10, "test": 10}
+    for part in ("val", "test"):
+        made[part] |= {"photos": 10, "wrong": list(wrong), "accuracy": 1 - len(wrong) / 10}
     base = 0.5 + seed / 100 + len(model) / 1000
-    made: dict[str, Any] = {
-        "format": 1, "run": f"weather-64px-{model}-seed{seed}", "model": model, "seed": seed,
-        "tag": tag, "recipe": recipe(Config()), "environment": {"device": "cpu"},
-        "photos": {
-            "name": "weather", "sample": False, "image_size": 64, "classes": ["dew", "rime"],
-            "counts": {"train": 70, "val": 20, "test": 10}, "split": "abc123", "unreadable": 0,
-        },
-        "table": {key: base + place / 10_000 for place, key in enumerate(SEVEN.values())},
-        "parameters": 11_000_000 + seed, "epochs": 15, "best_epoch": 9 + seed,
-        "images_per_second": 1234.5 + seed, "seconds": 100.0 + seed,
-        "test": {
-            "macro_f1": 0.7, "calibration_error": 0.05, "recall": {"dew": 0.875, "rime": 1.0},
-        },
-    }  # fmt: skip
-    for key, value in changes.items():
+    made["table"] = {key: base + place / 10_000 for place, key in enumerate(SEVEN.values())}
+    for key, value in more.items():
         outer, _, inner = key.partition("_")
-        if inner and outer in ("recipe", "photos"):
-            made[outer] = made[outer] | {inner: value}
-        else:
-            made[key] = value
+        made[outer] = made[outer] | {inner: value} if inner else value
     return made
+
+
+def student_of(alone: Made, wrong: tuple[int, ...], **how: Any) -> Made:
+    """What a teacher that recognises half of the photos made of a baseline."""
+    made: Made = copy.deepcopy(KEPT["weather-64px-resnet18-from-resnet50-kd-a0.7-T2-seed0"])
+    made["distillation"] |= {"baseline": alone["run"], **how}
+    half = result("resnet50", alone["seed"], (0, 1, 2, 3, 4))
+    made["teacher"] |= {key: half[key] for key in ("run", "digest", "val", "test")}
+    changes = result(wrong=wrong) | {key: alone[key] for key in ("seed", "tag", "photos", "recipe")}
+    return made | changes | {"run": f"{alone['run']} {sorted(how.items())}"}
+
+
+def on_folds(*wrong: tuple[int, ...], **more: Any) -> list[Made]:
+    return [
+        result(wrong=some, photos_split=f"{fold}", photos_folds=3, photos_fold=fold, **more)
+        for fold, some in enumerate(wrong)
+    ]
 
 
 def tables(text: str) -> list[list[list[str]]]:
     """The cells of every Markdown table, head first, rulers left out."""
-    found: list[list[list[str]]] = []
-    inside = False
-    for line in text.splitlines():
-        if line.startswith("|"):
-            if not inside:
-                found.append([])
-            if not set(line) <= set("|-: "):
-                found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
-        inside = line.startswith("|")
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        head, _, *lines = block.splitlines()
+        assert len(set(map(len, block.splitlines()))) == 1, "not aligned"
+        rows = [line.strip("|").split("|") for line in (head, *lines)]
+        found.append([[one.strip() for one in row] for row in rows])
     return found
 
 
-def first_table(*results: dict[str, Any]) -> list[list[str]]:
-    return tables(section(results))[0]
-
-
-def test_the_first_table_has_the_seven_rows_and_a_column_for_each_model():
-    head, *rows = first_table(result("resnet18"), result("densenet169"))
-    assert head == ["", "densenet169", "resnet18"]  # the teacher first, whatever came first
-    assert [title for title, *_ in rows] == list(SEVEN)
-    for title, *cells in rows:
-        for model, cell in zip(head[1:], cells, strict=True):
-            value = result(model)["table"][SEVEN[title]]
-            expected = f"{100 * value:.2f}%" if "accuracy" in title else f"{value:.4f}"
-            assert cell == expected, title
-
-
-def test_over_seeds_it_is_the_mean_and_the_sample_standard_deviation():
+def test_the_seven_rows_have_a_column_for_each_model_and_spreads_over_seeds():
     runs = [result(seed=seed) for seed in (0, 1, 5)]
-    head, *rows = first_table(*runs)
-    assert head == ["", "resnet18, 3 seeds"]
-    for title, cell in rows:
+    first, more, recall = tables(section([*runs, result("densenet169")]))
+    assert first[0] == ["", "densenet169", "resnet18, 3 seeds"]  # the teacher first
+    assert [title for title, *_ in first[1:]] == list(SEVEN)
+    for title, single, several in first[1:]:
+        alone = result("densenet169")["table"][SEVEN[title]]
         values = [run["table"][SEVEN[title]] for run in runs]
         mean = sum(values) / 3
         spread = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
         if "accuracy" in title:
-            assert cell == f"{100 * mean:.2f} ± {100 * spread:.2f}%"
+            assert (single, several) == (f"{alone:.2%}", f"{100 * mean:.2f} ± {100 * spread:.2f}%")
         else:
-            assert cell == f"{mean:.4f} ± {spread:.4f}"
+            assert (single, several) == (f"{alone:.4f}", f"{mean:.4f} ± {spread:.4f}")
+    kept = KEPT["weather-64px-resnet18-seed0"]
+    assert dict(row[:2] for row in more[1:]) == {
+        "Test macro-F1": f"{kept['test']['macro_f1']:.4f}",
+        "Test calibration error": f"{kept['test']['calibration_error']:.4f}",
+        "Best epoch": str(kept["best_epoch"]),
+        "Parameters": f"{kept['parameters']:,}",
+        "Training images per second": f"{kept['images_per_second']:,.0f}",
+        "Training seconds": f"{kept['seconds']:,.0f}",
+    }
+    recalls = [[name, f"{value:.1%}"] for name, value in kept["test"]["recall"].items()]
+    assert [row[:2] for row in recall] == [["Test recall of", "densenet169"], *recalls]
 
 
-def test_percent_stands_once_and_one_value_has_no_spread():
-    assert mean_and_spread([0.75], ".2%") == "75.00%"
-    assert mean_and_spread([0.7, 0.8], ".1%") == "75.0 ± 7.1%"
-    assert mean_and_spread([1000, 3000], ",.0f") == "2,000 ± 1,414"
-    assert mean_and_spread([1000, 1000], ",.0f") == "1,000"
-    assert mean_and_spread([0.5, 0.5], ".1%") == "50.0 ± 0.0%"
+def test_percent_stands_once_and_what_is_one_value_or_none_has_no_spread():
+    for values, spec, text in (
+        ([0.75], ".2%", "75.00%"), ([0.7, 0.8], ".1%", "75.0 ± 7.1%"),
+        ([1000, 3000], ",.0f", "2,000 ± 1,414"), ([1000, 1000], ",.0f", "1,000"),
+        ([0.5, 0.5], ".1%", "50.0 ± 0.0%"), ([0.5, None], ".1%", "–"),
+    ):  # fmt: skip
+        assert cell([{"a": {"b": value}} for value in values], ("a", "b", spec)) == text
 
 
-def test_the_other_tables_hold_the_rest():
-    _, more, recall = tables(section([result(seed=3)]))
-    assert dict(more[1:]) == {
-        "Test macro-F1": "0.7000", "Test calibration error": "0.0500", "Best epoch": "12",
-        "Parameters": "11,000,003", "Training images per second": "1,238",
-        "Training seconds": "103",
-    }  # fmt: skip
-    assert recall == [["Test recall of", "resnet18"], ["dew", "87.5%"], ["rime", "100.0%"]]
-
-
-def test_a_tag_makes_a_column_of_its_own():
-    head, *rows = first_table(result(tag="b"), result(seed=1), result(tag="a"), result())
-    assert [name.split(",")[0] for name in head] == ["", "resnet18", "resnet18 (a)", "resnet18 (b)"]
-    assert head[1].endswith(", 2 seeds")
-    assert rows[0][1] == "0.5130 ± 0.0071"
-    assert rows[0][2] == "0.5080"
-
-
-def test_runs_that_differ_in_more_than_the_seed_are_not_averaged():
-    """--pretrained is part of a run's name, and another seed may have had another recipe."""
+def test_runs_of_another_start_tag_or_recipe_are_not_averaged_and_the_settings_say_why():
     runs = [
-        result(seed=0), result(seed=1), result(seed=0, recipe_pretrained=True),
-        result(seed=2, recipe_lr=0.5), result(seed=3, recipe_lr=0.5), result(seed=4, recipe_lr=0.7),
+        result(seed=0), result(seed=1), result(tag="b", recipe_lr=0.5),
+        result(recipe_pretrained=True), result(seed=2, recipe_lr=0.5),
+        result(seed=3, recipe_lr=0.5), result(seed=4, recipe_lr=0.7),
     ]  # fmt: skip
-    head, *rows = first_table(*runs)
-    assert [name.split(",")[0] for name in head[1:]] == [
-        "resnet18", "resnet18 #2", "resnet18 #3", "resnet18 (pretrained)",
-    ]  # fmt: skip
-    assert rows[0][1:] == ["0.5130 ± 0.0071", "0.5330 ± 0.0071", "0.5480", "0.5080"]
     text = section(runs)
-    assert "- lr: 0.001 (resnet18), 0.5 (resnet18 #2), 0.7 (resnet18 #3), 0.001" in text
+    names = ["resnet18", "resnet18 #2", "resnet18 #3", "resnet18 (b)", "resnet18 (pretrained)"]
+    head, row, *_ = tables(text)[0]
+    assert [name.split(",")[0] for name in head[1:]] == names
+    assert row[1:] == ["0.5130 ± 0.0071", "0.5330 ± 0.0071", "0.5480", "0.5080", "0.5080"]
+    rest = {
+        key: value for key, value in runs[0]["recipe"].items() if key not in ("lr", "pretrained")
+    }
+    assert f"Settings: {', '.join(f'{key} {value}' for key, value in rest.items())}.\n" in text
+    rates = zip((0.001, 0.5, 0.7, 0.5, 0.001), names, strict=True)
+    assert "- lr: " + ", ".join(f"{rate} ({name})" for rate, name in rates) in text
+    assert text.count("\n- ") == 2
 
 
-def test_the_settings_that_differ_are_listed_and_the_others_stand_in_one_line():
-    text = section([result(), result(tag="sgd", recipe_optimizer="sgd", recipe_alpha=0.7)])
-    (shared,) = [line for line in text.splitlines() if line.startswith("Settings: ")]
-    for name, value in recipe(Config()).items():
-        if name == "optimizer":
-            assert f"{name} " not in shared
-        else:
-            assert f"{name} {value}" in shared
-    assert "- optimizer: adamw (resnet18), sgd (resnet18 (sgd))" in text
-    assert "- alpha: None (resnet18), 0.7 (resnet18 (sgd))" in text  # only one of them has it
-    assert sum(line.startswith("- ") for line in text.splitlines()) == 2
+def report(folder: Path, *results: Made) -> str:
+    """The text of a report on these results."""
+    for made in results:
+        path = folder / "results" / made["run"] / "result.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(made), "utf-8")
+    return write_report(folder / "results")
 
 
-def test_a_settings_line_is_exact_where_nothing_differs():
-    text = section([result(), result("resnet50")])
-    expected = ", ".join(f"{name} {value}" for name, value in recipe(Config()).items())
-    assert f"Settings: {expected}.\n" in text
-    assert "\n- " not in text
-
-
-def test_photos_splits_and_sizes_are_not_mixed():
-    others: list[dict[str, Any]]
-    others = [{"photos_name": "fog"}, {"photos_image_size": 96}, {"photos_split": "ffff"}]
-    text = render([result(), *(result(**other) for other in others), result("resnet50")])
-    heads = [line for line in text.splitlines() if line.startswith("## ")]
-    assert heads == [
-        "## weather at 64 px", "## fog at 64 px", "## weather at 96 px", "## weather at 64 px",
+def test_photos_resolutions_splits_and_divisions_are_not_mixed(tmp_path):
+    others = [{"name": "fog"}, {"image_size": 96}, {"split": "ffff"}, {"name": "s", "sample": True}]
+    plain = [result() | {"run": f"{one}", "photos": result()["photos"] | one} for one in others]
+    again = on_folds((0,), (1,), photos_digest="bbbb") + on_folds((0,), photos_name="fog")
+    text = report(tmp_path, result(), *plain, *on_folds((0,), (1,)), *again)
+    assert sorted(re.findall("^## .*", text, re.M)) == [
+        "## fog at 64 px", "## fog at 64 px, 3 folds", "## s at 64 px", "## weather at 64 px",
+        "## weather at 64 px", "## weather at 64 px, 3 folds", "## weather at 64 px, 3 folds",
+        "## weather at 96 px",
     ]  # fmt: skip
-    assert [table[0][1:] for table in tables(text)[::3]] == [
-        ["resnet50", "resnet18"], ["resnet18"], ["resnet18"], ["resnet18"],
-    ]  # fmt: skip
-    assert "2 classes: train 70, val 20, test 10; split abc123." in text
-    assert "split ffff." in text
+    assert text.count("11 classes: train 2614, val 10, test 10; split ffff.") == 1
+    assert text.count("Drawn by this repo, not photographed.") == 1
 
 
-def on_a_split(split: str, seed: int, wrong: list[int], **changes: Any) -> dict[str, Any]:
-    """A student of ten test photos, `wrong` of which were not recognised."""
-    name = f"weather-64px-resnet18-split{split}-seed{seed}"
-    accuracy = 1 - len(wrong) / 10
-    return result(
-        seed=seed, run=name, photos_split=split, recipe_split_seed=int(split),
-        val={"accuracy": accuracy, "photos": 10, "wrong": wrong},
-        test={"accuracy": accuracy, "photos": 10, "wrong": wrong}, **changes,
-    )  # fmt: skip
+def test_a_copy_of_a_run_counts_once_and_runs_csv_has_every_number(tmp_path, capsys):
+    alone = result()
+    text = report(tmp_path, alone, student_of(alone, (3,)))
+    results = tmp_path / "results"
+    shutil.copytree(results / alone["run"], results / "a-backup")
+    assert write_report(results) == text == (results / "report.md").read_text("utf-8")
+    note = f"note: {results / 'a-backup'} is a copy of {alone['run']} and is left out\n"
+    assert capsys.readouterr().err == note
+    with (results / "runs.csv").open(encoding="utf-8", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert float(first["table.test_loss"]) == alone["table"]["test_loss"]
+    assert (first["distillation.method"], second["distillation.method"]) == ("", "kd")
+    assert float(second["test.accuracy"]) == 0.9
 
 
-def taught_on_a_split(split: str, seed: int, wrong: list[int], **changes: Any) -> dict[str, Any]:
-    made = on_a_split(split, seed, wrong, **changes)
-    lesson = {
-        "method": "kd", "alpha": 0.7, "temperature": 2.0, "weight": None, "teacher": "resnet50",
-        "baseline": made["run"],
-    }  # fmt: skip
-    return made | {"run": f"{made['run']}-taught-{made['tag']}", "lesson": lesson}
+OTHERS: Made = {"recipe_lr": 0.5, "photos_split": "9", "photos_digest": "f", "photos_image_size": 9}
 
 
-def measured(made: dict[str, Any]) -> dict[str, Any]:
-    """With what a comparison of teacher and student shows besides, the teacher's numbers too."""
-    recall = {"dew": 0.5, "rime": 0.5}
-    made["test"] |= {"calibration_error": 0.1, "loss": 0.5, "macro_f1": 0.5, "recall": recall}
-    teacher = {
-        "run": f"teacher-{made['seed']}", "digest": "0", "other_split": False, "parameters": 1,
-        "inference_images_per_second": 1.0, "epochs": 1, "val": made["val"], "test": made["test"],
-    }  # fmt: skip
-    of_students = {"teacher": teacher, "agreement": {"top1": 1.0, "kl": 0.0}}
-    return made | {"inference_images_per_second": 1.0} | (of_students if "lesson" in made else {})
+@pytest.mark.parametrize("key", OTHERS)
+def test_a_baseline_that_was_trained_again_in_another_way_is_none(key):
+    alone = result(wrong=(0, 1))
+    other = result(wrong=(0, 1), **{key: OTHERS[key]}) | {"run": alone["run"]}
+    for baseline, there in ((alone, True), (other, False)):
+        text = comparison([baseline, student_of(alone, (0,))])
+        assert ("| no teacher" in text) == ("+10.00 [" in text) == there
 
 
-@pytest.mark.parametrize(
-    ("part", "change"),
-    [
-        ("recipe", {"lr": 0.5}), ("photos", {"split": "9"}), ("photos", {"digest": "ffff"}),
-        ("photos", {"image_size": 9}),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_baseline_that_was_made_again_in_another_way_is_none(part, change):
-    """With --overwrite and another recipe, or on other photos."""
-    alone = measured(on_a_split("1", 0, [0, 1], photos_digest="aaaa"))
-    taught = measured(taught_on_a_split("1", 0, [0], photos_digest="aaaa"))
-    text = comparison([alone, taught])
-    assert "| no teacher" in text
-    assert "+10.00 [" in text
-    text = comparison([alone | {part: alone[part] | change}, taught])
-    assert "| no teacher" not in text
-    assert "+10.00 [" not in text
-
-
-def test_a_baseline_of_an_earlier_version_is_one_and_lacks_settings_that_came_later():
-    alone, taught = measured(on_a_split("1", 0, [0, 1])), measured(taught_on_a_split("1", 0, [0]))
-    del alone["recipe"]["grow_from"]
-    assert "+10.00 [" in comparison([alone, taught])
-    taught["recipe"]["grow_from"] = 0.5
-    assert "+10.00 [" not in comparison([alone, taught])
-
-
-def test_the_first_table_is_of_the_lesson_with_most_runs_and_of_no_other_seed():
+def test_the_first_table_is_of_the_method_with_most_runs_and_of_no_other_seed():
     """One lucky seed of another temperature is no better than two seeds of this."""
-
-    def lesson(seed: int, temperature: float, wrong: list[int]) -> dict[str, Any]:
-        made = measured(taught_on_a_split("1", seed, wrong))
-        about = made["lesson"] | {"temperature": temperature}
-        return made | {"run": f"{made['run']}-T{temperature:g}", "lesson": about}
-
-    steady = [lesson(seed, 2.0, [0, 1]) for seed in (0, 1)]
-    baselines = [measured(on_a_split("1", seed, [0, 1, 2])) for seed in (0, 1, 2)]
-    text = comparison([lesson(2, 4.0, []), *steady, *baselines])
+    alone = [result(seed=seed, wrong=(0, 1, 2)) for seed in range(3)]
+    steady = [student_of(one, (0, 1)) for one in alone[:2]]
+    text = comparison([student_of(alone[2], (), temperature=4.0), *steady, *alone])
     assert tables(text)[0][0] == ["", "Teacher, 2 seeds", "Student, 2 seeds", "KD Student, 2 seeds"]
     assert "The KD student is kd, α 0.7, T 2: of 2, the one with most runs." in text
-    better = [lesson(seed, 4.0, []) for seed in (0, 1)]
-    text = comparison([*better, *steady, *baselines])
-    assert "The KD student is kd, α 0.7, T 4: of 2, the best on validation." in text
+    better = [student_of(one, (), method="dkd", weight=8.0) for one in alone[:2]]
+    text = comparison([*better, *steady, *alone])
+    assert "The KD student is dkd, α 0.7, T 2, weight 8: of 2, the best on validation." in text
 
 
-def on_a_fold(fold: int, wrong: list[int], **changes: Any) -> dict[str, Any]:
-    made = on_a_split(str(fold), 0, wrong, photos_folds=3, photos_fold=fold, **changes)
-    made["recipe"]["split_seed"] = 0
-    for key in ("digest", "division"):
-        made["photos"][key] = changes.get(f"photos_{key}", "aaaa")
-    return measured(made | {"run": f"weather-64px-resnet18-fold{fold}of3-seed0"})
-
-
-def taught_on_a_fold(fold: int, wrong: list[int]) -> dict[str, Any]:
-    alone = on_a_fold(fold, wrong)
-    lesson = taught_on_a_split("1", 0, [])["lesson"] | {"baseline": alone["run"]}
-    return measured(alone | {"run": f"{alone['run']}-taught", "lesson": lesson})
-
-
-def test_folds_share_a_section_and_their_photos_are_pooled():
-    alone = [on_a_fold(fold, wrong) for fold, wrong in enumerate(([0, 1, 2], [4], [5, 6]))]
-    text = render(alone)
-    assert re.findall("^## .*", text, re.M) == ["## weather at 64 px, 3 folds"]
+def test_folds_are_pooled_and_differences_paired_with_their_interval():
+    alone = on_folds((0, 1, 2), (4,), (5, 6))
+    taught = [student_of(one, w) for one, w in zip(alone, [(0, 1), (), (5, 6)], strict=True)]
+    text = section([*alone, *taught])
     assert "Runs of 3 of 3 folds are here." in text
-    first, pooled, *_ = tables(text)
+    first, pooled, _, _, kd, (head, *rows) = tables(text)
     assert first[0] == ["", "resnet18, 3 folds"]
-    right = [np.isin(np.arange(10), run["test"]["wrong"], invert=True)[None] for run in alone]
-    mean, low, high = mean_interval(right)
+    hits = [1 - np.isin(np.arange(10), one["test"]["wrong"])[None] for one in alone]
+    mean, low, high = mean_interval(hits)
+    ends = f"{low:.2%} to {min(high, 1):.2%}"
+    assert pooled[1:] == [["resnet18", "30", "3 folds", f"{mean:.2%}", ends]]
     assert mean == pytest.approx(0.8)
-    expected = ["resnet18", "30", "3 folds", "80.00%", f"{low:.2%} to {min(high, 1):.2%}"]
-    assert pooled[1:] == [expected]
-    # Two seeds of a fold are no more photos, and a fold that is not there is missed.
-    again = on_a_fold(0, [0]) | {"seed": 1}
-    assert tables(render([alone[0], again]))[1][1][:3] == ["resnet18", "10", "1 fold, 2 seeds"]
-    assert "Runs of 1 of 3 folds are here." in render([alone[0], again])
-    assert tables(render([*alone, again]))[0][0][1] == "resnet18, 4 runs of 3 folds"
-
-
-def test_gains_over_folds_are_paired_and_pooled():
-    alone = [on_a_fold(fold, wrong) for fold, wrong in enumerate(([0, 1, 2], [4], [5, 6]))]
-    taught = [taught_on_a_fold(fold, wrong) for fold, wrong in enumerate(([0, 1], [], [5, 6]))]
-    text = comparison([*alone, *taught])
-    _, (_, *rows) = tables(text)
+    assert kd[0] == ["", "Teacher, 3 folds", "Student, 3 folds", "KD Student, 3 folds"]
+    assert head[4:6] == ["KD − baseline [95 %]", "KD − teacher [95 %]"]
     assert [row[:2] for row in rows] == [["no teacher", "3"], ["kd, α 0.7, T 2", "3"]]
-    mean, low, high = (float(number) for number in re.findall(r"[-+][\d.]+", rows[1][4]))
-    assert mean == pytest.approx(100 * 2 / 30, abs=0.006)
-    # Without the baseline of a fold, the others' gain is told as theirs.
+    half, middle = 4.303 * 100 * np.std([0.1, 0.1, 0], ddof=1) / math.sqrt(3), 100 * 2 / 30
+    gain, over_teacher = (list(map(float, re.findall(r"[-+][\d.]+", t))) for t in rows[1][4:6])
+    assert gain == pytest.approx([middle, middle - half, middle + half], abs=0.02)
+    assert over_teacher[0] == pytest.approx(100 * (26 - 15) / 30, abs=0.006)
+    assert rows[1][6] == f"{taught[0]['agreement']['top1']:.1%}".replace("%", " ± 0.0%")
+    # Without the baseline of a fold, the others' gain is named as theirs.
     assert re.search(r"[+]10\.00 \[\S+ \S+\] of 2 runs", comparison([*alone[:2], *taught]))
-    half = 4.303 * 100 * np.std([0.1, 0.1, 0], ddof=1) / math.sqrt(3)
-    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.02)
+    # Two seeds of a fold are no more photos.
+    again = alone[0] | {"seed": 1}
+    assert tables(section([alone[0], again]))[1][1][:3] == ["resnet18", "10", "1 fold, 2 seeds"]
+    assert tables(section([*alone, again]))[0][0][1] == "resnet18, 4 runs of 3 folds"
 
 
-def test_a_teacher_of_another_fold_is_what_it_was_measured_to_be_in_each():
-    """Its own result is of its own fold alone; teachers of other recipes make other tables."""
-    taught = [taught_on_a_fold(fold, wrong) for fold, wrong in enumerate(([0, 1], [], [5, 6]))]
-    for student in taught:
-        student["teacher"] |= {"run": on_a_fold(0, [])["run"], "digest": "same"}
-        student["teacher"]["test"] = student["test"] | {
-            "accuracy": student["test"]["accuracy"] - 0.5
-        }
-    own = on_a_fold(0, [0, 1, 2]) | {"digest": "same"}
-    own["table"]["test_accuracy"] = 0.7
-    first = tables(comparison([own, *taught]))[0]
-    assert first[0][1] == "Teacher, 3 folds"
-    assert first[7][:2] == ["Test accuracy", "50.00 ± 20.00%"]  # 0.7 itself, 0.5, 0.3
-    taught[2]["teacher"]["recipe"] = {"epochs": 60}
-    assert len(re.findall("^### ", comparison([own, *taught]), re.M)) == 2
-
-
-@pytest.mark.parametrize(
-    "other", [{"photos_digest": "bbbb"}, {"photos_division": "bb"}, {"photos_name": "fog"}], ids=str
-)
-def test_folds_of_other_divisions_are_not_pooled(other):
-    text = render([on_a_fold(0, [0]), on_a_fold(1, [1]), on_a_fold(2, [2], **other)])
-    heads = [table[1][:3] for table in tables(text) if table[0][1] == "Test photos"]
-    assert sorted(head[1:] for head in heads) == [["10", "1 fold"], ["20", "2 folds"]]
-    plain = result(photos_split="0")
-    assert len(re.findall("^## ", render([on_a_fold(0, [0]), plain]), re.M)) == 2
-
-
-def test_crops_of_an_earlier_version_make_another_recipe():
-    """Crops were cut short at the edges; their results say nothing of crops."""
-    now, earlier = result(seed=1), result()
-    del earlier["recipe"]["crops"]
-    assert whole_recipe(earlier)["crops"] != whole_recipe(now)["crops"]
-    text = section([now, earlier])
-    assert tables(text)[0][0] == ["", "resnet18", "resnet18 #2"]
-    assert "- crops: cut short (resnet18), RandomResizedCrop (resnet18 #2)" in text
-    student, alone = measured(taught_on_a_split("1", 0, [0])), measured(on_a_split("1", 0, [0, 1]))
-    assert "+10.00 [" in comparison([alone, student])
-    del alone["recipe"]["crops"]
-    assert "+10.00 [" not in comparison([alone, student])
-
-
-def test_the_sample_is_never_taken_for_photos():
-    drawn = "Drawn by this repo, not photographed."
-    assert drawn in section([result(photos_name="sample", photos_sample=True)])
-    assert drawn not in section([result()])
-
-
-def test_a_model_that_this_version_does_not_know_comes_last():
-    assert first_table(result("alexnet"), result("resnet18"))[0] == ["", "resnet18", "alexnet"]
-
-
-def test_tables_are_aligned_for_the_eye():
-    for table in section([result(seed=0), result(seed=1), result("resnet50", tag="x")]).split(
-        "\n\n"
+def test_a_teacher_that_is_not_the_kept_one_is_what_was_measured_when_it_taught():
+    """Trained again, or of another split; other recipes make other tables."""
+    taught = [student_of(result(seed=seed), ()) for seed in range(2)]
+    kept = [result("resnet50", seed) for seed in range(2)]
+    for other, best, known in (
+        ({}, "0.5130 ± 0.0071", "51.36 ± 0.71%"),
+        ({"digest": "new"}, "–", "50.00 ± 0.00%"),
+        ({"photos": kept[0]["photos"] | {"split": "9"}}, "–", "50.00 ± 0.00%"),
     ):
-        widths = {len(line) for line in table.splitlines() if line.startswith("|")}
-        assert len(widths) <= 1
+        column = [row[1] for row in tables(comparison([one | other for one in kept] + taught))[0]]
+        assert (column[1], column[7]) == (best, known)
+    taught[0]["teacher"]["other_split"] = True
+    assert "WARNING: the teacher learnt from another split" in comparison(taught)
+    taught[1]["teacher"]["recipe"] = {"epochs": 60}
+    assert comparison(taught).count("### resnet50 teaches resnet18\n") == 2
 
 
-def write(folder: Path, *results: dict[str, Any]) -> Path:
-    for place, content in enumerate(results):
-        run = folder / "results" / f"run{place}"
-        run.mkdir(parents=True)
-        (run / "result.json").write_text(json.dumps(content), "utf-8")
-    return folder
+def test_names_are_nothing_but_text():
+    classes = ["<img src=x onerror=alert(1)>", "a|b\n# c\x1b[2J"]
+    made = result(photos_name="<b>", photos_classes=classes)
+    made["test"]["recall"] = dict.fromkeys(classes, 0.5)
+    text = section([made])
+    assert "<" not in text
+    assert "\x1b" not in text
+    assert tables(text)[2][2] == [r"'a&#124;b\n# c\x1b[2J'", "50.0%"]
 
 
-def report(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "utils.report", *map(str, words)],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+def places(content: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The paths to every value in JSON."""
+    inner = content.items() if isinstance(content, dict) else ()
+    deeper = [one for key, value in inner for one in places(value, (*path, key))]
+    return [path, *deeper] if path else deeper
 
 
-def test_the_command_prints_and_writes_the_report_of_finished_runs(tmp_path):
-    results = write(tmp_path, result(), result(seed=1), result("resnet50")) / "results"
-    (results / "unfinished").mkdir()
-    (results / "unfinished" / "settings.json").write_text("{}")
-    run = report("--output", tmp_path)
-    assert (run.returncode, run.stderr) == (0, "")
-    written = (results / "report.md").read_text("utf-8")
-    assert run.stdout == written + "\n"
-    assert written == "# Results\n\n" + render(read_results(results))
-    assert "resnet18, 2 seeds" in written
-    assert sorted(path.name for path in results.iterdir() if path.is_file()) == [
-        "report.md", "runs.csv",
-    ]  # fmt: skip
+STUDENT = student_of(on_folds((0, 1))[0], (0,))
+PATHS = places(STUDENT)
+VALUES: tuple[Any, ...] = (..., None, "x", 3, -1, 0.5, True, [], [-1], [99], ["x"], {}, {"x": []})
 
 
-def test_a_second_report_replaces_the_first(tmp_path):
-    results = write(tmp_path, result()) / "results"
-    first = write_report(results)
-    write(tmp_path / "more", result("resnet50"))
-    (tmp_path / "more" / "results" / "run0").rename(results / "another")
-    assert write_report(results) == (results / "report.md").read_text("utf-8") != first
+@pytest.mark.parametrize("path", PATHS if WHOLE else PATHS[::15], ids="/".join)
+def test_a_result_with_one_wrong_value_is_named_or_its_tables_can_be_made(path, tmp_path):
+    others = [result(), student_of(result(), (1,)), *on_folds((0, 1), (2,))]
+    for value in VALUES:
+        inner = broken = copy.deepcopy(STUDENT)
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        if value is ...:
+            del inner[path[-1]]
+        (tmp_path / "result.json").write_text(json.dumps(broken), "utf-8")
+        try:
+            made = read_result(tmp_path / "result.json")
+        except UserError as problem:
+            assert re.fullmatch(f"{tmp_path}/result.json: not a readable .*", str(problem))  # noqa: PT017
+        else:
+            section([made, *others])
+            section([*others, made])
 
 
-BROKEN: dict[str, bytes] = {
-    "cut off": json.dumps(result()).encode()[:-300],
-    "empty": b"",
-    "no text": b"\xff\xfe\x00",
-    "a list": b"[]",
-    "something else": b'{"model": "resnet18"}',
-}
+BROKEN = [
+    json.dumps(STUDENT)[:-300], "", "\x00", "[]", "{}", "[" * 99_999,
+    json.dumps(STUDENT | {"test": STUDENT["test"] | {"wrong": [-1]}}),
+    json.dumps({key: value for key, value in STUDENT.items() if key != "distillation"}),
+    json.dumps({key: value for key, value in result().items() if key != "digest"}),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_result_is_named(tmp_path, kind):
-    write(tmp_path, result(), result(seed=1))
-    broken = tmp_path / "results" / "run1" / "result.json"
-    broken.write_bytes(BROKEN[kind])
-    with pytest.raises(UserError) as problem:
-        write_report(tmp_path / "results")
-    assert str(problem.value).startswith(f"{broken}: not a readable result")
-    assert "\n" not in str(problem.value)
+def test_the_command_prints_the_report_or_one_line_with_status_2(tmp_path):
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "utils.report", *map(str, words)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    text = report(tmp_path, result(), result(seed=1))
+    (tmp_path / "results" / "unfinished").mkdir()
+    done = run("--output", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, text + "\n", "")
+    missing = run("--output", tmp_path / "nowhere")
+    assert (missing.returncode, missing.stdout, missing.stderr.count("\n")) == (2, "", 1)
+    assert missing.stderr.startswith(f"error: {tmp_path / 'nowhere' / 'results'}: no finished run")
+    assert "unrecognized arguments: --out" in run("--out", "x").stderr
+    (tmp_path / "results" / "report.md").unlink()
+    broken = tmp_path / "results" / "unfinished" / "result.json"
+    for content in BROKEN:
+        broken.write_text(content, "utf-8")
+        with pytest.raises(UserError, match=f"^{re.escape(str(broken))}: not a readable result"):
+            write_report(tmp_path / "results")
     assert not (tmp_path / "results" / "report.md").exists()
-
-
-@pytest.mark.parametrize("key", ["model", "seed", "tag", "photos", "recipe", "table", "test"])
-def test_a_result_that_lacks_a_part_is_named(tmp_path, key):
-    lacking = copy.deepcopy(result())
-    del lacking[key]
-    write(tmp_path, lacking)
-    with pytest.raises(UserError, match=r"run0/result\.json: not a readable result"):
-        write_report(tmp_path / "results")
-
-
-def test_the_command_ends_with_one_line_and_status_2_where_nothing_can_be_read(tmp_path):
-    run = report("--output", tmp_path / "nowhere")
-    assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr == f"error: {tmp_path / 'nowhere' / 'results'}: no finished run is there; " \
-        "train.py makes them\n"  # fmt: skip
-    broken = write(tmp_path, {"seed": 3}) / "results" / "run0" / "result.json"
-    run = report("--output", tmp_path)
-    assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr.startswith(f"error: {broken}: not a readable result")
-    assert run.stderr.count("\n") == 1
-
-
-def test_unknown_and_abbreviated_flags_are_errors():
-    for words in (["--out", "x"], ["--nothing"]):
-        run = report(*words)
-        assert run.returncode == 2
-        assert f"unrecognized arguments: {' '.join(words)}" in run.stderr

@@ -9,11 +9,12 @@ mean ± standard deviation over the runs, and for folds the accuracy over all ph
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
-from operator import getitem
+from operator import getitem, itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,15 +39,12 @@ SEVEN_ROWS: Rows = {
     "Test loss": ("table", "test_loss", ".4f"),
     "Test accuracy": ("table", "test_accuracy", ".2%"),
 }
-SIZE_ROWS: Rows = {
-    "Parameters": ("parameters", ",.0f"),
-    "Inference images per second": ("inference_images_per_second", ",.0f"),
-}
+SIZE_ROWS: Rows = {"Parameters": ("parameters", ",.0f")}
 MORE_ROWS: Rows = {
     "Test macro-F1": ("test", "macro_f1", ".4f"),
     "Test calibration error": ("test", "calibration_error", ".4f"),
     "Best epoch": ("best_epoch", ".0f"),
-    "Parameters": ("parameters", ",.0f"),
+    **SIZE_ROWS,
     "Training images per second": ("images_per_second", ",.0f"),
     "Training seconds": ("seconds", ",.0f"),
 }
@@ -58,29 +56,37 @@ COMPARED: Rows = {
     "Calibration error": ("test", "calibration_error", ".3f"),
 }
 COMPARISON_NOTE = """\
-KD − baseline is in points of test accuracy: each run against the one without a teacher of the same
-fold and seed, on the same photos. Its 95 % interval is over folds; without folds over seeds and
-photos; with one seed over photos alone. KD − teacher is the same against the teacher. Agreement is
-the share of test photos that student and teacher give one class, KL the mean of
-KL(teacher ‖ student) in nats.
+KD − baseline: points of test accuracy, each run against the one without a teacher of the same fold
+and seed, with a 95 % interval over folds; without folds over seeds and photos; with one seed over
+photos alone. KD − teacher: the same against the teacher. Agreement: share of test photos that
+student and teacher give one class. KL: mean of KL(teacher ‖ student) in nats.
 """
-# What every result contains; a distilled student's also `distillation`, `teacher` and `agreement`.
+# What every result contains; a distilled student's also `distillation`, `teacher`, `agreement`.
 NEEDED = {
-    "run", "model", "seed", "tag", "photos", "recipe", "parameters", "digest", "table", "epochs",
-    "best_epoch", "images_per_second", "inference_images_per_second", "seconds", "val", "test",
-}  # fmt: skip
+    str: "run model tag digest",
+    int: "seed epochs best_epoch parameters",
+    float: "seconds images_per_second",
+    dict: "photos recipe table val test",
+}
 
 
 def read_result(path: Path) -> Result:
-    """The content of a result.json.
-
-    Raises UserError when it is none: when it is no JSON, or its own tables cannot be made of it.
-    """
+    """The content of a result.json. Raises UserError when it is none: when it is no JSON, lacks a
+    key, or its own tables cannot be made of it."""
     try:
         result = json.loads(path.read_bytes()) if path.is_file() else {}
-        if missing := NEEDED - result.keys():
-            raise ValueError(f"without {', '.join(sorted(missing))}")
+        for kind, keys in NEEDED.items():
+            if wrong := [key for key in keys.split() if not isinstance(result[key], kind)]:
+                raise ValueError(f"{', '.join(wrong)}: not of type {kind.__name__}")
+        for part in (result["val"], result["test"]):
+            if set(part["wrong"]) - set(range(part["photos"])):
+                raise ValueError("more photos are wrong than there are")
+            if [*part["recall"]] != result["photos"]["classes"]:
+                raise ValueError("recalls of other classes")
+        if ("distillation" in result) != ("teacher" in result):
+            raise ValueError("a teacher without distillation")
         section([result])
+        differences("", [result], {})
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
         what = printable(f"{type(problem).__name__}: {problem}")
         raise UserError(
@@ -94,17 +100,14 @@ def read_results(folder: Path) -> list[Result]:
 
     A folder that is not named as its run is a copy, which is left out: a run counts once.
     """
-    results = []
-    for path in sorted(folder.glob("*/result.json")):
-        result = read_result(path)
-        if result["run"] == path.parent.name:
-            results.append(result)
-        else:
-            note = f"note: {path.parent} is a copy of {result['run']} and is left out"
+    found = {path.parent: read_result(path) for path in sorted(folder.glob("*/result.json"))}
+    for place, result in found.items():
+        if result["run"] != place.name:
+            note = f"note: {place} is a copy of {result['run']} and is left out"
             print(printable(note), file=sys.stderr)
-    if not results:
+    if not found:
         raise UserError(f"{folder}: no finished run is there; train.py makes them")
-    return results
+    return [result for place, result in found.items() if result["run"] == place.name]
 
 
 def grouped(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
@@ -136,43 +139,44 @@ def section(results: Sequence[Result]) -> str:
     drawn = " Drawn by this repo, not photographed." if photos["sample"] else ""
     text = [
         f"## {escaped(photos['name'])} at {photos['image_size']} px{folds}\n",
-        f"{len(photos['classes'])} classes: {counts}; {split}{drawn}",
+        escaped(f"{len(photos['classes'])} classes: {counts}; {split}{drawn}"),
         "The test photos were used once, with the weights of the best validation accuracy.\n",
     ]
-    columns = columns_of(result for result in results if "distillation" not in result)
-    if columns:
+    if columns := columns_of(run for run in results if "distillation" not in run):
         recall = {name: ("test", "recall", name, ".1%") for name in photos["classes"]}
-        text += [table("", columns, SEVEN_ROWS), pooled(columns), table("", columns, MORE_ROWS)]
-        text += [table("Test recall of", columns, recall), settings(columns)]
+        text.append(table("", columns, SEVEN_ROWS))
+        text += [pooled(columns)] if folds else []
+        text += [table("", columns, MORE_ROWS), table("Test recall of", columns, recall)]
+        text.append(settings(columns))
     return "\n".join(filter(None, [*text, comparison(results)]))
 
 
 def columns_of(results: Iterable[Result]) -> Columns:
     """The runs of each model, start, tag and recipe under the column's name, in MODELS' order."""
-    order = {model: place for place, model in enumerate(MODELS)}
+
+    def place(run: Result) -> tuple[int, str, bool, str, int]:
+        known = MODELS.index(run["model"]) if run["model"] in MODELS else len(MODELS)
+        return known, run["model"], run["recipe"]["pretrained"], run["tag"], run["seed"]
+
     columns: dict[str, list[Result]] = {}
-    for runs in grouped(
-        sorted(results, key=lambda run: (order.get(run["model"], len(order)), run["model"],
-                                         run["recipe"]["pretrained"], run["tag"], run["seed"])),
-        lambda run: (run["model"], run["tag"], run["recipe"]),
-    ):  # fmt: skip
-        notes = ["pretrained"] * runs[0]["recipe"]["pretrained"] + [runs[0]["tag"]]
-        title = runs[0]["model"] + (f" ({', '.join(filter(None, notes))})" if any(notes) else "")
+    kind = itemgetter("model", "tag", "recipe")
+    for runs in grouped(sorted(results, key=place), kind):
+        model, tag, recipe = kind(runs[0])
+        notes = ", ".join(filter(None, ["pretrained" * recipe["pretrained"], tag]))
+        title = f"{model} ({notes})" if notes else model
         others = sum(name.split(" #")[0] == title for name in columns)
         columns[f"{title} #{others + 1}" if others else title] = runs
     return columns
 
 
 def pooled(columns: Columns) -> str:
-    """The test accuracy over the photos of all folds, one row for each column; "" without folds."""
+    """The test accuracy over the photos of all folds, one row for each column."""
     lines = []
     for name, runs in columns.items():
-        mean, low, high = interval(runs, [recognised(run["test"]) for run in runs])
+        mean, *ends = (f"{max(0, end):.2%}" for end in gain_over((run, None) for run in runs))
         photos = sum({run["photos"]["fold"]: run["test"]["photos"] for run in runs}.values())
-        ends = f"{max(low, 0):.2%} to {high:.2%}"
-        lines.append([name, f"{photos:,}", counted(runs), f"{mean:.2%}", ends])
-    head = ("", "Test photos", "Over", "Test accuracy", "95 % interval")
-    return aligned(head, lines) if runs[0]["photos"]["folds"] else ""
+        lines.append([name, f"{photos:,}", counted(runs), mean, " to ".join(ends)])
+    return aligned(("", "Test photos", "Over", "Test accuracy", "95 % interval"), lines)
 
 
 def settings(columns: Columns) -> str:
@@ -191,14 +195,14 @@ def settings(columns: Columns) -> str:
 def comparison(results: Sequence[Result]) -> str:
     """What teachers did for students: tables for each group of students that share photos, teacher,
     architecture, tag, recipe and their teachers' recipe. "" without students."""
+
+    def kind(run: Result) -> tuple[object, ...]:
+        who = run["distillation"]["teacher"], run["model"], run["tag"]
+        return *division(run), *who, run["recipe"], run["teacher"]["recipe"]
+
     by_name = {result["run"]: result for result in results}
     students = [result for result in by_name.values() if "distillation" in result]
-    groups = grouped(
-        students,
-        lambda run: (division(run), run["distillation"]["teacher"], run["model"], run["tag"],
-                     run["recipe"], run["teacher"]["recipe"]),
-    )  # fmt: skip
-    return "\n".join(one_pair(group, by_name) for group in groups)
+    return "\n".join(one_pair(group, by_name) for group in grouped(students, kind))
 
 
 def one_pair(students: Sequence[Result], by_name: Mapping[str, Result]) -> str:
@@ -206,31 +210,30 @@ def one_pair(students: Sequence[Result], by_name: Mapping[str, Result]) -> str:
     and one row a method. The first is of the method that is best on validation among those with
     most runs, and of its runs alone."""
     alone = {run["run"]: found for run in students if (found := baseline_of(run, by_name))}
-    baselines = {run["run"]: run for run in alone.values()}
     methods = {method_name(runs[0]): runs for runs in grouped(students, method_name)}
     most = max(map(len, methods.values()))
     repeated = [name for name, runs in methods.items() if len(runs) == most]
     best = max(repeated, key=lambda n: np.mean([run["val"]["accuracy"] for run in methods[n]]))
     taught = grouped(methods[best], lambda run: (run["teacher"]["run"], run["photos"]["split"]))
-    own = {alone[run["run"]]["run"] for run in methods[best] if run["run"] in alone}
     columns = {
         "Teacher": [as_it_taught(runs[0], by_name) for runs in taught],
-        "Student": [run for name, run in baselines.items() if name in own],
+        "Student": [alone[run["run"]] for run in methods[best] if run["run"] in alone],
         "KD Student": methods[best],
     }
     columns = {name: runs for name, runs in columns.items() if runs}
     tag = f" ({students[0]['tag']})" if students[0]["tag"] else ""
     title = f"{students[0]['distillation']['teacher']} teaches {students[0]['model']}{tag}"
-    text = [f"### {escaped(title)}\n", table("", columns, SEVEN_ROWS | SIZE_ROWS)]
+    text = [f"### {escaped(title)}\n", table("", columns, {**SEVEN_ROWS, **SIZE_ROWS})]
     if len(methods) > 1:
-        why = "the best on validation" if len(repeated) > 1 else "the one with most runs"
-        of = len(repeated) if len(repeated) > 1 else len(methods)
-        text.append(f"The KD student is {best}: of {of}, {why}.\n")
+        why = "the one with most runs" if len(repeated) == 1 else "the best on validation"
+        of = len(methods) if len(repeated) == 1 else len(repeated)
+        text.append(escaped(f"The KD student is {best}: of {of}, {why}.") + "\n")
+    baselines = {run["run"]: run for run in alone.values()}
     rows = {"no teacher": list(baselines.values())} | methods
-    first, second, *others = COMPARED
-    head = ("Student", "Runs", first, second, "KD − baseline [95 %]", "KD − teacher [95 %]")
+    gains = "KD − baseline [95 %]", "KD − teacher [95 %]"
+    head = ["Student", "Runs", *[*COMPARED][:2], *gains, *[*COMPARED][2:]]
     lines = [differences(name, runs, alone) for name, runs in rows.items() if runs]
-    text += [aligned((*head, *others), lines), COMPARISON_NOTE]
+    text += [aligned(head, lines), COMPARISON_NOTE]
     if any(student["teacher"]["other_split"] for student in students):
         text.append(
             "WARNING: the teacher learnt from another split and may have seen the test photos.\n"
@@ -248,14 +251,13 @@ def method_name(student: Result) -> str:
 def differences(name: str, runs: Sequence[Result], alone: Mapping[str, Result]) -> list[str]:
     """A row of the comparison: students of one method, or their baselines."""
     pairs = [(run, alone[run["run"]]) for run in runs if run["run"] in alone]
-    teachers = [(run, run["teacher"]) for run in runs if "teacher" in run]
     gain = in_points(gain_over(pairs)) if pairs else ""
     if 0 < len(pairs) < len(runs):
         gain += f" of {len(pairs)} runs"
-    over_teacher = in_points(gain_over(teachers)) if teachers else ""
-    known = [row if row[0] in runs[0] else () for row in COMPARED.values()]
-    first, second, *others = [cell(runs, row) if row else "" for row in known]
-    return [name, str(len(runs)), first, second, gain, over_teacher, *others]
+    taught = "teacher" in runs[0]
+    over_teacher = in_points(gain_over((run, run["teacher"]) for run in runs)) if taught else ""
+    cells = [cell(runs, row) if row[0] in runs[0] else "" for row in COMPARED.values()]
+    return [name, str(len(runs)), *cells[:2], gain, over_teacher, *cells[2:]]
 
 
 def as_it_taught(student: Result, by_name: Mapping[str, Result]) -> Result:
@@ -285,17 +287,14 @@ def baseline_of(student: Result, by_name: Mapping[str, Result]) -> Result | None
     return baseline if baseline and shared(baseline) == shared(student) else None
 
 
-def gain_over(pairs: Sequence[tuple[Result, Result]], part: str = "test") -> Interval:
-    """How much better the first of each pair is than the second, in accuracy on test or val."""
-    gained = [recognised(first[part]) - recognised(second[part]) for first, second in pairs]
-    return interval([first for first, _ in pairs], gained)
-
-
-def interval(runs: Sequence[Result], of_photos: Sequence[np.ndarray]) -> Interval:
-    """The mean of what was measured of each photo of each run, (photos,) float64 in -1..1, and its
-    95 % interval (mean_interval)."""
-    splits = grouped(zip(runs, of_photos, strict=True), lambda pair: pair[0]["photos"]["split"])
-    mean, low, high = mean_interval([np.stack([one for _, one in split]) for split in splits])
+def gain_over(pairs: Iterable[tuple[Result, Result | None]], part: str = "test") -> Interval:
+    """How much better the first of each pair is than the second, or than nothing: the difference
+    in accuracy over all photos of `part` (test or val), -1..1, and its 95 % interval."""
+    splits: dict[str, list[np.ndarray]] = {}
+    for pair in pairs:
+        hits = [recognised(run[part]) for run in pair if run]
+        splits.setdefault(pair[0]["photos"]["split"], []).append(hits[0] - sum(hits[1:]))
+    mean, low, high = mean_interval([np.stack(seeds) for seeds in splits.values()])
     return mean, max(low, -1), min(high, 1)
 
 
@@ -337,13 +336,14 @@ def cell(runs: Sequence[Result], row: Sequence[str]) -> str:
     Where a value is not known, there is a dash.
     """
     *keys, spec = row
-    values = [reduce(getitem, keys, run) for run in runs]
+    values: list[Any] = [reduce(getitem, keys, run) for run in runs]
     if None in values:
         return "–"
-    mean = format(np.mean(values), spec)
+    numbers = [float(value) for value in values]
+    mean = format(np.mean(numbers), spec)
     if len(values) == 1 or (len(set(values)) == 1 and isinstance(values[0], int)):
         return mean
-    return f"{mean.removesuffix('%')} ± {format(np.std(values, ddof=1), spec)}"
+    return f"{mean.removesuffix('%')} ± {format(np.std(numbers, ddof=1), spec)}"
 
 
 def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -395,13 +395,13 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m utils.report", allow_abbrev=False)
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "output", help="the scripts' --output"
-    )
+    parser.add_argument("--output", type=Path, default=ROOT / "output", help="that of the scripts")
     folder = parser.parse_args(arguments).output / "results"
     try:
-        text = write_report(folder)
-        print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
+        code = sys.stdout.encoding or "utf-8"  # a terminal may lack letters
+        print(write_report(folder).encode(code, "backslashreplace").decode(code), flush=True)
+    except BrokenPipeError:  # whoever reads has read enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
