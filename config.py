@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "experiment_2": ("resnet50", "resnet18"),
 }
 MODELS = ("densenet169", "resnet50", "resnet18")
+WEATHER = (ROOT / "data" / "weather", ROOT / "data" / "weather.zip")  # of data/download.py
 
 
 class UserError(Exception):
@@ -121,7 +122,7 @@ class Config:
     # Photos
     data: str = setting("sample", matching(r"(?s:.+)", "a path"), "folder with one sub-folder of "
         "photos per class, or a zip or tar of one, or `sample`: synthetic weather (default: "
-        "data/weather if it exists, else sample)")
+        "data/weather or data/weather.zip if it exists, else sample)")
     image_size: int = setting(64, number(int, 8, 4096), "side of the square images that the "
         "network sees, in pixels (default: 224, as ImageNet weights expect; 64 on the sample)")
     split_seed: int = setting(0, number(int, 0), "draws the 70/20/10 split")
@@ -261,8 +262,8 @@ def parse(
     if methods:
         student, kds = _kd_configs(given, *pair, methods)
         models = [student]
-    weather = ROOT / "data" / "weather"
-    given.setdefault("data", str(weather) if weather.exists() else "sample")
+    weather = [path for path in map(str, WEATHER) if Path(path).exists()]
+    given.setdefault("data", [*weather, "sample"][0])
     given.setdefault("image_size", 64 if given["data"] == "sample" else 224)
     seeds, folds = given.pop("seed", [0]), given.pop("fold", [])
     config = Config(**given)

@@ -29,7 +29,7 @@ for flag in "${flags[@]}"; do
 done
 cd "$(dirname "$0")/.." || exit 2
 mkdir -p "${WORK:=output/gpu}/results" "$WORK/kept" && work=$(cd "$WORK" && pwd) || exit 2
-if ! [ -e data/weather ] && [[ " ${flags[*]} " != *" --data"* ]]; then
+if ! [ -e data/weather ] && ! [ -e data/weather.zip ] && [[ " ${flags[*]} " != *" --data"* ]]; then
   echo "there are no photos in data/weather: give --data PHOTOS" >&2
   exit 2
 fi
