@@ -1,0 +1,260 @@
+"""Distillation losses against formulas written out in numpy, and what those formulas promise."""
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from utils import losses
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Formula = Callable[[np.ndarray, np.ndarray], float]
+LABELS = torch.tensor([2, 0, 1, 4, 3, 0])
+T = 4.0
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    soft = logits / T - (logits / T).max(1, keepdims=True)
+    return soft - np.log(np.exp(soft).sum(1, keepdims=True))
+
+
+def kl(log_p: np.ndarray, log_q: np.ndarray) -> float:
+    return float((np.exp(log_p) * (log_p - log_q)).sum())
+
+
+def kd(s: np.ndarray, t: np.ndarray) -> float:
+    return T**2 * kl(log_softmax(t), log_softmax(s)) / len(s)
+
+
+def dkd(s: np.ndarray, t: np.ndarray) -> float:
+    total = 0.0
+    for p, q, label in zip(log_softmax(t), log_softmax(s), LABELS.tolist(), strict=True):
+        others_p, others_q = np.delete(p, label), np.delete(q, label)
+        rest_p, rest_q = (np.log(np.exp(others).sum()) for others in (others_p, others_q))
+        total += kl(np.array([p[label], rest_p]), np.array([q[label], rest_q]))
+        total += 8 * kl(others_p - rest_p, others_q - rest_q)
+    return T**2 * total / len(s)
+
+
+def dist(s: np.ndarray, t: np.ndarray) -> float:
+    p, q = np.exp(log_softmax(s)), np.exp(log_softmax(t))
+    inter = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
+    intra = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
+    return float(T**2 * 2 * (inter + intra))
+
+
+def pooled(maps: np.ndarray, side: int) -> np.ndarray:
+    """Means over windows that cover the map: from 10 pixels to 9, windows of 2 that overlap."""
+    old = maps.shape[2]
+    windows = [slice(i * old // side, -(-(i + 1) * old // side)) for i in range(side)]
+    rows = np.stack([maps[:, :, window].mean(2) for window in windows], 2)
+    return np.stack([rows[:, :, :, window].mean(3) for window in windows], 3)
+
+
+def fitnet(s: np.ndarray, t: np.ndarray) -> float:
+    side = min(s.shape[2], t.shape[2])
+    return float(np.square(pooled(s, side) - pooled(t, side)).mean())
+
+
+def attention(s: np.ndarray, t: np.ndarray) -> float:
+    side = min(s.shape[2], t.shape[2])
+    energies = [(pooled(x, side) ** 2).mean(1).reshape(len(x), -1) for x in (s, t)]
+    units = [[row / math.hypot(*row) for row in energy] for energy in energies]
+    return float(np.square(np.array(units[0]) - np.array(units[1])).mean())
+
+
+def sp(s: np.ndarray, t: np.ndarray) -> float:
+    products = [np.array([[(a * b).sum() for b in x] for a in x]) for x in (s, t)]
+    units = [[row / math.hypot(*row) for row in product] for product in products]
+    return float(np.square(np.array(units[0]) - np.array(units[1])).mean())
+
+
+def huber(difference: float) -> float:
+    return difference**2 / 2 if abs(difference) < 1 else abs(difference) - 0.5
+
+
+def rkd_distance(s: np.ndarray, t: np.ndarray) -> float:
+    def distances(points: np.ndarray) -> np.ndarray:
+        apart = np.array([[math.dist(a, b) for b in points] for a in points])
+        return apart / apart[apart > 0].mean()
+
+    return float(np.mean([huber(x) for x in (distances(s) - distances(t)).ravel()]))
+
+
+def rkd_angle(s: np.ndarray, t: np.ndarray) -> float:
+    def cosines(points: np.ndarray) -> np.ndarray:
+        values = []
+        for i, j, k in itertools.product(range(len(points)), repeat=3):
+            a, b = points[j] - points[i], points[k] - points[i]
+            lengths = math.hypot(*a) * math.hypot(*b)
+            values.append(a @ b / lengths if lengths else 0.0)
+        return np.array(values)
+
+    return float(np.mean([huber(x) for x in cosines(s) - cosines(t)]))
+
+
+def rkd(s: np.ndarray, t: np.ndarray) -> float:
+    s, t = s.mean((2, 3)), t.mean((2, 3))
+    return 25 * rkd_distance(s, t) + 50 * rkd_angle(s, t)
+
+
+# Losses, their formulas, and the shapes that they compare: six photos, where it may be of other
+# widths and sides for teacher and student.
+LOSSES: dict[str, tuple[Loss, Formula, list[tuple[int, ...]]]] = {
+    "kd": (partial(losses.kd_loss, temperature=T), kd, [(6, 5), (6, 5)]),
+    "dkd": (partial(losses.dkd_loss, labels=LABELS, temperature=T, beta=8), dkd, [(6, 5), (6, 5)]),
+    "dist": (partial(losses.dist_loss, temperature=T, beta=2), dist, [(6, 5), (6, 5)]),
+    "fitnet": (losses.fitnet_loss, fitnet, [(6, 4, 3, 3), (6, 4, 3, 3)]),
+    "fitnet, odd": (losses.fitnet_loss, fitnet, [(6, 4, 10, 10), (6, 4, 9, 9)]),
+    "attention": (losses.attention_loss, attention, [(6, 4, 3, 3), (6, 7, 3, 3)]),
+    "attention, odd": (losses.attention_loss, attention, [(6, 4, 4, 4), (6, 7, 5, 5)]),
+    "rkd distance": (losses.rkd_distance_loss, rkd_distance, [(6, 4), (6, 7)]),
+    "rkd angle": (losses.rkd_angle_loss, rkd_angle, [(6, 4), (6, 7)]),
+    "rkd": (losses.rkd_loss, rkd, [(6, 4, 3, 3), (6, 7, 3, 3)]),
+    "sp": (losses.sp_loss, sp, [(6, 4, 3, 3), (6, 7, 2, 2)]),
+}
+each_loss = pytest.mark.parametrize("name", LOSSES)
+each_rkd = pytest.mark.parametrize("loss", [losses.rkd_distance_loss, losses.rkd_angle_loss])
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def example(name: str, seed: int = 0) -> tuple[Loss, Tensor, Tensor]:
+    loss, _, (student, teacher) = LOSSES[name]
+    return loss, draw(*student, seed=2 * seed), draw(*teacher, seed=2 * seed + 1)
+
+
+def gradient(loss: Loss, student: Tensor, teacher: Tensor) -> Tensor:
+    student = student.clone().requires_grad_()
+    return torch.autograd.grad(loss(student, teacher), student)[0]
+
+
+@each_loss
+@settings(max_examples=15)
+@given(st.integers(0, 999), st.sampled_from([0.1, 1.0, 3.0]))
+def test_a_loss_is_its_formula(name, seed, scale):
+    loss, student, teacher = example(name, seed)
+    student[1] *= 9  # far from all others, beyond the square part of Huber's loss
+    student[4] = student[5]  # two photos that the student cannot tell apart
+    student, teacher = scale * student, scale * teacher
+    expected = LOSSES[name][1](student.numpy(), teacher.numpy())
+    assert expected > 0
+    assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-7)
+
+
+@each_loss
+def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn(name):
+    loss, student, teacher = example(name)
+    assert loss(teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+    assert gradient(loss, teacher, teacher).abs().max() < 1e-6
+    assert loss(student, teacher) > 1e-3
+
+
+@each_loss
+def test_gradients_are_those_of_finite_differences(name):
+    loss, student, teacher = example(name)
+    assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student.requires_grad_())
+
+
+@each_loss
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_is_widened_before_anything_is_computed(name, autocast):
+    loss, student, teacher = example(name)
+    student, teacher = student.bfloat16(), teacher.bfloat16()
+    exact = loss(student.double(), teacher.double())
+    assert exact.dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        pairs = itertools.product((student, student.float()), (teacher, teacher.float()))
+        values = [loss(*pair) for pair in pairs]
+    for value in values:
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), exact, rtol=3e-6, atol=0)
+
+
+def test_dkd_refuses_mixed_labels_and_two_classes():
+    with pytest.raises(ValueError, match="one class for each photo, not a mixture"):
+        losses.dkd_loss(draw(6, 5), draw(6, 5), torch.eye(5)[LABELS], 4.0, 8.0)
+    with pytest.raises(ValueError, match="three classes or more"):
+        losses.dkd_loss(draw(6, 2), draw(6, 2), LABELS.clamp(max=1), 4.0, 8.0)
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "dist"])
+@given(seed=st.integers(0, 999))
+def test_a_constant_added_to_a_photos_logits_changes_nothing(name, seed):
+    loss, student, teacher = example(name, seed)
+    moved = student + draw(6, 1, seed=seed), teacher - draw(6, 1, seed=seed + 1)
+    torch.testing.assert_close(loss(*moved), loss(student, teacher), rtol=1e-8, atol=0)
+
+
+def test_dist_lets_a_student_be_less_confident_than_its_teacher():
+    dist_loss, teacher = partial(losses.dist_loss, temperature=1, beta=1), draw(6, 5)
+    p = teacher.softmax(1)
+    half_as_confident = (p / 2 + 0.1).log()
+    assert dist_loss(half_as_confident, teacher).item() == pytest.approx(0, abs=1e-10)
+    assert losses.kd_loss(half_as_confident, teacher, 1) > 0.1
+    # Another share of doubt for each photo leaves the ranking of its classes, not that of photos.
+    share = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)[:, None]
+    assert dist_loss((p * share + (1 - share) / 5).log(), teacher) > 0.01
+
+
+def test_dist_is_zero_where_the_teacher_ranks_nothing_and_magnifies_no_rounding_errors():
+    dist_loss, equal = partial(losses.dist_loss, temperature=1, beta=1), torch.zeros(6, 5).double()
+    assert dist_loss(draw(6, 5), equal) == 0
+    assert dist_loss(equal, draw(6, 5)).item() == pytest.approx(2)
+    assert dist_loss(draw(1, 5), draw(1, 5)).item() == pytest.approx(0, abs=1e-12)
+    for same in (torch.full((6, 5), 0.3), draw(5).float().repeat(6, 1)):
+        assert gradient(dist_loss, same, draw(6, 5).float()).abs().max() < 100
+
+
+@pytest.mark.parametrize("loss", [losses.attention_loss, losses.sp_loss])
+def test_the_gradient_of_a_map_that_is_zero_is_finite(loss):
+    student, teacher = (x.float() for x in example("attention")[1:])
+    student[2] = 0
+    assert gradient(loss, student, teacher).abs().max() < 100
+
+
+@each_rkd
+def test_relations_depend_on_neither_place_nor_size_nor_rotation_of_the_embeddings(loss):
+    student, teacher = draw(6, 4), draw(6, 7, seed=1)
+    rotation, _ = torch.linalg.qr(draw(4, 4, seed=5))
+    moved = 30 * student @ rotation + draw(4, seed=6)
+    torch.testing.assert_close(loss(moved, teacher / 50 + 3), loss(student, teacher))
+    assert loss(moved, student).item() == pytest.approx(0, abs=1e-12)
+
+
+@each_rkd
+@pytest.mark.parametrize(
+    "alike",
+    [
+        lambda points: points[[0, 1, 2, 3, 4, 4]],
+        lambda points: points[[0, 0, 0, 1, 1, 1]],
+        lambda points: points[[0] * 6],
+        lambda points: points[[0] * 6] + 1e-7 * points,
+        *(lambda points, scale=scale: points * scale for scale in (1e-10, 1e-14, 1e-20, 0)),
+        lambda points: points[:1],
+    ],
+)
+def test_photos_that_the_student_cannot_tell_apart_leave_rkds_gradient_finite(loss, alike):
+    student, teacher = alike(draw(6, 4).float()), draw(6, 7, seed=1).float()
+    teacher = teacher[: len(student)]
+    assert gradient(loss, student, teacher).isfinite().all()
+    assert gradient(loss, teacher, student).isfinite().all()
+    assert loss(student, student).item() == pytest.approx(0, abs=1e-6)
+
+
+@each_rkd
+def test_rkd_does_not_magnify_the_rounding_errors_of_photos_that_are_alike(loss):
+    student, teacher = draw(6, 4).float(), draw(6, 7, seed=1).float()
+    student[4] = student[5]
+    student[4, 0] = student[5, 0].nextafter(torch.tensor(9.0))
+    assert gradient(loss, student, teacher).abs().max() < 100
