@@ -221,10 +221,16 @@ def _tiny(squares: Tensor) -> Tensor:
     return rounding.clamp(min=1e-24)
 
 
+@_full_precision
 def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """25 · distance + 50 · angle of pooled maps (N, C, H, W), the paper's weights for
-    classification; the embedding is what the classifier reads, each channel's mean."""
-    student, teacher = student.float().mean((2, 3)), teacher.float().mean((2, 3))
+    """25 · distance + 50 · angle, the paper's weights for classification. A photo's embedding is
+    what the classifier reads, each channel's mean.
+
+    Args:
+        student: (N, C, H, W).
+        teacher: (N, D, H, W).
+    """
+    student, teacher = student.mean((2, 3)), teacher.mean((2, 3))
     return 25 * rkd_distance_loss(student, teacher) + 50 * rkd_angle_loss(student, teacher)
 
 
