@@ -2,7 +2,9 @@
 
 Three families: of the logits (kd, dkd, dist), of features (fitnet, attention), and of the relations
 between the photos of a batch (rkd, sp). All are zero where student and teacher agree, average over
-the batch, and compute in float32 (in float64 where they are given it), also under autocast.
+the batch to a scalar ≥ 0, and compute in float32, also under autocast (in float64 where they are
+given it). `student` and `teacher` are logits (N, C), embeddings (N, D) or maps (N, C, H, W) of the
+same photos; the teacher's may have another number of channels.
 """
 
 import functools
@@ -36,16 +38,10 @@ def _full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @_full_precision
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² · KL(p(t, T) ‖ p(s, T)), p(z, T) = softmax(z / T) (Hinton et al. 2015,
-    https://arxiv.org/abs/1503.02531).
+    """T² · KL(p(t, T) ‖ p(s, T)) of logits (N, C), p(z, T) = softmax(z / T), T > 0: summed over the
+    classes (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
 
     T² keeps the gradient's scale, which falls by 1/T², beside that of the cross-entropy.
-
-    Args:
-        student, teacher: (N, C) logits.
-        temperature: T > 0.
-    Returns:
-        a scalar ≥ 0: sum over the classes, mean over the batch.
     """
     log_s, log_t = log_softmax(student / temperature, 1), log_softmax(teacher / temperature, 1)
     return temperature**2 * kl_div(log_s, log_t, reduction="batchmean", log_target=True)
@@ -62,13 +58,8 @@ def dkd_loss(
     the distributions over the other classes. kd_loss is TCKD + (1 − p_t) · NCKD, where p_t, the
     teacher's probability of the label, suppresses NCKD exactly where the teacher is confident.
 
-    Args:
-        student, teacher: (N, C) logits, C ≥ 3.
-        labels: (N,) class numbers.
-        temperature: T > 0.
-        beta: weight of NCKD.
-    Raises:
-        ValueError: for mixed labels, and for two classes, which leave nothing for NCKD.
+    Of logits (N, C) and labels (N,); ValueError for mixed labels, and for two classes, which leave
+    nothing for NCKD.
     """
     classes = student.shape[1]
     if labels.ndim != 1:
@@ -96,17 +87,12 @@ def dkd_loss(
 
 @_full_precision
 def dist_loss(student: Tensor, teacher: Tensor, temperature: float, beta: float) -> Tensor:
-    """T² · β · (inter + intra), distillation from a stronger teacher (Huang et al. 2022,
-    https://arxiv.org/abs/2205.10536) with one weight for both, as in the paper.
+    """T² · β · (inter + intra) of logits (N, C), distillation from a stronger teacher (Huang et al.
+    2022, https://arxiv.org/abs/2205.10536) with one weight for both, as in the paper.
 
     inter is 1 − Pearson's correlation of the two distributions of a photo, intra the same of a
     class over the photos of the batch: the student has to rank as the teacher does, not to be as
     confident. Where the teacher ranks nothing, as in a batch of one photo, the loss is 0.
-
-    Args:
-        student, teacher: (N, C) logits.
-        temperature: T > 0.
-        beta: weight.
     """
     p_s, p_t = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
     return temperature**2 * beta * (_disagreement(p_s, p_t) + _disagreement(p_s.T, p_t.T))
@@ -131,10 +117,7 @@ def _deviations(rows: Tensor) -> Tensor:
 def fitnet_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of two feature maps (FitNets: Romero et al. 2015,
     https://arxiv.org/abs/1412.6550), trained along with the rest and not in a stage before it.
-
-    Args:
-        student: (N, C, H, W), the student's map after the adapter.
-        teacher: (N, C, H, W).
+    The student's map (N, C, H, W) has passed the adapter.
     """
     return mse_loss(*_same_size(student, teacher))
 
@@ -145,10 +128,6 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     https://arxiv.org/abs/1612.03928).
 
     A map's attention is its mean square over the channels, as a vector of length 1 over the pixels.
-
-    Args:
-        student: (N, C, H, W).
-        teacher: (N, D, H, W).
     """
 
     def attention(maps: Tensor) -> Tensor:
@@ -174,10 +153,6 @@ def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Huber difference of the distances between all photos of the batch, in units of their mean
     (RKD-D: Park et al. 2019, https://arxiv.org/abs/1904.05068).
-
-    Args:
-        student: (N, D) embeddings.
-        teacher: (N, E) embeddings.
     """
     return smooth_l1_loss(_distances(student), _distances(teacher))
 
@@ -197,10 +172,6 @@ def _distances(points: Tensor) -> Tensor:
 def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Huber difference of the cosines of the angles that all triples of photos form
     (RKD-A: Park et al. 2019, https://arxiv.org/abs/1904.05068).
-
-    Args:
-        student: (N, D) embeddings.
-        teacher: (N, E) embeddings.
     """
     return smooth_l1_loss(_cosines(student), _cosines(teacher))
 
@@ -225,10 +196,6 @@ def _tiny(squares: Tensor) -> Tensor:
 def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """25 · distance + 50 · angle, the paper's weights for classification. A photo's embedding is
     what the classifier reads, each channel's mean.
-
-    Args:
-        student: (N, C, H, W).
-        teacher: (N, D, H, W).
     """
     student, teacher = student.mean((2, 3)), teacher.mean((2, 3))
     return 25 * rkd_distance_loss(student, teacher) + 50 * rkd_angle_loss(student, teacher)
@@ -241,10 +208,6 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     The similarities of a photo to all photos of the batch are the products of their flattened
     maps, as a vector of length 1.
-
-    Args:
-        student: (N, C, H, W) or any (N, ...).
-        teacher: (N, D, H, W) or any (N, ...).
     """
 
     def similarities(maps: Tensor) -> Tensor:
