@@ -1,24 +1,22 @@
-"""Photos decoded once: a uint8 array on disk, memory-mapped, that training never leaves again.
+"""Photos decoded once: a uint8 array on disk, memory-mapped, that training reads from.
 
     decoded = decode_photos(photos, side=256, cache=Path("output/cache"), workers=8, strict=False)
 
-A dataset's folder in the cache holds one folder per resolution. That folder appears under its
-name complete or not at all, and its name carries a fingerprint of what it was made from, so a
-run that is killed, or photos that change, never leave a wrong cache behind.
+A dataset's folder in the cache holds one folder per resolution, which appears complete or not at
+all. Its name carries a fingerprint of the files it was made from, and its bytes are summed when
+they are written and whenever they are loaded: a damaged cache is decoded anew.
 """
 
 import hashlib
+import io
 import os
 import shutil
+import sys
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -26,183 +24,66 @@ from tqdm import tqdm
 
 from config import UserError
 from data.duplicates import signature
-from data.locks import only_one
+from data.files import atomic_folder, atomic_write, lock
 from data.photos import Photos, UnreadablePhoto, decode_rgb, open_rgb, read_photo
 
-# Raised whenever the same photos would decode to other pixels, signatures or files than before.
-VERSION = 3
-# Signatures must not depend on the cached resolution, or the split would.
-SIGNATURE_SIDE = 256
-PHOTOS_PER_TASK = 32
+VERSION = 4  # raised whenever the same photos would decode to other pixels or signatures
+SIGNATURE_SIDE = 256  # signatures must not depend on the cached resolution, or the split would
+ROUND = 1024  # photos that wait for a thread at a time
+# Of each photo: CRC-32 of its file and of its pixels, and why it cannot be read ("" if it can).
+INDEX = [("signature", "u1", 1024), ("file_sum", "<u4"), ("pixel_sum", "<u4"), ("reason", "<U160")]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Readable photos, their pixels and what was found out about them on the way.
+    """The N readable ones of M photos, and their pixels."""
 
-    Attributes:
-        folder: the dataset's own folder in the cache.
-        photos: the readable ones, in order.
-        pixels: (M, side, side, 3) uint8 RGB, memory-mapped read-only, one row per file found.
-        rows: (N,) int64, the row of `pixels` of each readable photo.
-        signed: (M, D) uint8 signatures, memory-mapped read-only, one row per file found.
-        digest: 16 hex digits that stand for the bytes of the readable files, in their order.
-        unreadable: (path, reason) of each file that was left out.
-    """
-
-    folder: Path
-    photos: Photos
-    pixels: np.ndarray
-    rows: np.ndarray
-    signed: np.ndarray
-    digest: str
-    unreadable: tuple[tuple[str, str], ...]
-
-    @property
-    def signatures(self) -> np.ndarray:
-        """(N, D) uint8, for finding duplicates: a copy, since no run needs it for long."""
-        return self.signed[self.rows]
+    folder: Path  # the dataset's own folder in the cache
+    photos: Photos  # the readable ones, in order
+    pixels: np.ndarray  # (M, side, side, 3) uint8 RGB, memory-mapped read-only
+    rows: np.ndarray  # (N,) int64, the row of `pixels` of each readable photo
+    signatures: np.ndarray  # (N, 1024) uint8, for `group_duplicates`
+    digest: str  # 16 hex digits that stand for the bytes of the readable files, in their order
+    unreadable: tuple[tuple[str, str], ...]  # path and reason of each photo that was left out
 
 
 def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int, strict: bool) -> Decoded:
     """Every photo squashed to a square of `side` pixels, from the cache or decoded into it.
 
-    Raises UserError when a class has no readable photo, when the disk is full and, if `strict`,
-    when any photo cannot be read.
+    Raises UserError: a class without a readable photo, a photo that the disk does not yield, a
+    cache that cannot be written and, if `strict`, any photo that is broken.
     """
     root = photos.root.resolve()
-    folder = cache / f"{root.name[:60]}-{_digest(str(root))[:8]}"
-    fingerprint = _fingerprint(photos, side)
-    ready = folder / f"{side}px-{fingerprint[:16]}"
+    folder = cache / f"{root.name[:60]}-{zlib.crc32(os.fsencode(root)):08x}"
+    ready = folder / f"{side}px-{_fingerprint(photos, side)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with only_one(folder / "lock"):
-            try:
-                if not ready.exists():
-                    _decode_into(ready, photos, side, workers)
-            finally:  # on a full disk, what was begun would stand in everybody's way
-                shutil.rmtree(folder / "unfinished", ignore_errors=True)
-    except OSError as problem:
+        with lock(folder):
+            decoded = _load(ready, photos, side)
+            if decoded is None:
+                with atomic_folder(ready) as unfinished:
+                    _decode_into(unfinished, photos, side, workers)
+                for older in set(folder.glob(f"{side}px-*")) - {ready}:
+                    shutil.rmtree(older, ignore_errors=True)
+                decoded = _load(ready, photos, side)
+            if decoded is None:
+                raise OSError("other bytes are read than were written")
+    except OSError as error:
         raise UserError(
-            f"{folder}: the decoded photos could not be written ({problem.strerror or problem}); "
-            "free some space or point --cache to another disk"
-        ) from problem
-    decoded = _load(ready, photos)
-    if strict and decoded.unreadable:
+            f"{str(folder)!r}: the decoded photos could not be written "
+            f"({error.strerror or error}); free some space or point --cache to another disk"
+        ) from error
+    reasons = dict(decoded.unreadable)
+    if strict and reasons:
         path, reason = decoded.unreadable[0]
+        raise UserError(f"--strict: {len(reasons)} broken photos, the first is {path!r} ({reason})")
+    for label in np.setdiff1d(photos.labels, decoded.photos.labels):
+        path = photos.paths[int((photos.labels == label).argmax())]
         raise UserError(
-            f"--strict: {len(decoded.unreadable)} photos of {photos.root} cannot be read, "
-            f"the first is {path!r} ({reason})"
+            f"class {photos.classes[label]!r}: none of its photos can be read, "
+            f"the first is {path!r} ({reasons[path]})"
         )
-    for label, name in enumerate(photos.classes):
-        if not (decoded.photos.labels == label).any():
-            reason = next(why for path, why in decoded.unreadable if path.startswith(f"{name}/"))
-            raise UserError(f"{photos.root / name}: none of its photos can be read ({reason})")
     return decoded
-
-
-def _load(ready: Path, photos: Photos) -> Decoded:
-    with np.load(ready / "index.npz") as index:
-        readable, reasons = index["readable"], index["reasons"].tolist()
-        sums = index["sums"][readable]
-    left_out = [path for path, fine in zip(photos.paths, readable, strict=True) if not fine]
-    return Decoded(
-        folder=ready.parent,
-        photos=photos.keep(readable),
-        pixels=np.load(ready / "pixels.npy", mmap_mode="r"),
-        rows=np.flatnonzero(readable),
-        signed=np.load(ready / "signatures.npy", mmap_mode="r"),
-        digest=hashlib.sha256(sums.astype("<u4").tobytes()).hexdigest()[:16],
-        unreadable=tuple(zip(left_out, reasons, strict=True)),
-    )
-
-
-def _decode_into(ready: Path, photos: Photos, side: int, workers: int) -> None:
-    unfinished = ready.with_name("unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    count = len(photos.paths)
-    tasks = (
-        photos.paths[start : start + PHOTOS_PER_TASK] for start in range(0, count, PHOTOS_PER_TASK)
-    )
-    reasons: list[str] = []
-    sums: list[int] = []
-    with (
-        _new_array(unfinished / "pixels.npy", (count, side, side, 3)) as pixel_file,
-        _new_array(unfinished / "signatures.npy", (count, SIGNATURE_LENGTH)) as signature_file,
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=count, desc="decoding photos, once", unit="photo", disable=None) as bar,
-    ):
-        work = partial(_decode_task, photos.root, side)
-        with closing(in_order(pool, work, tasks, ahead=4 * workers)) as results:
-            for pixels, signed, summed, failed in results:
-                pixel_file.write(pixels.tobytes())
-                signature_file.write(signed.tobytes())
-                sums.extend(summed)
-                reasons.extend(failed)
-                bar.update(len(failed))
-    np.savez(
-        unfinished / "index.npz",
-        readable=np.array([not reason for reason in reasons]),
-        reasons=np.array([reason for reason in reasons if reason], dtype=str),
-        sums=np.array(sums, dtype=np.uint32),
-    )
-    unfinished.rename(ready)
-    for older in ready.parent.glob(f"{side}px-*"):
-        if older != ready:
-            shutil.rmtree(older, ignore_errors=True)
-
-
-def _new_array(path: Path, shape: tuple[int, ...]) -> BinaryIO:
-    """A .npy file of uint8 numbers that are still to be written."""
-    file = path.open("wb")
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": "|u1", "fortran_order": False, "shape": shape}
-    )
-    return file
-
-
-def in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Any], Any], tasks: Iterable[Any], ahead: int
-) -> Generator[Any, None, None]:
-    """Results in the order of the tasks, with at most `ahead` of them held in memory.
-
-    When it is closed or interrupted, tasks that have not begun never do.
-    """
-    waiting: deque[Future[Any]] = deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(work, task))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for pending in waiting:
-            pending.cancel()
-
-
-def _decode_task(
-    root: Path, side: int, paths: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray, list[int], list[str]]:
-    """Of a few photos: pixels, signatures, CRC-32 of the files, and reasons for being unreadable
-    ("" if they are not)."""
-    pixels = np.zeros((len(paths), side, side, 3), np.uint8)
-    signatures = np.zeros((len(paths), SIGNATURE_LENGTH), np.uint8)
-    sums, reasons = [0] * len(paths), [""] * len(paths)
-    for row, path in enumerate(paths):
-        try:
-            data, suffix = read_photo(root / path), Path(path).suffix
-            image = decode_rgb(data, suffix, SIGNATURE_SIDE)
-            signatures[row] = signature(image)
-            if side > SIGNATURE_SIDE:
-                image = decode_rgb(data, suffix, side)
-            sums[row] = zlib.crc32(data)
-        except UnreadablePhoto as problem:
-            reasons[row] = str(problem)
-            continue
-        pixels[row] = _squash(image, side)
-    return pixels, signatures, sums, reasons
 
 
 def read_square(path: Path, side: int) -> np.ndarray:
@@ -210,7 +91,7 @@ def read_square(path: Path, side: int) -> np.ndarray:
 
     Raises UnreadablePhoto as open_rgb does.
     """
-    # _decode_task takes the signature from the same decoding unless more pixels are needed.
+    # _decode takes the signature from the same decoding unless more pixels are needed.
     return _squash(open_rgb(path, max(side, SIGNATURE_SIDE)), side)
 
 
@@ -218,21 +99,78 @@ def _squash(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-SIGNATURE_LENGTH = len(signature(Image.new("RGB", (SIGNATURE_SIDE, SIGNATURE_SIDE))))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
 def _fingerprint(photos: Photos, side: int) -> str:
+    """Files that were swapped may have the same size and time, but not inode or time of change."""
     lines = [f"version {VERSION} side {side}"]
     for path in photos.paths:
         try:
-            stat = os.stat(photos.root / path)
-            lines.append(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}")
-            if not os.access(photos.root / path, os.R_OK):  # a chmod changes no size and no time
-                lines.append("denied")
+            s = os.stat(photos.root / path)
+            lines.append(f"{path}\0{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}")
         except OSError:
             lines.append(f"{path}\0gone")
-    return _digest("\n".join(lines))
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
+
+
+def _load(ready: Path, photos: Photos, side: int) -> Decoded | None:
+    """What a folder of the cache holds; None if it is not there or, with a note, damaged."""
+    try:
+        pixels = np.memmap(ready / "pixels.raw", np.uint8, "r", shape=(len(photos), side, side, 3))
+        with np.load(io.BytesIO((ready / "index.npz").read_bytes())) as file:  # has its own sums
+            index = file["index"]
+        if [zlib.crc32(square.data) for square in pixels] != index["pixel_sum"].tolist():
+            raise ValueError("other pixels than were written")
+    except Exception:  # numpy and zipfile raise errors of any kind on damaged files
+        if ready.exists():
+            print(f"NOTE: {str(ready)!r} is damaged: the photos are decoded anew", file=sys.stderr)
+        return None
+    readable = index["reason"] == ""
+    reasons = zip(photos.paths, index["reason"].tolist(), strict=True)
+    return Decoded(
+        folder=ready.parent,
+        photos=photos.keep(readable),
+        pixels=pixels,
+        rows=np.flatnonzero(readable),
+        signatures=index["signature"][readable],
+        digest=hashlib.sha256(index["file_sum"][readable].tobytes()).hexdigest()[:16],
+        unreadable=tuple((path, reason) for path, reason in reasons if reason),
+    )
+
+
+def _decode_into(folder: Path, photos: Photos, side: int, workers: int) -> None:
+    index = np.zeros(len(photos), INDEX)
+    with (
+        open(folder / "pixels.raw", "wb") as file,
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(photos), desc="decoding photos, once", unit="photo", disable=None) as bar,
+    ):
+        work = partial(_decode, index, folder / "pixels.raw", photos, side)
+        for start in range(0, len(photos), ROUND):
+            for _ in pool.map(work, range(start, min(start + ROUND, len(photos)))):
+                bar.update()
+        os.fsync(file.fileno())
+    saved = io.BytesIO()
+    np.savez(saved, index=index)
+    atomic_write(folder / "index.npz", saved.getbuffer())
+
+
+def _decode(index: np.ndarray, file: Path, photos: Photos, side: int, row: int) -> None:
+    """Decode a photo into its row of the index and of the file of pixels."""
+    path = photos.root / photos.paths[row]
+    pixels = np.zeros((side, side, 3), np.uint8)
+    try:
+        data = read_photo(path)
+        image = decode_rgb(data, path.suffix, SIGNATURE_SIDE)
+        index[row]["signature"], index[row]["file_sum"] = signature(image), zlib.crc32(data)
+        if side > SIGNATURE_SIDE:
+            image = decode_rgb(data, path.suffix, side)
+        pixels = _squash(image, side)
+    except UnreadablePhoto as problem:
+        index[row]["reason"] = str(problem) or "broken"
+    except (OSError, MemoryError) as error:  # not of the photo, so not to be remembered of it
+        why = getattr(error, "strerror", None) or "too little memory"
+        raise UserError(f"{str(path)!r} could not be read: {why}") from error
+    index[row]["pixel_sum"] = zlib.crc32(pixels.data)
+    # Not through a memory map: on a full disk, that would kill the process without a word.
+    with open(file, "r+b") as rows:
+        rows.seek(row * pixels.nbytes)
+        rows.write(pixels.data)
