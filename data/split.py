@@ -232,7 +232,3 @@ def _deal(held: np.ndarray, fractions: Sequence[float], rng: np.random.Generator
         empty[own, number] = False
         left[own] -= 1
     return part
-
-
-def to_csv(rows: Any) -> bytes:  # used by utils/runs.py until it is gone
-    return csv_text(rows).encode("utf-8", "surrogateescape")
