@@ -3,14 +3,11 @@
 A name such as resnet18-23epochs stands for the runs weather-64px-resnet18-23epochs-seedN.
 """
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
-
 from config import EXPERIMENTS
-from docs.kept import PHOTOS, baselines, kept, on_folds, on_splits, seeds, teachers, together
+from docs.kept import baselines, on_folds, on_splits, seeds, teachers, together
 from utils.report import (
     SEVEN_ROWS,
     SIZE_ROWS,
@@ -26,6 +23,7 @@ from utils.report import (
 
 T = TypeVar("T")
 Runs = Sequence[Result]
+RunsOf = Callable[..., list[list[Result]]]
 PAGES = [f"docs/{name}/README.md" for name in EXPERIMENTS]
 DOCUMENTS = ["README.md", "docs/results.md", "docs/recipe.md", *PAGES]
 NAMES = {"densenet169": "DenseNet169", "resnet50": "ResNet50", "resnet18": "ResNet18"}
@@ -57,6 +55,19 @@ CONTROLS = {
     "15 epochs, taught by an untrained ResNet50": "resnet18-from-resnet50.untrained-kd-a0.7-T2",
     "15 epochs, taught by ResNet50 of 60": "resnet18-from-resnet50.patient-kd-a0.7-T2",
     "15 epochs, taught by ResNet18 of 60": OF_15,
+}
+# The same ResNet18 on six splits; gains are over the second of each pair.
+SPLITS = {
+    "alone, 15 epochs": ("resnet18", "resnet18"),
+    "alone, 23 epochs": ("resnet18-23epochs", "resnet18"),
+    "alone, 15 epochs, label smoothing 0.1": ("resnet18-smooth", "resnet18"),
+    "alone, 60 epochs": ("resnet18-patient", "resnet18"),
+    "15 epochs, taught by ResNet18 of 60": (OF_15, "resnet18"),
+    "the same, over 23 epochs alone": (OF_15, "resnet18-23epochs"),
+    "60 epochs, taught by ResNet18 of 60": (OF_60, "resnet18"),
+    "the same, over 60 epochs alone": (OF_60, "resnet18-patient"),
+    "the same, over the student of 15 epochs": (OF_60, OF_15),
+    "the teacher, over its student of 15 epochs": ("resnet18-patient", OF_15),
 }
 # DenseNet169 teaches ResNet18 as it was found, then with one cause after another fixed. α 0.175 is
 # what reduction="mean" makes of 0.7 with eleven classes.
@@ -96,8 +107,8 @@ def gain(mine: Runs, others: Runs, part: str = "test") -> str:
 def students() -> Columns:
     """The groups of students of the main picture and table."""
     on_six = {
-        "ResNet18, 60 epochs → ResNet18, 6 splits": on_splits(OF_15),
-        "ResNet18, 60 epochs → ResNet18, 60 epochs, 6 splits": on_splits(OF_60),
+        "ResNet18, 60 epochs → ResNet18, 6 splits": on_splits(OF_15)[0],
+        "ResNet18, 60 epochs → ResNet18, 60 epochs, 6 splits": on_splits(OF_60)[0],
     }
     return on_six | {title: seeds(name) for title, name in STUDENTS.items()}
 
@@ -129,71 +140,17 @@ def short() -> str:
     return rows_of({title: students()[title] for title in SHORT}, columns)
 
 
-def compared(names: Mapping[str, str], other: str) -> str:
-    """Runs, and their gains over the `other` runs of the same seeds."""
+def compared(pairs: Mapping[str, tuple[str, str]], runs_of: RunsOf = together) -> str:
+    """The runs of the first name of each pair, and their gains over those of the second."""
     columns: dict[str, Callable[[Any], str]] = {
-        "Seeds": lambda pair: str(len(pair[0])),
+        "Runs": lambda pair: str(len(pair[0])),
         "Validation accuracy": lambda pair: accuracy(pair[0], "val"),
         "Validation gain": lambda pair: gain(pair[0], pair[1], "val"),
         "Test accuracy": lambda pair: accuracy(pair[0]),
         "Test gain": lambda pair: gain(*pair),
         "Test loss": lambda pair: cell(pair[0], ("test", "loss", ".3f")),
     }
-    return rows_of({title: together(name, other) for title, name in names.items()}, columns)
-
-
-def differences(rows: Mapping[str, tuple[str, str]]) -> str:
-    """How much better the first of two names are than the second, over splits."""
-    lines = []
-    for title, names in rows.items():
-        mine, others = map(on_splits, names)
-        lines.append([title, gain(mine, others, "val"), gain(mine, others)])
-    return aligned(("over 6 splits", "Validation", "Test"), lines)
-
-
-def over_splits(names: Mapping[str, str]) -> str:
-    """The accuracies on each split, and in brackets what they are better than those of the first
-    column in points; the means ± their standard deviations, and the gain with its interval."""
-    groups = [on_splits(name) for name in names.values()]
-    lines = []
-    for part, title in (("val", "validation"), ("test", "test")):
-        values = np.array([[run[part]["accuracy"] for run in group] for group in groups]).T
-        points = 100 * (values - values[:, :1])
-        for split, row in enumerate(zip(values, points, strict=True)):
-            cells = [f"{value:.2%} ({more:+.2f})" for value, more in zip(*row, strict=True)]
-            lines.append([f"{title}, split {split}", f"{values[split, 0]:.2%}", *cells[1:]])
-        spreads = zip(groups, points.mean(0), points.std(0, ddof=1), strict=True)
-        cells = [f"{accuracy(group, part)} ({m:+.2f} ± {sd:.2f})" for group, m, sd in spreads]
-        lines.append([f"{title}, mean", accuracy(groups[0], part), *cells[1:]])
-        gains = [gain(group, groups[0], part) for group in groups]
-        lines.append([f"{title}, mean gain [95 %]", *gains])
-    return aligned(("", *names), lines)
-
-
-def grid(name: str, alphas: Sequence[str], temperatures: Sequence[str]) -> str:
-    """Best validation accuracy and lowest validation loss of seed 0 by α and T, where tried."""
-    show = "{best_val_accuracy:.2%}, {best_val_loss:.3f}".format_map
-    lines = []
-    for alpha in alphas:
-        runs = [kept().get(f"{PHOTOS}{name}-a{alpha}-T{t}-seed0") for t in temperatures]
-        lines.append([f"α {alpha}", *(show(run["table"]) if run else "" for run in runs)])
-    return aligned(("", *(f"T {temperature}" for temperature in temperatures)), lines)
-
-
-def cost() -> str:
-    """What all kept runs took, by network and schedule."""
-    kinds: dict[str, list[float]] = {}
-    for run in kept().values():
-        teacher = f" with {run['teacher']['arch']} as teacher" if "teacher" in run else ""
-        kind = f"{run['model']}{teacher}, {run['epochs']} epoch{'s' * (run['epochs'] > 1)}"
-        kinds.setdefault(kind, []).append(run["seconds"] / 60)
-    lines = [
-        [kind, str(len(minutes)), f"{statistics.median(minutes):.1f}", f"{sum(minutes) / 60:.1f}"]
-        for kind, minutes in sorted(kinds.items())
-    ]
-    hours = sum(map(sum, kinds.values())) / 60
-    lines.append(["together", str(len(kept())), "", f"{hours:.1f}"])
-    return aligned(("", "Runs", "Minutes a run", "Hours"), lines)
+    return rows_of({title: runs_of(*names) for title, names in pairs.items()}, columns)
 
 
 def basic(experiment: str) -> Columns:
@@ -226,29 +183,15 @@ def tables() -> dict[str, str]:
     made = {
         "main": rows_of(students(), DISTILLED),
         "short": short(),
-        "controls": compared(CONTROLS, "resnet18"),
-        "methods": compared(methods, methods["kd"]),
+        "controls": compared({title: (name, "resnet18") for title, name in CONTROLS.items()}),
+        "methods": compared({title: (name, methods["kd"]) for title, name in methods.items()}),
         "causes": rows_of({title: seeds(name) for title, name in causes.items()}, DISTILLED),
-        "alpha and temperature": grid(
-            "resnet18-from-resnet18.patient-kd", ("0.7", "0.9", "1"), ("2", "4")
+        "alpha and temperature": compared(
+            {f"α {alpha}, T {t}": (f"resnet18-from-resnet18.patient-kd-a{alpha}-T{t}", "resnet18")
+             for alpha, t in (("0.7", 2), ("0.9", 2), ("0.9", 4), ("1", 2), ("1", 4))}
         ),
-        "splits": over_splits({
-            "alone, 15 epochs": "resnet18",
-            "23 epochs": "resnet18-23epochs",
-            "label smoothing 0.1": "resnet18-smooth",
-            "taught by ResNet18 of 60": OF_15,
-        }),
-        "splits of 60 epochs": over_splits({
-            "alone, 60 epochs": "resnet18-patient",
-            "taught by that for 60 epochs": OF_60,
-        }),
-        "differences": differences({
-            "taught by ResNet18 of 60, 15 epochs − alone, 23 epochs": (OF_15, "resnet18-23epochs"),
-            "teacher of 60 epochs − its student of 15": ("resnet18-patient", OF_15),
-            "its student of 60 epochs − its student of 15": (OF_60, OF_15),
-        }),
+        "splits": compared(SPLITS, on_splits),
         "folds": pooled({"ResNet18, 15 epochs": on_folds("resnet18")}),
-        "cost": cost(),
     }  # fmt: skip
     for name, (teacher, student) in EXPERIMENTS.items():
         made |= {

@@ -40,9 +40,10 @@ def keep(output: Path) -> int:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         result["history"] = {key: [round(float(row[key]), 5) for row in rows] for key in CURVES}
-        for part in [result["val"], result["test"], result.get("teacher", {})]:
-            for unused in ("recall", "val", "test"):
-                part.pop(unused, None)
+        teacher = result.get("teacher", {})
+        for part in (result["val"], teacher.get("val", {}), teacher.get("test", {})):
+            part.pop("confusion", None)
+        teacher.get("val", {}).pop("wrong", None)
     results = kept() | {result["run"]: result for result in found}
     atomic_write(FILE, "".join(json.dumps(results[name]) + "\n" for name in sorted(results)))
     kept.cache_clear()
@@ -69,10 +70,10 @@ def together(*names: str) -> list[list[Result]]:
     return [[run for run in group if run["seed"] in shared] for group in groups]
 
 
-def on_splits(name: str) -> list[Result]:
-    """One run for each of six splits, with the seed of the same number."""
+def on_splits(*names: str) -> list[list[Result]]:
+    """The runs of each name on six splits, with the seed of the same number."""
     endings = ["-seed0", *(f"-split{split}-seed{split}" for split in range(1, 6))]
-    return [kept()[PHOTOS + name + ending] for ending in endings]
+    return [[kept()[PHOTOS + name + ending] for ending in endings] for name in names]
 
 
 def on_folds(name: str) -> list[Result]:
