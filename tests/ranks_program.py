@@ -1,4 +1,4 @@
-"""What test_ranks.py runs in one process and in two: the same training, step and numbers.
+"""What test_ranks.py runs in one process and in two: the same steps, the same training.
 
     python -m tests.ranks_program FOLDER
     torchrun --nproc-per-node=2 -m tests.ranks_program FOLDER
@@ -8,24 +8,25 @@ statistics of half a batch are others.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from config import METHODS, Config
-from data.batches import EvalBatches, Normalise, TrainBatches
+from config import Config, KDConfig
 from models.factory import create_model
+from tests.toys import CLASSES, CPU, train_batches, val_batches
 from utils import ranks
-from utils.distillation import Distillation, Lesson
-from utils.engine import CrossEntropy, Hardware, Objective, Training, fit, make_optimizer
+from utils.device import Device
+from utils.distillation import METHODS, Distillation
+from utils.engine import CrossEntropy, Objective, Training, fit
 
-CPU = torch.device("cpu")
-CLASSES, SIDE, BATCH = 5, 32, 8
-CONFIG = Config(epochs=2, batch_size=BATCH, optimizer="sgd", lr=0.01, clip_norm=1.0, mixup=0.4)
+CONFIG = Config(
+    image_size=32, epochs=2, batch_size=8, optimizer="sgd", lr=0.01, clip_norm=1.0, mixup=0.4
+)
 
 
 def frozen(module: nn.Module) -> nn.Module:
@@ -38,75 +39,41 @@ def frozen(module: nn.Module) -> nn.Module:
     return module
 
 
-def new_objective(method: str) -> Objective:
-    if method == "none":
-        return CrossEntropy()
-    teacher = create_model("resnet18", CLASSES, pretrained=False, seed=1)
-    lesson = Lesson(method, 0.7, 4.0, METHODS[method])
-    return Distillation(
-        lesson, "resnet18", "resnet18", teacher, label_smoothing=0.0, seed=0, device=CPU
-    )
-
-
 def new_training(method: str) -> Training:
-    model = frozen(create_model("resnet18", CLASSES, pretrained=False, seed=0))
-    objective = new_objective(method)
-    return Training(model, objective, make_optimizer(model, objective.own, CONFIG))
+    """A student of this method or, for "none", a baseline."""
+    models = [create_model("resnet18", CLASSES, pretrained=False, seed=seed) for seed in (0, 1)]
+    objective: Objective = CrossEntropy()
+    if method != "none":
+        kd = KDConfig(method=method, weight=METHODS[method].weight)
+        objective = Distillation(replace(CONFIG, kd=kd), "resnet18", models[1], CPU)
+    return Training(frozen(models[0]), objective, CONFIG, Device(CPU))
 
 
-def gradients(method: str) -> dict[str, torch.Tensor]:
-    """Of one batch, by the names of the learner's parameters."""
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(BATCH, 3, SIDE, SIDE, generator=draw)
-    labels = torch.randint(CLASSES, (BATCH,), generator=draw)
+def gradients(method: str) -> dict[str, Any]:
+    """Of the first batch, by the names of the parameters."""
+    config = CONFIG
+    if method != "none" and METHODS[method].hard_labels:
+        config = replace(CONFIG, mixup=0.0)
+    batches = train_batches(config, 26, ranks.shard(CONFIG.batch_size))
     training = new_training(method)
-    training.model.train()
-    mine = ranks.share(BATCH)
-    loss, _, _ = training.learner(images[mine], labels[mine])
-    loss.backward()
-    return {
-        f"{of}.{name}": parameter.grad
-        for of, module in (("model", training.model), ("own", training.objective.own))
-        for name, parameter in module.named_parameters()
-        if parameter.grad is not None
-    }
+    training.module(*next(batches.epoch(1)))[0].backward()
+    modules = nn.ModuleDict({"model": training.model, "adapters": training.objective.adapters})
+    return {name: p.grad for name, p in modules.named_parameters() if p.grad is not None}
 
 
 def trained() -> dict[str, Any]:
-    """Weights and history after two epochs on photos whose numbers two do not divide."""
-    draw = np.random.default_rng(0)
-    pixels = torch.from_numpy(draw.integers(0, 256, (43, SIDE, SIDE, 3), dtype=np.uint8))
-    labels = draw.integers(0, CLASSES, 43)
-    normalise = Normalise((0.5,) * 3, (0.25,) * 3, CPU)
-    train = TrainBatches(
-        pixels, np.arange(26), labels[:26], classes=CLASSES, size_in=lambda _: SIDE,
-        batch_size=BATCH, seed=0, crop_scale=0.35, mixup=CONFIG.mixup, normalise=normalise,
-        device=CPU, share=ranks.share(BATCH),
-    )  # fmt: skip
-    mine = ranks.share(17)
-    val = EvalBatches(
-        pixels, np.arange(26, 43)[mine], labels[26:][mine], size=SIDE, batch_size=4,
-        normalise=normalise, device=CPU,
-    )  # fmt: skip
-    training = new_training("fitnet")
-    saved: list[int] = []
-    fit(
-        training, train, val, CONFIG, Hardware(CPU, bf16=False), seed=0,
-        after_epoch=lambda training: saved.append(len(training.history)),
-    )  # fmt: skip
-    weights = training.model.state_dict() | training.objective.own.state_dict()
+    """Weights and history after two epochs on photos whose numbers two does not divide."""
+    training, saved = new_training("fitnet"), list[int]()
+    train = train_batches(CONFIG, 27, ranks.shard(CONFIG.batch_size))
+    val = val_batches(CONFIG, 17, ranks.shard(17))
+    fit(training, train, val, lambda training: saved.append(len(training.history)))
+    weights = training.model.state_dict() | training.objective.adapters.state_dict()
     return {"weights": weights, "history": training.history, "saved": saved}
 
 
-def main(folder: Path) -> None:
-    with ranks.joined():
-        content = {method: gradients(method) for method in ("none", *METHODS)}
-        torch.save(
-            {"gradients": content, **trained()},
-            folder / f"rank{ranks.rank()}of{ranks.count()}.pt",
-        )
-        print("written")
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with ranks.init_distributed():
+        content = {method: gradients(method) for method in ("none", *METHODS)}
+        file = Path(sys.argv[1]) / f"rank{ranks.rank()}of{ranks.count()}.pt"
+        torch.save({"gradients": content, **trained()}, file)
+        print("written")

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from config import MODELS, Config, KDConfig, UserError
 from models.factory import create_model
 from models.features import feature_channels
-from tests.toys import CLASSES, CPU, train_batches, val_batches
+from tests.toys import CLASSES, CPU, tensors, train_batches, val_batches
 from utils import losses
 from utils.device import Device
 from utils.distillation import METHODS, Distillation, Method, check_method
@@ -169,14 +169,6 @@ def test_alpha_and_weight_zero_are_the_baseline_to_the_bit(method):
         gradients = torch.autograd.grad(loss, list(student.parameters()))
         found.append([loss, logits, parts["ce"], *gradients])
     assert all(map(torch.equal, *found))
-
-
-def tensors(state: Any) -> list[Tensor]:
-    if isinstance(state, dict):
-        state = list(state.values())
-    if isinstance(state, list):
-        return [tensor for item in state for tensor in tensors(item)]
-    return [state] if isinstance(state, Tensor) else []
 
 
 @pytest.fixture(scope="module", params=METHODS)

@@ -4,8 +4,8 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,38 +15,23 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import data.batches
-from config import METHODS, Config
-from data.batches import (
-    EvalBatches,
-    Normalise,
-    TrainBatches,
-    crops_as_products,
-    growing_side,
-    place,
-)
-from models.factory import create_model, to_device
+from config import ROOT, Config, KDConfig
+from data.batches import MEAN, STD, EvalBatches, TrainBatches, crops_as_products, to_device
+from models.factory import channels_last, create_model
 from tests.photo_folders import make_photos
-from utils.distillation import Distillation, Lesson
-from utils.engine import (
-    CrossEntropy,
-    Hardware,
-    Objective,
-    Training,
-    fit,
-    make_optimizer,
-    predict,
-    set_rate,
-)
+from utils.device import Device
+from utils.distillation import METHODS, Distillation
+from utils.engine import CrossEntropy, Objective, Training, fit, make_optimizer, predict, set_rate
 from utils.graphs import GraphedStep, keep_rates_on_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-ROOT = Path(__file__).parents[1]
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 PHOTOS, SIDE, CLASSES = 53, 64, 4
-LABELS = np.arange(PHOTOS) * 7 % CLASSES
-EPOCHS = 3
 # SGD, since Adam makes rounding errors as large as gradients, and slow, since they grow with steps.
-CONFIG = Config(epochs=EPOCHS, batch_size=8, optimizer="sgd", lr=0.002, clip_norm=1.0)
+CONFIG = Config(
+    image_size=SIDE, epochs=3, batch_size=8, optimizer="sgd", lr=0.002, clip_norm=1.0,
+    label_smoothing=0.1,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -60,61 +45,55 @@ def _repeatable(monkeypatch):
     torch.set_float32_matmul_precision(before)
 
 
-def pixels() -> np.ndarray:
-    """Photos of coarse blocks, whose colour tells the class."""
-    draw = np.random.default_rng(0)
-    blocks = draw.integers(0, 200, (PHOTOS, 8, 8, 3)).repeat(8, 1).repeat(8, 2)
-    blocks[np.arange(PHOTOS), :, :, LABELS % 3] += 55
-    return blocks.astype(np.uint8)
+def photos(count: int = PHOTOS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels, rows and labels of photos of coarse blocks, whose colour tells the class."""
+    draw, labels = np.random.default_rng(0), np.arange(count) * 7 % CLASSES
+    blocks = draw.integers(0, 200, (count, 8, 8, 3)).repeat(8, 1).repeat(8, 2)
+    blocks[np.arange(count), :, :, labels % 3] += 55
+    return blocks.astype(np.uint8), np.arange(count), labels
 
 
-def train_batches(
-    device: torch.device, where: str = "auto", first: float = 1.0, mixup: float = 0.0
-) -> TrainBatches:
-    return TrainBatches(
-        place(pixels(), device, where), np.arange(PHOTOS), LABELS, classes=CLASSES,
-        size_in=partial(growing_side, epochs=EPOCHS, side=SIDE, first=first), batch_size=8, seed=0,
-        crop_scale=0.35, mixup=mixup, normalise=Normalise((0.5,) * 3, (0.25,) * 3, device),
-        device=device,
-    )  # fmt: skip
+def train_batches(config: Config, device: torch.device, where: str = "auto") -> TrainBatches:
+    pixels, rows, labels = photos()
+    return TrainBatches(to_device(pixels, device, where), rows, labels, CLASSES, config, device)
 
 
-def val_batches(device: torch.device, where: str = "auto") -> EvalBatches:
-    """Seven batches, the last of five photos."""
-    return EvalBatches(
-        place(pixels(), device, where), np.arange(PHOTOS), LABELS, size=SIDE, batch_size=8,
-        normalise=Normalise((0.5,) * 3, (0.25,) * 3, device), device=device,
-    )  # fmt: skip
+def val_batches(count: int, device: torch.device) -> EvalBatches:
+    pixels, rows, labels = photos(count)
+    return EvalBatches(to_device(pixels, device, "auto"), rows, labels, SIDE, device)
 
 
 def network(seed: int, device: torch.device = GPU) -> nn.Module:
-    return to_device(create_model("resnet18", CLASSES, pretrained=False, seed=seed), device)
+    return channels_last(create_model("resnet18", CLASSES, pretrained=False, seed=seed), device)
 
 
-def start(method: str, config: Config = CONFIG, model: nn.Module | None = None) -> Training:
-    """A student of this method, or for "none" a baseline."""
-    objective: Objective = CrossEntropy(0.1)
-    if method != "none":
-        objective = Distillation(
-            Lesson(method, 0.7, 2.0, METHODS[method]), "resnet18", "resnet18", network(7),
-            label_smoothing=0.1, seed=0, device=GPU,
-        )  # fmt: skip
-    model = model or network(1)
-    return Training(model, objective, make_optimizer(model, objective.own, config))
-
-
-def train(
-    training: Training, graphs: bool, bf16: bool = False, config: Config = CONFIG, first: float = 1
+def start(
+    method: str, device: Device, config: Config = CONFIG, model: nn.Module | None = None
 ) -> Training:
+    """A student of this method or, for "none", a baseline."""
+    objective: Objective = CrossEntropy(config.label_smoothing)
+    if method != "none":
+        kd = KDConfig(method=method, weight=METHODS[method].weight)
+        objective = Distillation(replace(config, kd=kd), "resnet18", network(7), GPU)
+    return Training(model or network(1), objective, config, device)
+
+
+def train(training: Training, after_epoch=lambda _: None) -> Training:
     """The training run at its end; its step was recorded if it was to be."""
-    hardware = Hardware(GPU, bf16, graphs)
     keep_rates_on_device(training.optimizer)  # in float32, as in a recorded step
-    fit(
-        training, train_batches(GPU, first=first), val_batches(GPU), config, hardware, seed=0,
-        after_epoch=lambda _: None,
-    )  # fmt: skip
-    assert (getattr(training.step, "recorded", None) is not None) == graphs
+    fit(training, train_batches(training.config, GPU), val_batches(PHOTOS, GPU), after_epoch)
+    recorded = getattr(training.step, "recorded", None)
+    assert (recorded is not None) == (training.device.graphs and not is_eager(training))
     return training
+
+
+def is_eager(training: Training) -> bool:
+    return bool(getattr(training.step, "eager", False))
+
+
+def both_ways(method: str, bf16: bool = False, config: Config = CONFIG) -> list[Training]:
+    """The same run kernel by kernel, and recorded."""
+    return [train(start(method, Device(GPU, bf16, graphs), config)) for graphs in (False, True)]
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -127,7 +106,7 @@ def assert_alike(first: Training, second: Training) -> None:
     moved = (weights(first.model) - weights(network(1))).norm()
     assert moved > 0
     assert (weights(first.model) - weights(second.model)).norm() < 0.05 * moved
-    assert len(first.history) == len(second.history) == EPOCHS
+    assert len(first.history) == len(second.history) == CONFIG.epochs
     for one, other in zip(first.history, second.history, strict=True):
         for name in ("loss/train", "ce/train", "loss/val"):
             assert one[name] == pytest.approx(other[name], rel=0.05), name
@@ -136,38 +115,33 @@ def assert_alike(first: Training, second: Training) -> None:
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize("method", ["none", *METHODS])
 def test_replayed_steps_train_as_single_kernels_do(method, bf16):
-    eager, replayed = (train(start(method), graphs, bf16) for graphs in (False, True))
+    eager, replayed = both_ways(method, bf16)
     assert eager.history[-1]["loss/train"] < eager.history[0]["loss/train"]
     assert_alike(eager, replayed)
 
 
 def test_images_that_grow_are_recorded_anew():
-    eager, replayed = (train(start("none"), graphs, first=0.5) for graphs in (False, True))
-    assert_alike(eager, replayed)
+    assert_alike(*both_ways("none", config=replace(CONFIG, grow_from=0.5)))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_resumed_run_goes_on_as_the_whole_one(optimizer):
-    config = Config(epochs=EPOCHS, batch_size=8, optimizer=optimizer, lr=0.001)
-    file = io.BytesIO()
-    whole = start("fitnet", config)
-    hardware = Hardware(GPU, bf16=False, graphs=True)
-    fit(
-        whole, train_batches(GPU), val_batches(GPU), config, hardware, seed=0,
-        after_epoch=lambda now: torch.save(now.state(), file) if len(now.history) == 1 else None,
-    )  # fmt: skip
+def test_a_resumed_run_continues_as_the_whole_one(optimizer):
+    config = replace(CONFIG, optimizer=optimizer, lr=0.001, clip_norm=0.0)
+    device, file = Device(GPU, graphs=True), io.BytesIO()
+    whole = train(
+        start("fitnet", device, config),
+        lambda now: torch.save(now.state(), file) if len(now.history) == 1 else None,
+    )
     file.seek(0)
-    again = start("fitnet", config, network(9))
+    again = start("fitnet", device, config, network(9))
     again.load_state(torch.load(file, map_location="cpu", weights_only=True))
     assert len(again.history) == 1
-    assert_alike(whole, train(again, graphs=True, config=config))
+    assert_alike(whole, train(again))
 
 
 def test_a_finished_run_leaves_the_gpu_to_the_next():
     def memory_after_a_run() -> int:
-        training = start("kd")
-        train(training, graphs=True)
-        del training
+        train(start("kd", Device(GPU, graphs=True)))
         return torch.cuda.memory_allocated()
 
     # Weights of student and teacher, and momenta, are 134 MB.
@@ -181,7 +155,7 @@ def test_two_recorded_steps_of_one_optimizer_alternate():
     ends = []
     for graphs in (False, True):
         model = network(3)
-        optimizer = make_optimizer(model, nn.ModuleDict(), CONFIG)
+        optimizer = make_optimizer(model, CONFIG)
         keep_rates_on_device(optimizer)
 
         def step(
@@ -199,8 +173,7 @@ def test_two_recorded_steps_of_one_optimizer_alternate():
             steps = [GraphedStep(one, optimizer) for one in steps]
         for number in range(16):
             set_rate(optimizer, 0.01 / (1 + number))
-            loss = steps[number % 2](images, labels)["loss"]
-            assert loss.isfinite()
+            assert steps[number % 2](images, labels)["loss"].isfinite()
         ends.append(model.state_dict()["fc.weight"])
     torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
 
@@ -218,50 +191,42 @@ class Reading(nn.Module):
 
 
 def test_a_step_that_reads_a_value_back_runs_eagerly_and_says_so(capsys):
-    plain = train(start("none"), graphs=False)
-    training = start("none", model=Reading())
-    hardware = Hardware(GPU, bf16=False, graphs=True)
-    fit(
-        training, train_batches(GPU), val_batches(GPU), CONFIG, hardware, seed=0,
-        after_epoch=lambda _: None,
-    )  # fmt: skip
+    reading = train(start("none", Device(GPU, graphs=True), model=Reading()))
+    assert is_eager(reading)
     assert capsys.readouterr().out.count("runs eagerly") == 1
-    assert_alike(plain, training)
+    assert_alike(train(start("none", Device(GPU))), reading)
 
 
 def test_validation_counts_an_odd_last_batch():
-    logits, labels = predict(network(1), val_batches(GPU), Hardware(GPU, bf16=False))
-    expected, _ = predict(network(1, CPU), val_batches(CPU), Hardware(CPU, bf16=False))
-    assert labels.tolist() == LABELS.tolist()
+    logits, labels = predict(network(1), val_batches(200, GPU), Device(GPU))
+    expected, _ = predict(network(1, CPU), val_batches(200, CPU), Device(CPU))
+    assert labels.tolist() == photos(200)[2].tolist()
     torch.testing.assert_close(logits, expected, atol=0.02, rtol=0.02)
 
 
-def levels(batches: TrainBatches) -> tuple[Tensor, Tensor]:
-    """All images of an epoch as grey levels, and the labels, on the CPU."""
-    pairs = list(batches.epoch(1))
-    assert all(tensor.device.type == batches.device.type for pair in pairs for tensor in pair)
+def grey_levels(device: torch.device, where: str = "auto") -> tuple[Tensor, Tensor]:
+    """All images of an epoch before they were normalised, and the labels, on the CPU."""
+    pairs = list(train_batches(replace(CONFIG, mixup=0.3), device, where).epoch(1))
+    assert all(tensor.device.type == device.type for pair in pairs for tensor in pair)
     images, labels = (torch.cat(column).cpu() for column in zip(*pairs, strict=True))
-    return (images * 0.25 + 0.5) * 255, labels
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (images * std + mean) * 255, labels
 
 
 @pytest.mark.parametrize("where", ["auto", "device", "host"])
 def test_batches_are_those_of_the_cpu(where, monkeypatch):
     """The CPU's way rounds to grey levels twice, the GPU's does not at all."""
-    images, labels = levels(train_batches(GPU, where, mixup=0.3))
-    expected, same_labels = levels(train_batches(CPU, mixup=0.3))
+    images, labels = grey_levels(GPU, where)
+    expected, same_labels = grey_levels(CPU)
     torch.testing.assert_close(images, expected, atol=1.01, rtol=0)
     torch.testing.assert_close(labels, same_labels)
     monkeypatch.setattr(data.batches, "crops_one_by_one", crops_as_products)
-    exact, _ = levels(train_batches(CPU, mixup=0.3))
-    torch.testing.assert_close(images, exact, atol=0.3, rtol=0)
+    torch.testing.assert_close(images, grey_levels(CPU)[0], atol=0.3, rtol=0)
 
 
 def test_photos_on_the_host_give_the_very_batches_of_those_on_the_device():
-    for device, host in zip(
-        train_batches(GPU, "device").epoch(2), train_batches(GPU, "host").epoch(2), strict=True
-    ):
-        assert torch.equal(device[0], host[0])
-        assert torch.equal(device[1], host[1])
+    for one, other in zip(grey_levels(GPU, "device"), grey_levels(GPU, "host"), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("flags", [(), ("--eager",)], ids=["graphs", "eager"])
