@@ -12,48 +12,36 @@ student, and the difference that the teacher made.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from config import Config, UserError, parse
-from data.dataset import Dataset, describe, load_datasets
-from models.checkpoint import load_classifier, weights_digest
-from models.factory import check_models
-from utils import ranks
-from utils.device import Device, find_device
-from utils.distillation import METHODS, Distillation, check_method
+from config import UserError, parse
+from utils.distillation import METHODS, Distillation
 from utils.engine import CrossEntropy
 from utils.report import comparison
-from utils.runs import Run, Teacher, finished, lock_runs, train_and_test
-from utils.script import ETA, print_paths, run_script
-from utils.teacher import check_teacher, load_teacher
+from utils.runs import Run, Teacher, finished, lock_runs, prepare, train_and_test
+from utils.script import ETA, describe, print_paths, run_script
+from utils.teacher import check_teachers, described, load_teacher, named, teacher_of, with_teacher
 
 Result = dict[str, Any]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train the baselines that are missing, distil every student, and compare."""
-    described.cache_clear()  # a checkpoint may be another one by now
-    configs = with_architecture(parse(arguments, __doc__, METHODS))
-    device = find_device(configs[0])
-    check_models({m for c in configs if c.kd for m in (c.model, c.kd.teacher) if m}, configs[0])
-    datasets = load_datasets(configs, device.device, ranks.count())
-    students = [plan_student(config, datasets[config.fold], device) for config in configs]
-    teachers = [teacher_run(student) for student in students]
-    check_teachers(students, teachers)
-    # What is trained here where it is missing: baselines, and teachers of no other recipe.
-    own = [] if students[0].kd.teacher_tag else filter(None, teachers)
+    configs = with_teacher(parse(arguments, __doc__, METHODS))
+    students = [named(run) for run in prepare(configs)]
+    teachers = [teacher_of(student) for student in students]
     baselines = [student.baseline for student in students]
-    needed = list(dict.fromkeys([*own, *baselines]))
+    check_teachers(students, teachers)
     # Finished ones are read now: another process may train them again meanwhile.
     kept = [run for run in dict.fromkeys([*filter(None, teachers), *baselines]) if run.finished]
     results = {run.name: run.result() for run in kept}
+    # What is trained here where it is missing: baselines, and teachers of no other recipe.
+    own = [] if students[0].kd.teacher_tag else filter(None, teachers)
+    needed = list(dict.fromkeys([*own, *baselines]))
     loaded: dict[Path, Teacher] = {}  # the last one
     with lock_runs(students, needed):
-        describe(configs, datasets)
-        print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
+        describe(students)
         eta = ETA([*needed, *students])
         for run in kept:
             print(f"{run.name}: finished before, kept")
@@ -65,79 +53,6 @@ def main(arguments: Sequence[str]) -> None:
             results[student.name] = eta.done(student, distil(student, teacher, results, loaded))
     print(comparison(list(results.values())))
     print_paths(configs[0].output)
-
-
-@cache
-def described(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself, and the digest of its weights."""
-    model, description = load_classifier(checkpoint)
-    return description | {"digest": weights_digest(model)}
-
-
-def with_architecture(configs: list[Config]) -> list[Config]:
-    """The configurations with the architecture of their --teacher-checkpoint, if they have one.
-
-    Raises UserError when it is no checkpoint, or not of the --teacher that was asked for.
-    """
-    kd = configs[0].kd
-    if kd is None or kd.teacher_checkpoint is None:
-        return configs
-    arch = described(kd.teacher_checkpoint)["arch"]
-    if kd.teacher not in (None, arch):
-        raise UserError(f"--teacher {kd.teacher}: {kd.teacher_checkpoint} is a {arch}; omit it")
-    return [replace(c, kd=replace(c.kd, teacher=arch)) for c in configs if c.kd]
-
-
-def plan_student(config: Config, data: Dataset, device: Device) -> Run:
-    """The student's run; its name says which teacher it has."""
-    check_method(config, len(data.classes))
-    student = Run(config, data, device)
-    teacher = str(student.kd.teacher)
-    if student.kd.teacher_checkpoint:
-        teacher += f".{described(student.kd.teacher_checkpoint)['digest'][:8]}"
-    if student.kd.teacher_tag:
-        teacher += f".{student.kd.teacher_tag}"
-    return replace(student, teacher=teacher)
-
-
-def teacher_run(student: Run) -> Run | None:
-    """The teacher of the student's fold and seed; None of a --teacher-checkpoint."""
-    kd, baseline = student.kd, student.baseline
-    if kd.teacher_checkpoint or kd.teacher is None:
-        return None
-    config = replace(baseline.config, model=kd.teacher)
-    if kd.teacher_tag is None:
-        return replace(baseline, config=config)
-    # Its recipe may be another one, pretrained or not.
-    runs = [
-        replace(baseline, config=replace(config, tag=kd.teacher_tag, pretrained=pretrained))
-        for pretrained in (config.pretrained, not config.pretrained)
-    ]
-    return next((run for run in runs if run.finished), runs[0])
-
-
-def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> None:
-    """Raise UserError, before anything is trained, for teachers that are missing or do not fit."""
-    recipes: dict[str, str] = {}
-    for student, teacher in zip(students, teachers, strict=True):
-        path, tag = student.kd.teacher_checkpoint, student.kd.teacher_tag
-        if teacher and tag and not teacher.finished:
-            raise UserError(
-                f"--teacher-tag {tag}: there is no finished run {teacher.name}; first train it, on "
-                f"the same photos: train.py --models {student.kd.teacher} --tag {tag}"
-            )
-        if teacher and teacher.finished and not teacher.best.exists():
-            raise UserError(f"{teacher.best} is gone: train the teacher again with train.py")
-        if teacher and tag:
-            path = teacher.best
-            recipes.setdefault(str(teacher.result()["recipe"]), teacher.name)
-        if path:
-            check_teacher(path, described(path), student)
-    if len(recipes) > 1:  # over seeds, they would be averaged as one
-        raise UserError(
-            f"--teacher-tag {tag}: {' and '.join(recipes.values())} were trained by different "
-            "recipes; give one of them another tag"
-        )
 
 
 def train_baseline(run: Run) -> Result:

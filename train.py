@@ -13,26 +13,18 @@ import sys
 from collections.abc import Sequence
 
 from config import parse
-from data.dataset import describe, load_datasets
-from models.factory import check_models
-from utils import ranks
-from utils.device import find_device
 from utils.engine import CrossEntropy
 from utils.report import section
-from utils.runs import Run, finished, lock_runs, train_and_test
-from utils.script import ETA, print_paths, run_script
+from utils.runs import finished, lock_runs, prepare, train_and_test
+from utils.script import ETA, describe, print_paths, run_script
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train every model for every fold and seed, and print what came out."""
     configs = parse(arguments, __doc__)
-    device = find_device(configs[0])
-    check_models({config.model for config in configs}, configs[0])
-    datasets = load_datasets(configs, device.device, ranks.count())
-    runs = [Run(config, datasets[config.fold], device) for config in configs]
+    runs = prepare(configs)
     with lock_runs(runs):
-        describe(configs, datasets)
-        print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
+        describe(runs)
         eta, results = ETA(runs), []
         for run in runs:
             if run.finished:

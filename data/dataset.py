@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from config import Config, UserError
-from data.batches import EvalBatches, TrainBatches, cached_side, to_device
+from data.batches import cached_side, to_device
 from data.cache import Decoded, decode_photos
 from data.photos import find_photos
 from data.split import PARTS, Split, split_photos
@@ -39,22 +39,6 @@ class Dataset:
         """Rows of the pixels and class numbers of the photos of `train`, `val` or `test`."""
         chosen = self.split.indices(part)
         return self.decoded.rows[chosen], self.decoded.photos.labels[chosen]
-
-    def train_batches(
-        self, config: Config, device: torch.device, shard: slice, steps: int | None = None
-    ) -> TrainBatches:
-        """The training photos of a run, or as many of them as make an epoch of `steps` steps."""
-        rows, labels = self.rows_and_labels("train")
-        photos = len(rows) if steps is None else steps * config.batch_size
-        kept = rows[:photos], labels[:photos]
-        return TrainBatches(self.pixels, *kept, len(self.classes), config, device, shard)
-
-    def eval_batches(
-        self, part: str, config: Config, device: torch.device, shard: slice
-    ) -> EvalBatches:
-        """The photos of `val` or `test`, or a shard of them."""
-        rows, labels = (whole[shard] for whole in self.rows_and_labels(part))
-        return EvalBatches(self.pixels, rows, labels, config.image_size, device)
 
 
 def load_datasets(
@@ -113,32 +97,3 @@ def load_datasets(
     if min(smallest.values()) < ranks:
         raise UserError(f"there are more ranks, {ranks}, than photos to validate or test")
     return datasets
-
-
-def describe(configs: Sequence[Config], datasets: dict[int | None, Dataset]) -> None:
-    """Print which photos are used and what was found wrong with them."""
-    config, dataset = configs[0], next(iter(datasets.values()))
-    fold = ""
-    if config.folds:
-        fold = f"{len(datasets)} of {config.folds} folds; in fold {config.fold}: "
-    print(
-        f"photos   {dataset.name}: {len(dataset.decoded.photos):,} in {len(dataset.classes)} "
-        f"classes, {fold}"
-        + ", ".join(f"{part} {count:,}" for part, count in dataset.counts.items())
-        + f"; split {dataset.split.hash}"
-    )
-    if config.data == "sample":
-        print(
-            "NOTE     synthetic weather: these numbers show that the code works and say nothing\n"
-            "         about photos; --data FOLDER uses yours, python -m data.download fetches some"
-        )
-    unreadable = dataset.decoded.unreadable
-    if unreadable:
-        print(f"WARNING  {len(unreadable)} files cannot be read and are skipped:")
-        for path, reason in unreadable[:5]:
-            print(f"         {path!r}: {reason}")
-        if len(unreadable) > 5:
-            listed = config.output / "results" / "<run>" / "unreadable.csv"
-            print(f"         and {len(unreadable) - 5} more; a run lists all in {listed}")
-    for note in dataset.split.notes:
-        print(f"         {note}")

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from config import Config, KDConfig, UserError
 from data.batches import MEAN, STD, EvalBatches, TrainBatches
-from data.dataset import Dataset
+from data.dataset import Dataset, load_datasets
 from data.files import atomic_write, csv_text, lock
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
-from models.factory import channels_last, create_model
+from models.factory import channels_last, check_models, create_model
 from utils import ranks
-from utils.device import Device
+from utils.device import Device, find_device
 from utils.engine import Objective, Row, Training, fit, predict, validation_rank
 from utils.metrics import agreement, measure
 from utils.report import read_result
@@ -128,20 +128,44 @@ class Run:
         """The content of a finished run's result.json."""
         return read_result(self.results / "result.json")
 
-    def train_batches(self) -> TrainBatches:
-        """The training photos, or this rank's shard of each batch."""
-        shard = ranks.shard(self.config.batch_size)
-        return self.data.train_batches(self.config, self.device.device, shard)
+    def train_batches(self, steps: int | None = None) -> TrainBatches:
+        """The training photos, or as many as make an epoch of `steps` steps; of each batch this
+        rank's shard."""
+        rows, labels = self.data.rows_and_labels("train")
+        photos = len(rows) if steps is None else steps * self.config.batch_size
+        return TrainBatches(
+            self.data.pixels,
+            rows[:photos],
+            labels[:photos],
+            len(self.data.classes),
+            self.config,
+            self.device.device,
+            ranks.shard(self.config.batch_size),
+        )
 
     def eval_batches(self, part: str) -> EvalBatches:
         """The photos of `val` or `test`, or this rank's shard of them."""
         shard = ranks.shard(self.data.counts[part])
-        return self.data.eval_batches(part, self.config, self.device.device, shard)
+        rows, labels = (whole[shard] for whole in self.data.rows_and_labels(part))
+        size, device = self.config.image_size, self.device.device
+        return EvalBatches(self.data.pixels, rows, labels, size, device)
 
     def measure(self, model: nn.Module, part: str) -> tuple[dict[str, Any], Tensor, Tensor]:
         """A model's metrics on `val` or `test`, its logits and the labels."""
         logits, labels = predict(model, self.eval_batches(part), self.device)
         return measure(logits, labels, self.data.classes), logits, labels
+
+
+def prepare(configs: Sequence[Config]) -> list[Run]:
+    """A run for each configuration, with its photos, on its device.
+
+    Raises UserError, before anything is trained, for what cannot work.
+    """
+    device = find_device(configs[0])
+    models = {c.model for c in configs} | {c.kd.teacher for c in configs if c.kd and c.kd.teacher}
+    check_models(models, configs[0])
+    datasets = load_datasets(configs, device.device, ranks.count())
+    return [Run(config, datasets[config.fold], device) for config in configs]
 
 
 @dataclass(frozen=True)
@@ -264,7 +288,11 @@ def train_and_test(
         print(f"{run.name}: resumed after epoch {len(training.history)}")
     else:
         print(run.name)
-    with tracked(run, training.history) as tracker:
+    # All ranks train and measure; the first one writes.
+    tracking: AbstractContextManager[Tracker | None] = nullcontext()
+    if ranks.is_first():
+        tracking = Tracker(run.logs, training.history, flat(run.settings))
+    with tracking as tracker:
 
         def after_epoch(training: Training) -> None:
             state = training.state()
@@ -309,13 +337,6 @@ def finished(run: Run) -> dict[str, Any]:
     """The result of a run that was finished before, with a word to the user."""
     print(f"{run.name}: finished before, kept\n")
     return run.result()
-
-
-def tracked(run: Run, history: Sequence[Row]) -> AbstractContextManager[Tracker | None]:
-    """The run's curves; None on all ranks but the first."""
-    if ranks.is_first():
-        return Tracker(run.logs, history, flat(run.settings))
-    return nullcontext()
 
 
 def measure_run(

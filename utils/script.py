@@ -73,6 +73,37 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
+def describe(runs: Sequence[Run]) -> None:
+    """Print which photos and device are used, and what was found wrong with the photos."""
+    config, dataset, device = runs[0].config, runs[0].data, runs[0].device
+    fold = ""
+    if config.folds:
+        folds = len({run.config.fold for run in runs})
+        fold = f"{folds} of {config.folds} folds; in fold {config.fold}: "
+    print(
+        f"photos   {dataset.name}: {len(dataset.decoded.photos):,} in {len(dataset.classes)} "
+        f"classes, {fold}"
+        + ", ".join(f"{part} {count:,}" for part, count in dataset.counts.items())
+        + f"; split {dataset.split.hash}"
+    )
+    if config.data == "sample":
+        print(
+            "NOTE     synthetic weather: these numbers show that the code works and say nothing\n"
+            "         about photos; --data FOLDER uses yours, python -m data.download fetches some"
+        )
+    unreadable = dataset.decoded.unreadable
+    if unreadable:
+        print(f"WARNING  {len(unreadable)} files cannot be read and are skipped:")
+        for path, reason in unreadable[:5]:
+            print(f"         {path!r}: {reason}")
+        if len(unreadable) > 5:
+            listed = config.output / "results" / "<run>" / "unreadable.csv"
+            print(f"         and {len(unreadable) - 5} more; a run lists all in {listed}")
+    for note in dataset.split.notes:
+        print(f"         {note}")
+    print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
+
+
 def print_paths(output: Path) -> None:
     """Print where a command's results are and how to look at its curves."""
     for what in ("results", "checkpoints"):

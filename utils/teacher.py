@@ -1,14 +1,92 @@
-"""A teacher before it teaches: does it fit the photos, and how good is it?"""
+"""A teacher before it teaches: which one is it, does it fit the photos, and how good is it?"""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from config import UserError
+from config import Config, UserError
 from data.batches import MEAN, STD
 from data.dataset import Dataset
 from models.checkpoint import load_classifier, weights_digest
 from models.factory import channels_last
+from utils.distillation import check_method
 from utils.runs import Run, Teacher
+
+
+@cache
+def described(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, and the digest of its weights."""
+    model, description = load_classifier(checkpoint)
+    return description | {"digest": weights_digest(model)}
+
+
+def with_teacher(configs: list[Config]) -> list[Config]:
+    """The configurations with the architecture of their --teacher-checkpoint, if they have one.
+
+    Raises UserError when it is no checkpoint, or not of the --teacher that was asked for.
+    """
+    described.cache_clear()  # the file may be another one by now
+    kd = configs[0].kd
+    if kd is None or kd.teacher_checkpoint is None:
+        return configs
+    arch = described(kd.teacher_checkpoint)["arch"]
+    if kd.teacher not in (None, arch):
+        raise UserError(f"--teacher {kd.teacher}: {kd.teacher_checkpoint} is a {arch}; omit it")
+    return [replace(c, kd=replace(c.kd, teacher=arch)) for c in configs if c.kd]
+
+
+def named(student: Run) -> Run:
+    """The student's run, which names its teacher. Raises UserError for a method that does not fit
+    the photos or the recipe."""
+    check_method(student.config, len(student.data.classes))
+    teacher = str(student.kd.teacher)
+    if student.kd.teacher_checkpoint:
+        teacher += f".{described(student.kd.teacher_checkpoint)['digest'][:8]}"
+    if student.kd.teacher_tag:
+        teacher += f".{student.kd.teacher_tag}"
+    return replace(student, teacher=teacher)
+
+
+def teacher_of(student: Run) -> Run | None:
+    """The teacher's run of the student's fold and seed; None of a --teacher-checkpoint."""
+    kd, baseline = student.kd, student.baseline
+    if kd.teacher_checkpoint or kd.teacher is None:
+        return None
+    config = replace(baseline.config, model=kd.teacher)
+    if kd.teacher_tag is None:
+        return replace(baseline, config=config)
+    # Its recipe may be another one, pretrained or not.
+    runs = [
+        replace(baseline, config=replace(config, tag=kd.teacher_tag, pretrained=pretrained))
+        for pretrained in (config.pretrained, not config.pretrained)
+    ]
+    return next((run for run in runs if run.finished), runs[0])
+
+
+def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> None:
+    """Raise UserError, before anything is trained, for teachers that are missing or do not fit."""
+    recipes: dict[str, str] = {}
+    for student, teacher in zip(students, teachers, strict=True):
+        path, tag = student.kd.teacher_checkpoint, student.kd.teacher_tag
+        if teacher and tag and not teacher.finished:
+            raise UserError(
+                f"--teacher-tag {tag}: there is no finished run {teacher.name}; first train it, on "
+                f"the same photos: train.py --models {student.kd.teacher} --tag {tag}"
+            )
+        if teacher and teacher.finished and not teacher.best.exists():
+            raise UserError(f"{teacher.best} is gone: train the teacher again with train.py")
+        if teacher and tag:
+            path = teacher.best
+            recipes.setdefault(str(teacher.result()["recipe"]), teacher.name)
+        if path:
+            check_teacher(path, described(path), student)
+    if len(recipes) > 1:  # over seeds, they would be averaged as one
+        raise UserError(
+            f"--teacher-tag {tag}: {' and '.join(recipes.values())} were trained by different "
+            "recipes; give one of them another tag"
+        )
 
 
 def load_teacher(path: Path, student: Run) -> Teacher:
