@@ -268,10 +268,8 @@ def evaluate(
         for name, value in parts.items():
             sums[name] = sums.get(name, 0) + value * len(images)
     model.train(was_training)
-    logits, labels = torch.cat(all_logits).cpu(), batches.labels.cpu()
-    if len(logits) != len(labels):
-        raise RuntimeError(f"{len(logits)} photos were evaluated instead of {len(labels)}")
-    logits, labels = ranks.all_gather(logits), ranks.all_gather(labels)
+    logits = ranks.all_gather(torch.cat(all_logits).cpu())
+    labels = ranks.all_gather(batches.labels.cpu())
     means = {name: ranks.all_reduce(total).item() / len(logits) for name, total in sums.items()}
     return logits, labels, means
 
