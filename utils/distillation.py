@@ -156,7 +156,7 @@ class Distillation:
         hard, plain = hard_loss(logits, labels, self.label_smoothing)
         name, soft = self.soft_loss(logits, teacher_logits, labels)
         alpha = self.kd.alpha
-        loss = alpha * soft if alpha == 1 else (1 - alpha) * hard + alpha * soft
+        loss = (1 - alpha) * hard + alpha * soft
         parts = {"ce": plain, name: soft.detach()}
         if method.feature_loss:
             terms = [
