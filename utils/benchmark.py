@@ -33,13 +33,12 @@ from torchvision import transforms
 
 from config import Config, UserError, parse
 from data.batches import MEAN, STD, growing_side
-from data.dataset import Dataset, describe, load_datasets
-from models.factory import channels_last, check_models, create_model
-from utils.device import Device, find_device
+from models.factory import channels_last, create_model
 from utils.distillation import METHODS, Distillation
 from utils.engine import CrossEntropy, Objective, Training, train_epoch
 from utils.graphs import WARM_UP, GraphedStep
-from utils.script import run_script
+from utils.runs import Run, prepare
+from utils.script import describe, run_script
 
 ROUNDS = 5
 SECONDS = 1.5  # of one loop in one round; no longer than an epoch
@@ -52,17 +51,14 @@ def main(arguments: Sequence[str]) -> None:
     """Measure what the settings name on the photos of the settings."""
     words = [word for word in arguments if word != "--distil"]
     configs = parse(words, __doc__, METHODS if len(words) < len(arguments) else None)
-    configs = [c for c in configs if (c.seed, c.fold) == (configs[0].seed, configs[0].fold)]
     if configs[0].kd and configs[0].kd.teacher_checkpoint:
         raise UserError("--teacher-checkpoint: weights do not change the speed; give --teacher")
-    device = find_device(configs[0])
-    check_models({config.model for config in configs}, configs[0])
-    datasets = load_datasets(configs[:1], device.device)
-    describe(configs[:1], datasets)
+    runs = prepare([c for c in configs if (c.seed, c.fold) == (configs[0].seed, configs[0].fold)])
+    describe(runs)
     print(COLUMNS.format("images per second", *HEAD))
     print("|---|---:|---:|---:|---:|---:|---:|")
-    for config in configs:
-        print(compare(config, datasets[configs[0].fold], device), flush=True)
+    for run in runs:
+        print(compare(run), flush=True)
 
 
 def make(config: Config, classes: int, device: torch.device) -> tuple[nn.Module, Objective]:
@@ -77,19 +73,19 @@ def make(config: Config, classes: int, device: torch.device) -> tuple[nn.Module,
     return new(config.model), Distillation(config, teacher, new(teacher), device)
 
 
-def compare(config: Config, data: Dataset, device: Device) -> str:
+def compare(run: Run) -> str:
     """One row of the table."""
+    config, data, device = run.config, run.data, run.device
     device.reset_peak_memory()
     training = Training(*make(config, len(data.classes), device.device), config, device)
-    epoch = data.train_batches(config, device.device, slice(None))
+    epoch = run.train_batches()
     bare = bare_step(training)
     fixed = next(epoch.epoch(1))
     photos, chosen = data.decoded.photos, data.split.indices("train")
     files = tuple((Path(photos.root, photos.paths[i]), int(photos.labels[i])) for i in chosen)
 
     def real_speed(steps: int) -> float:
-        batches = data.train_batches(config, device.device, slice(None), steps)
-        return train_epoch(training, batches, epoch=1)["images_per_second"]
+        return train_epoch(training, run.train_batches(steps), epoch=1)["images_per_second"]
 
     def bare_speed(steps: int) -> float:
         training.model.train()

@@ -91,7 +91,7 @@ def gains_from_bf16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # torch has told what a CPU can do since 2.12.
+    # get_capabilities came with torch 2.12.
     cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     amd = str(cpu.get("cpu_name", "")).startswith("AMD")
     return bool(cpu.get("amx_bf16") or (amd and cpu.get("avx512_bf16")))

@@ -22,8 +22,8 @@ SYNCHRONIZED = "called a synchronizing CUDA operation"  # torch's warning
 
 
 def keep_rates_on_device(optimizer: torch.optim.Optimizer) -> None:
-    """Let recorded steps read the learning rates: from tensors on the device, which are made once,
-    since every recording of this optimizer goes on reading where it read first."""
+    """Turn the learning rates into tensors on the device, which recorded steps can read; once,
+    since a recorded step keeps reading the tensor that it was recorded with."""
     for group in optimizer.param_groups:
         device, rate = group["params"][0].device, group["lr"]
         if not isinstance(rate, Tensor) or rate.device != device:

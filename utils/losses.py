@@ -92,7 +92,8 @@ def dist_loss(student: Tensor, teacher: Tensor, temperature: float, beta: float)
 
     inter is 1 − Pearson's correlation of the two distributions of a photo, intra the same of a
     class over the photos of the batch: the student has to rank as the teacher does, not to be as
-    confident. Where the teacher ranks nothing, as in a batch of one photo, the loss is 0.
+    confident. Where the teacher ranks nothing, 1 − correlation counts as 0: in a batch of one
+    photo, intra is 0.
     """
     p_s, p_t = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
     return temperature**2 * beta * (_disagreement(p_s, p_t) + _disagreement(p_s.T, p_t.T))
