@@ -146,7 +146,7 @@ def test_the_model_trains_in_train_mode_and_is_measured_in_eval_mode():
 
 @pytest.mark.parametrize(("count", "part"), [(46, "training"), (8, "validation")])
 def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(count, part):
-    """The first step spoils the weights; the next one shows it, or else validation."""
+    """The first step spoils the weights, which the next one shows, or else validation."""
     training = start(replace(CONFIG, optimizer="sgd", lr=1e38, warmup_epochs=0))
     batches = train_batches(training.config, count)
     with pytest.raises(UserError, match=f"epoch 1: the {part} loss is no longer finite"):

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from config import ROOT
+from config import ROOT, UserError, parse
+from data.dataset import load_datasets
 from tests.photo_folders import make_photos
-from utils import ranks
 from utils.distillation import METHODS
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2")
@@ -46,7 +46,8 @@ def saved(tmp_path_factory) -> list[dict[str, Any]]:
 def test_gradients_of_two_ranks_are_those_of_one(method, saved):
     alone, *both = (each["gradients"][method] for each in saved)
     assert alone.keys() == both[0].keys()
-    assert any(name.startswith("adapters.") for name in alone) == (method == "fitnet")
+    adapter = method != "none" and METHODS[method].adapter
+    assert any(name.startswith("adapters.") for name in alone) == adapter
     scale = max(gradient.abs().max() for gradient in alone.values())
     for name, gradient in alone.items():
         torch.testing.assert_close(both[0][name], gradient, rtol=1e-3, atol=1e-5 * float(scale))
@@ -118,16 +119,14 @@ def test_distilling_in_two_ranks_writes_and_prints_once(where):
     assert again.stdout.count("finished before, kept") == 2
 
 
-def test_a_batch_that_the_ranks_cannot_share_is_refused(where):
-    run = command(*TORCHRUN, "train.py", *where, *QUICK[:2], "--batch-size", "9", "--tag", "nine")
-    assert run.returncode != 0
-    assert "error: --batch-size 9: must be a multiple of the 2 ranks" in run.stderr
+def test_photos_and_batches_that_the_ranks_cannot_share_are_refused(where):
+    def load(batch_size: int, count: int) -> None:
+        words = [*where, *QUICK[:2], "--batch-size", str(batch_size)]
+        load_datasets(parse(words, ""), torch.device("cpu"), count)
 
-
-def test_without_torchrun_there_is_one_rank_which_has_everything():
-    rows, module = torch.arange(6.0, requires_grad=True), torch.nn.Linear(2, 2)
-    assert (ranks.rank(), ranks.count(), ranks.is_first()) == (0, 1, True)
-    assert ranks.shard(7) == slice(0, 7)
-    assert ranks.whole_batch(rows) is rows
-    assert ranks.all_gather(rows) is rows
-    assert ranks.parallel(module) is module
+    load(8, 2)
+    for batch_size, count in ((9, 2), (8, 8)):
+        with pytest.raises(UserError, match=f"--batch-size {batch_size}: must be a multiple"):
+            load(batch_size, count)
+    with pytest.raises(UserError, match="there are more ranks, 7, than photos"):
+        load(14, 7)
