@@ -1,6 +1,5 @@
 """What every script does around its work: report problems in a line, print paths and the ETA."""
 
-import errno
 import io
 import signal
 import sys
@@ -13,16 +12,6 @@ from config import UserError
 from utils.ranks import init_distributed
 from utils.runs import Run
 from utils.tracking import from_here, tensorboard_command
-
-# A full disk, a quota, a file too large for its disk, a folder that may not be written or whose
-# name a file has, a disk that fails or is gone, too many open files. Windows lacks some of them.
-ENVIRONMENT_ERRORS = {
-    getattr(errno, f"E{name}", None)
-    for name in (
-        *("NOSPC", "DQUOT", "FBIG", "ROFS", "ACCES", "PERM", "NOTDIR", "EXIST", "NAMETOOLONG"),
-        *("IO", "STALE", "NODEV", "NOTCONN", "MFILE"),
-    )
-} - {None}
 
 
 def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
@@ -47,11 +36,10 @@ def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
     except BrokenPipeError:  # as after `| head -1`
         print("stopped, as nothing reads its output; --resume continues", file=sys.stderr)
         return 141
-    except OSError as problem:
-        if problem.errno not in ENVIRONMENT_ERRORS:
-            raise
+    except OSError as problem:  # a full disk, a folder that may not be written, too many files
         what = f"{problem.filename}: " if problem.filename else ""
-        print(f"error: {what}{problem.strerror}; once fixed, --resume continues", file=sys.stderr)
+        why = problem.strerror or problem
+        print(f"error: {what}{why}; once fixed, --resume continues", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         how = "the same command with --resume continues"
