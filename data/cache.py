@@ -1,19 +1,17 @@
 """Photos decoded once: a uint8 array on disk, memory-mapped, that training reads from.
 
-    decoded = decode_photos(photos, side=256, cache=Path("output/cache"), workers=8, strict=False)
-
 A dataset's folder in the cache holds one folder per resolution, which appears complete or not at
 all. Its name carries a fingerprint of the files it was made from, and its bytes are summed when
 they are written and whenever they are loaded: a damaged cache is decoded anew.
 """
 
 import hashlib
-import io
 import os
 import shutil
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,14 +22,14 @@ from tqdm import tqdm
 
 from config import UserError
 from data.duplicates import signature
-from data.files import atomic_folder, atomic_write, lock
+from data.files import atomic_folder, lock
 from data.photos import Photos, UnreadablePhoto, decode_rgb, open_rgb, read_photo
 
-VERSION = 4  # raised whenever the same photos would decode to other pixels or signatures
+VERSION = 5  # raised whenever the same photos would decode to other pixels or signatures
 SIGNATURE_SIDE = 256  # signatures must not depend on the cached resolution, or the split would
-ROUND = 1024  # photos that wait for a thread at a time
-# Of each photo: CRC-32 of its file and of its pixels, and why it cannot be read ("" if it can).
-INDEX = [("signature", "u1", 1024), ("file_sum", "<u4"), ("pixel_sum", "<u4"), ("reason", "<U160")]
+ROUND = 256  # photos at a time: the decoded ones wait in memory for the slowest
+# Of each photo. `reason` says why it cannot be read and is "" if it can.
+INDEX = [("reason", "<U160"), ("signature", "u1", 1024), ("file_sum", "<u4")]
 
 
 @dataclass(frozen=True)
@@ -73,24 +71,19 @@ def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int, stric
             f"{str(folder)!r}: the decoded photos could not be written "
             f"({error.strerror or error}); free some space or point --cache to another disk"
         ) from error
-    reasons = dict(decoded.unreadable)
-    if strict and reasons:
+    if strict and decoded.unreadable:
         path, reason = decoded.unreadable[0]
-        raise UserError(f"--strict: {len(reasons)} broken photos, the first is {path!r} ({reason})")
+        count = len(decoded.unreadable)
+        raise UserError(f"--strict: {count} broken photos, the first is {path!r} ({reason})")
     for label in np.setdiff1d(photos.labels, decoded.photos.labels):
-        path = photos.paths[int((photos.labels == label).argmax())]
-        raise UserError(
-            f"class {photos.classes[label]!r}: none of its photos can be read, "
-            f"the first is {path!r} ({reasons[path]})"
-        )
+        name = photos.classes[label]
+        path, reason = next(one for one in decoded.unreadable if one[0].startswith(f"{name}/"))
+        raise UserError(f"class {name!r}: no photo can be read, the first is {path!r} ({reason})")
     return decoded
 
 
 def read_square(path: Path, side: int) -> np.ndarray:
-    """One photo as the cache would hold it: (side, side, 3) uint8, squashed to a square.
-
-    Raises UnreadablePhoto as open_rgb does.
-    """
+    """One photo as the cache would hold it: (side, side, 3) uint8; raises as open_rgb does."""
     # _decode takes the signature from the same decoding unless more pixels are needed.
     return _squash(open_rgb(path, max(side, SIGNATURE_SIDE)), side)
 
@@ -103,25 +96,25 @@ def _fingerprint(photos: Photos, side: int) -> str:
     """Files that were swapped may have the same size and time, but not inode or time of change."""
     lines = [f"version {VERSION} side {side}"]
     for path in photos.paths:
-        try:
+        lines.append(path)
+        with suppress(OSError):  # none where the file is gone, or a link to nothing
             s = os.stat(photos.root / path)
-            lines.append(f"{path}\0{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}")
-        except OSError:
-            lines.append(f"{path}\0gone")
+            lines.append(f"\0{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}")
     return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
 
 
 def _load(ready: Path, photos: Photos, side: int) -> Decoded | None:
     """What a folder of the cache holds; None if it is not there or, with a note, damaged."""
+    if not ready.exists():
+        return None
     try:
         pixels = np.memmap(ready / "pixels.raw", np.uint8, "r", shape=(len(photos), side, side, 3))
-        with np.load(io.BytesIO((ready / "index.npz").read_bytes())) as file:  # has its own sums
-            index = file["index"]
-        if [zlib.crc32(square.data) for square in pixels] != index["pixel_sum"].tolist():
+        with open(ready / "index.npz", "rb") as file, np.load(file) as saved:  # has its own sums
+            index, pixel_sum = saved["index"], saved["pixel_sum"]
+        if zlib.crc32(pixels.data) != pixel_sum:
             raise ValueError("other pixels than were written")
     except Exception:  # numpy and zipfile raise errors of any kind on damaged files
-        if ready.exists():
-            print(f"NOTE: {str(ready)!r} is damaged: the photos are decoded anew", file=sys.stderr)
+        print(f"NOTE: {str(ready)!r} is damaged: the photos are decoded anew", file=sys.stderr)
         return None
     readable = index["reason"] == ""
     reasons = zip(photos.paths, index["reason"].tolist(), strict=True)
@@ -137,40 +130,35 @@ def _load(ready: Path, photos: Photos, side: int) -> Decoded | None:
 
 
 def _decode_into(folder: Path, photos: Photos, side: int, workers: int) -> None:
-    index = np.zeros(len(photos), INDEX)
+    index, pixel_sum = [], 0
+    paths = [photos.root / path for path in photos.paths]
     with (
+        # Not a memory map: on a full disk, that would kill the process without a word.
         open(folder / "pixels.raw", "wb") as file,
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(photos), desc="decoding photos, once", unit="photo", disable=None) as bar,
+        tqdm(total=len(paths), desc="decoding photos, once", unit="photo", disable=None) as bar,
     ):
-        work = partial(_decode, index, folder / "pixels.raw", photos, side)
-        for start in range(0, len(photos), ROUND):
-            for _ in pool.map(work, range(start, min(start + ROUND, len(photos)))):
+        for start in range(0, len(paths), ROUND):
+            for row, square in pool.map(partial(_decode, side), paths[start : start + ROUND]):
+                index.append(row)
+                pixel_sum = zlib.crc32(square.data, pixel_sum)
+                file.write(square.data)
                 bar.update()
-        os.fsync(file.fileno())
-    saved = io.BytesIO()
-    np.savez(saved, index=index)
-    atomic_write(folder / "index.npz", saved.getbuffer())
+    np.savez(folder / "index.npz", index=np.array(index, INDEX), pixel_sum=pixel_sum)
 
 
-def _decode(index: np.ndarray, file: Path, photos: Photos, side: int, row: int) -> None:
-    """Decode a photo into its row of the index and of the file of pixels."""
-    path = photos.root / photos.paths[row]
-    pixels = np.zeros((side, side, 3), np.uint8)
+def _decode(side: int, path: Path) -> tuple[tuple[str, np.ndarray, int], np.ndarray]:
+    """The row of the index and the pixels of a photo."""
     try:
         data = read_photo(path)
         image = decode_rgb(data, path.suffix, SIGNATURE_SIDE)
-        index[row]["signature"], index[row]["file_sum"] = signature(image), zlib.crc32(data)
+        row = "", signature(image), zlib.crc32(data)
         if side > SIGNATURE_SIDE:
             image = decode_rgb(data, path.suffix, side)
-        pixels = _squash(image, side)
+        return row, _squash(image, side)
     except UnreadablePhoto as problem:
-        index[row]["reason"] = str(problem) or "broken"
+        blank = np.zeros((side, side, 3), np.uint8)
+        return (str(problem) or "broken", np.zeros(1024, np.uint8), 0), blank
     except (OSError, MemoryError) as error:  # not of the photo, so not to be remembered of it
         why = getattr(error, "strerror", None) or "too little memory"
         raise UserError(f"{str(path)!r} could not be read: {why}") from error
-    index[row]["pixel_sum"] = zlib.crc32(pixels.data)
-    # Not through a memory map: on a full disk, that would kill the process without a word.
-    with open(file, "r+b") as rows:
-        rows.seek(row * pixels.nbytes)
-        rows.write(pixels.data)

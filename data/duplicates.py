@@ -19,15 +19,11 @@ SIDE = 32  # of a signature's thumbnail: enough for details, and 1 kB per photo
 ALIKE = 0.73
 ROUGHLY_ALIKE = 0.5
 SAME_LEVELS = 4.0
-FLAT_LEVELS = 2  # a thumbnail whose levels span no more is a frame without a picture
 
 # Candidates: each photo's NEIGHBOURS nearest others with at least LIKENESS in their edges.
 NEIGHBOURS = 8
 LIKENESS = 0.5
-COPY_LIKENESS = 0.8  # from here on the details are compared as they are, before any fitting
 NORM = 2000  # of the vectors of edges
-# Fitting one thumbnail onto another takes 0.1 ms, so its number is bounded, the most alike first.
-MOST_ALIGNED = 50_000
 CHUNK = 512  # thumbnails or pairs at a time
 CHUNK_PRODUCTS = 1 << 24  # likenesses at a time: 64 MB
 FIT_STEPS = 5
@@ -62,17 +58,9 @@ def group_duplicates(signatures: np.ndarray) -> np.ndarray:
     details = np.concatenate([_details(chunk) for chunk in chunks])
     edges = np.concatenate([_edges(chunk) for chunk in chunks])
 
-    group = _connected(np.arange(len(pictures)), _flat_pairs(pictures))
-    pairs, likeness = _candidates(edges)
-    copies = likeness > COPY_LIKENESS * NORM**2
-    copies[copies] = _in_chunks(_correlation, pairs[:, copies], details) > ALIKE
-    group = _connected(group, pairs[:, copies])
-
-    doubtful = np.flatnonzero(group[pairs[0]] != group[pairs[1]])
-    doubtful = doubtful[np.argsort(-likeness[doubtful], kind="stable")[:MOST_ALIGNED]]
-    pairs = pairs[:, doubtful]
+    pairs = _candidates(edges)
     same = _in_chunks(_same_when_aligned, pairs, details, pictures) > 0
-    group = _connected(group, pairs[:, same])
+    group = _connected(np.arange(len(pictures)), pairs[:, same])
     return distinct[group[number]]
 
 
@@ -84,15 +72,6 @@ def _connected(group: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         while not np.array_equal(group, group[group]):
             group = group[group]
     return group
-
-
-def _flat_pairs(pictures: np.ndarray) -> np.ndarray:
-    """(2, P) pairs of frames without a picture (black, white, grey), of one level within 1."""
-    low, high = pictures.min((1, 2)).astype(np.int64), pictures.max((1, 2)).astype(np.int64)
-    flat = np.nonzero(high - low <= FLAT_LEVELS)[0]
-    flat = flat[np.argsort((low + high)[flat], kind="stable")]
-    close = np.diff((low + high)[flat]) <= 2
-    return np.stack([flat[:-1][close], flat[1:][close]])
 
 
 def _details(pictures: np.ndarray) -> np.ndarray:
@@ -137,9 +116,8 @@ def _edges(pictures: np.ndarray) -> np.ndarray:
     return np.rint(vectors * (NORM / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-3)))
 
 
-def _candidates(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(2, P) pairs, first < second, of near neighbours by their (M, 256) edges, each pair once, and
-    their (P,) likeness × NORM²."""
+def _candidates(edges: np.ndarray) -> np.ndarray:
+    """(2, P) pairs, first < second, of near neighbours by their (M, 256) edges, each pair once."""
     found, least = [], LIKENESS * NORM**2
     step = max(1, CHUNK_PRODUCTS // len(edges))
     for start in tqdm(range(0, len(edges), step), "searching duplicates", delay=5, disable=None):
@@ -151,10 +129,8 @@ def _candidates(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             score = likeness[row, near]
             likeness[row, near] = -1
             one, other = np.minimum(start + row, near), np.maximum(start + row, near)
-            found.append(np.stack([one, other, score.astype(np.int64)])[:, score > least])
-    pairs = np.concatenate(found, axis=1)
-    _, once = np.unique(pairs[0] * len(edges) + pairs[1], return_index=True)
-    return pairs[:2, once], pairs[2, once]
+            found.append((one * len(edges) + other)[score > least])
+    return np.stack(np.divmod(np.unique(np.concatenate(found)), len(edges)))
 
 
 def _in_chunks(

@@ -6,7 +6,7 @@ import io
 import os
 import secrets
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,20 +43,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(".tmp", f".{path.name}.", path.parent))
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    unfinished.mkdir()
     try:
-        (work / "new").mkdir()
-        yield work / "new"
-        with suppress(FileNotFoundError):
-            path.rename(work / "old")
-        try:
-            (work / "new").rename(path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                (work / "old").rename(path)
-            raise
+        yield unfinished
+        shutil.rmtree(path, ignore_errors=True)
+        unfinished.rename(path)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager
@@ -64,18 +58,21 @@ def lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold a folder for this process; with `wait=False`, yields False where another one has it.
 
     Nothing is written, and the lock of a killed process is gone. Yields True without a lock where
-    the system or the disk knows none.
+    the system or the disk knows none. A line on stderr tells that it waits.
     """
     if fcntl is None:
         yield True  # type: ignore[unreachable]
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle, held = os.open(folder, os.O_RDONLY), True
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            held = True
-        except OSError as error:
-            held = not isinstance(error, BlockingIOError)
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held = wait
+                if wait:
+                    print(f"waiting for another process in {str(folder)!r} ...", file=sys.stderr)
+                    fcntl.flock(handle, fcntl.LOCK_EX)
         yield held
     finally:
         os.close(handle)
@@ -84,8 +81,5 @@ def lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """Rows as comma-separated values, one line each."""
     text = io.StringIO()
-    plain = csv.writer(text, lineterminator="\n")
-    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    for row in map(list, rows):  # before Python 3.13, csv does not quote a lone "\r"
-        (quoted if any("\r" in str(cell) for cell in row) else plain).writerow(row)
-    return text.getvalue()
+    csv.writer(text).writerows(rows)  # before Python 3.13, its "\r\n" makes it quote a lone "\r"
+    return text.getvalue().replace("\r\n", "\n")

@@ -1,6 +1,5 @@
 """Photos on disk: which files of a folder or archive are photos, and any of them as upright RGB."""
 
-import errno
 import io
 import os
 import re
@@ -17,21 +16,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from config import UserError
 from data.archives import unpack
 
-# Pillow warns of odd but decodable files (a malformed EXIF block, a palette's transparency). Set
-# once, since catch_warnings is not safe in decoding threads.
+# Pillow warns of odd but decodable files. Set once: catch_warnings is not safe in threads.
 warnings.filterwarnings("ignore", module="PIL")
 
 # Not all that Pillow knows: it would run Ghostscript on EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 SUFFIXES = {".mpo"} | {e for e, name in Image.registered_extensions().items() if name in FORMATS}
-# Photos that are not decoded: they are named as unreadable, not passed over in silence.
+# Photos that are not decoded are reported as unreadable. Of RAW, Pillow would take the thumbnail.
 RAW = {".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2", ".pef", ".srw"}
 FOREIGN = ({".heic", ".heif", ".hif", ".jxl", ".avif"} | RAW) - SUFFIXES
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "@Recycle", "#recycle"}  # of macOS and of a NAS
 PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
-MAX_FILE_BYTES = 1 << 30  # Pillow's limit of 179 million pixels takes less in any format
-# Errors of a file; any other is the machine's (EIO, ESTALE, EMFILE) and may be gone next time.
-FILE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 
 
 class UnreadablePhoto(Exception):
@@ -40,18 +35,12 @@ class UnreadablePhoto(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """The photos of a data set, in an order that is the same on every machine.
+    """The photos of a data set, in an order that is the same on every machine."""
 
-    root: the folder that holds the class folders, whose sorted names are `classes`
-    paths: relative to root, with "/" between the parts, sorted. Bytes of a name that are not UTF-8
-        are lone surrogates (`os.fsdecode`): write them with errors="surrogateescape".
-    labels: (N,) int64, index into classes
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: np.ndarray
+    root: Path  # the folder that holds the class folders
+    classes: tuple[str, ...]  # their names, sorted; surrogates stand for bytes that are not UTF-8
+    paths: tuple[str, ...]  # relative to root, with "/" between the parts, sorted
+    labels: np.ndarray  # (N,) int64, index into classes
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -65,8 +54,7 @@ class Photos:
 def find_photos(path: Path, unpack_into: Path) -> Photos:
     """List the photos of a folder, or of an archive that is unpacked below unpack_into.
 
-    It has a sub-folder per class; one alone is a wrapper and descended through. Class folders may
-    be links, and have sub-folders. Hidden names are skipped, and files not named like an image.
+    It has a sub-folder per class, which may be a link. One alone is a wrapper: its own are used.
     Raises UserError: fewer than two class folders, one without photos, or no access.
     """
     root = path if os.path.isdir(path) else unpack(path, unpack_into)
@@ -81,12 +69,13 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
             f"{str(root)!r} is divided into {', '.join(names)}, not into classes: put all photos "
             "of a class into one folder, and they are split here"
         )
-    paths = sorted(f"{name}/{photo}" for name in names for photo in _photos_below(root / name))
-    owners = [path.split("/")[0] for path in paths]
-    for name in sorted(set(names) - set(owners)):
-        raise UserError(f"no photo (*.jpg, *.png, ...) in class folder {str(root / name)!r}")
-    labels = np.array([names.index(owner) for owner in owners], np.int64)
-    return Photos(root, tuple(names), tuple(paths), labels)
+    paths = sorted(path for name in names for path in _photos_below(root, name))
+    labels = [names.index(path.split("/")[0]) for path in paths]
+    for label in set(range(len(names))) - set(labels):
+        raise UserError(
+            f"no photo (*.jpg, *.png, ...) in class folder {str(root / names[label])!r}"
+        )
+    return Photos(root, tuple(names), tuple(paths), np.array(labels, np.int64))
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -101,18 +90,17 @@ def _walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         yield Path(folder), inner, files
 
 
-def _photos_below(top: Path) -> Iterator[str]:
-    for folder, inner, files in _walk(top):
+def _photos_below(root: Path, name: str) -> Iterator[str]:
+    for folder, inner, files in _walk(root / name):
         for link in filter(Path.is_symlink, map(folder.joinpath, inner)):
             raise UserError(f"{str(link)!r} is a link to a folder: only class folders may be links")
-        prefix = "".join(f"{part}/" for part in folder.relative_to(top).parts)
-        yield from (prefix + name for name in files if is_named_as_photo(name))
+        inside = folder.relative_to(root).as_posix()
+        yield from (f"{inside}/{file}" for file in files if is_named_as_photo(file))
 
 
 def is_named_as_photo(name: str) -> bool:
     """Whether a file's name ends as that of a photo, be it one that is not decoded here."""
-    suffix = os.path.splitext(name)[1].lower()
-    return suffix in SUFFIXES or suffix in FOREIGN
+    return os.path.splitext(name)[1].lower() in SUFFIXES | FOREIGN
 
 
 def open_rgb(path: Path, short_side: int) -> Image.Image:
@@ -129,16 +117,11 @@ def open_rgb(path: Path, short_side: int) -> Image.Image:
 def read_photo(path: Path) -> bytes:
     """The bytes of a photo's file; raises as open_rgb does."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, a device has no end
             raise UnreadablePhoto("not a regular file")
-        if not 0 < status.st_size <= MAX_FILE_BYTES:
-            raise UnreadablePhoto("too large a file" if status.st_size else "empty file")
         return path.read_bytes()
-    except OSError as error:
-        if error.errno in FILE_ERRORS:
-            raise UnreadablePhoto(error.strerror) from error
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    except (FileNotFoundError, PermissionError) as error:  # others may be gone the next time
+        raise UnreadablePhoto(error.strerror) from error
 
 
 def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
@@ -146,7 +129,7 @@ def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
     is_jpeg = data.startswith(b"\xff\xd8\xff")
     if is_jpeg and not _has_end(data):
         raise UnreadablePhoto("truncated")
-    if suffix.lower() in FOREIGN and not is_jpeg:  # of RAW, Pillow would decode the thumbnail
+    if suffix.lower() in FOREIGN and not is_jpeg:
         raise UnreadablePhoto(f"{suffix} is not decoded here: save it as JPEG")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)

@@ -7,10 +7,11 @@ import csv
 import hashlib
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,6 @@ def split_photos(
 ) -> Split:
     """The split in the manifest when it is of exactly these photos, else a new one, written there.
 
-    photos: N photos, sorted by path
     signatures: (N, 1024) uint8, one `signature` per photo
     folds: for cross-validation; None for one split by 70/20/10
     Raises UserError: a malformed manifest, or what `make_split` refuses.
@@ -82,7 +82,7 @@ def split_photos(
     if manifest.exists():
         old = read_manifest(manifest, names)
         if (old.paths, old.class_names) == (photos.paths, class_names):
-            return replace(old, notes=notes + _check_edited(old, groups, photos, manifest))
+            return replace(old, notes=notes + _check_edited(old, groups, manifest))
         notes += (f"the photos are not those of the split in {str(manifest)!r}: it is made anew",)
     fractions = FRACTIONS if folds is None else (1 / folds,) * folds
     part = make_split(photos.labels, groups, photos.classes, seed, fractions)
@@ -92,17 +92,14 @@ def split_photos(
 
 
 def _groups(signatures: np.ndarray, folder: Path) -> np.ndarray:
-    """`group_duplicates`, remembered in the folder."""
-    digest = hashlib.sha256(signatures.tobytes()).hexdigest()[:16]
-    remembered = folder / f"duplicates-{digest}.npz"
-    try:
-        with np.load(io.BytesIO(remembered.read_bytes())) as file:  # a zip archive has sums
-            return file["groups"]
-    except Exception:  # there is none, or numpy and zipfile raise errors of any kind on damage
-        groups, content = group_duplicates(signatures), io.BytesIO()
-        np.savez(content, groups=groups)
-        atomic_write(remembered, content.getbuffer())
-        return groups
+    """`group_duplicates`, which takes seconds, remembered in the folder."""
+    remembered = folder / f"duplicates-{hashlib.sha256(signatures.tobytes()).hexdigest()[:16]}.npz"
+    with suppress(Exception), remembered.open("rb") as file, np.load(file) as saved:
+        return saved["groups"]  # unless there are none yet, or they are damaged
+    groups, content = group_duplicates(signatures), io.BytesIO()
+    np.savez(content, groups=groups)
+    atomic_write(remembered, content.getbuffer())
+    return groups
 
 
 def _notes(photos: Photos, groups: np.ndarray) -> tuple[str, ...]:
@@ -110,26 +107,25 @@ def _notes(photos: Photos, groups: np.ndarray) -> tuple[str, ...]:
     copied = np.bincount(groups, minlength=1)[groups] > 1
     if not copied.any():
         return ()
-    pictures = len(np.unique(groups[copied]))
-    note = f"duplicates: {copied.sum():,} photos show {pictures:,} pictures; photos of one picture "
-    note += "are kept in one part of the split"
+    note = (
+        f"duplicates: {copied.sum():,} photos show {len(np.unique(groups[copied])):,} pictures; "
+        "photos of one picture are kept in one part of the split"
+    )
     two_labels = np.unique(groups[photos.labels != photos.labels[groups]])
     if not len(two_labels):
         return (note,)
     alike = [[photos.paths[one] for one in np.flatnonzero(groups == of)] for of in two_labels[:3]]
     shown = ", ".join(" = ".join(map(repr, paths)) for paths in alike)
-    more = f" and {len(two_labels) - 3:,} more" if len(two_labels) > 3 else ""
-    return note, f"WARNING: {len(two_labels):,} pictures carry two labels: {shown}{more}"
+    return note, f"WARNING: {len(two_labels):,} pictures carry two labels, such as {shown}"
 
 
-def _check_edited(split: Split, groups: np.ndarray, photos: Photos, path: Path) -> tuple[str, ...]:
+def _check_edited(split: Split, groups: np.ndarray, path: Path) -> tuple[str, ...]:
     """A note if a manifest that somebody edited divides duplicates; UserError for an empty part."""
-    for number, part in enumerate(split.names):
-        for label in set(photos.labels.tolist()) - set(
-            photos.labels[split.part == number].tolist()
-        ):
+    held = set(zip(split.class_names, split.part.tolist(), strict=True))
+    for name, number in product(split.class_names, range(len(split.names))):
+        if (name, number) not in held:
             raise UserError(
-                f"{str(path)!r} has no photo of class {photos.classes[label]!r} in {part}: "
+                f"{str(path)!r} has no photo of class {name!r} in {split.names[number]}: "
                 "correct it, or delete it for a new split"
             )
     divided = len(np.unique(groups[split.part != split.part[groups]]))
@@ -142,10 +138,11 @@ def read_manifest(path: Path, names: tuple[str, ...] = PARTS) -> Split:
 
     Raises UserError: missing or malformed, with the number of the line.
     """
-    try:
-        lines = _reader(path)
+    try:  # a spreadsheet may have saved it with a byte order mark
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise UserError(f"cannot read the split {str(path)!r}: {error.strerror}") from error
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: dict[str, tuple[str, int]] = {}
     try:
         if (header := next(lines, None)) != COLUMNS:
@@ -160,15 +157,9 @@ def read_manifest(path: Path, names: tuple[str, ...] = PARTS) -> Split:
         raise UserError(
             f"{str(path)!r}, line {lines.line_num}: {error}\nFix it, or delete it for a new split."
         ) from error
-    paths = sorted(rows)
-    class_names, part_of = zip(*(rows[path] for path in paths), strict=True) if rows else ((), ())
-    return Split(tuple(paths), class_names, np.array(part_of, dtype=np.int8), names)
-
-
-def _reader(path: Path) -> Any:
-    """The lines of a csv file, which a spreadsheet may have saved with a byte order mark."""
-    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    return csv.reader(io.StringIO(text, newline=""), strict=True)
+    paths = tuple(sorted(rows))
+    part_of = np.array([rows[path][1] for path in paths], np.int8)
+    return Split(paths, tuple(rows[path][0] for path in paths), part_of, names)
 
 
 def make_split(
@@ -178,16 +169,12 @@ def make_split(
     seed: int,
     fractions: Sequence[float] = FRACTIONS,
 ) -> np.ndarray:
-    """Draw the part of each photo: stratified by class, no group divided, the same everywhere.
+    """The part of each of N photos, (N,) int8: stratified by class, the same on every machine.
 
-    Each class has at least one photo in each part. Beyond that, the photos of a class in a part
-    are within the size of one group, the class's largest, of the fraction, unless groups hold two
-    classes.
-
-    labels: (N,) int, index into classes
+    labels: (N,) int, index into classes; each has at least one photo in each part
     groups: (N,) int, equal for photos that must stay together
-    fractions: of the parts, adding up to 1
-    Returns (N,) int8: the number of each photo's part; 0 train, 1 val, 2 test
+    fractions: of the parts, adding up to 1; met to within the size of the class's largest group,
+        unless groups hold two classes
     Raises UserError: a class that has fewer groups than parts, or shares nearly all of them.
     """
     rng = np.random.Generator(np.random.PCG64(seed))

@@ -95,25 +95,19 @@ def modes() -> Iterator[Shown]:
 
 def transparent() -> Iterator[Shown]:
     """Each is laid over white."""
-    for name, form, alpha in (
-        ("rgba.png", "PNG", ALPHA), ("rgba.webp", "WEBP", ALPHA), ("rgba.tif", "TIFF", ALPHA),
-        ("la.png", "PNG", ALPHA), ("palette.png", "PNG", ALPHA), ("one.png", "PNG", None),
-        ("palette.gif", "GIF", None),
-    ):  # fmt: skip
+    share = ALPHA[..., None] / 255
+    for name, form in (("rgba.png", "PNG"), ("rgba.webp", "WEBP"), ("rgba.tif", "TIFF")):
         seen = corners_of(name)
-        options: dict[str, Any] = {"lossless": True, "exact": True}
-        if alpha is None or "palette" in name:
-            image = picture(np.array([[0, 1], [2, 3]], np.uint8))
-            image.putpalette(seen.tobytes())
-            options = {"transparency": 2 if alpha is None else alpha.tobytes()}
-            alpha = np.array([[255, 255], [0, 255]]) if alpha is None else alpha
-        elif name == "la.png":
-            seen = GREY[..., None]
-            image = Image.merge("LA", [picture(GREY), picture(alpha)])
-        else:
-            image = picture(np.dstack([seen, alpha]))
-        share = alpha[..., None] / 255
-        yield name, encoded(image, form, **options), seen * share + 255 * (1 - share)
+        data = encoded(picture(np.dstack([seen, ALPHA])), form, lossless=True, exact=True)
+        yield name, data, seen * share + 255 * (1 - share)
+    grey_alpha = Image.merge("LA", [picture(GREY), picture(ALPHA)])
+    yield "la.png", encoded(grey_alpha, "PNG"), GREY[..., None] * share + 255 * (1 - share)
+    for name, form in (("palette.png", "PNG"), ("palette.gif", "GIF")):
+        seen = corners_of(name)
+        image = picture(np.array([[0, 1], [2, 3]], np.uint8))
+        image.putpalette(seen.tobytes())
+        seen[1, 0] = 255
+        yield name, encoded(image, form, transparency=2), seen
 
 
 def noise(form: str = "JPEG") -> bytes:
@@ -134,7 +128,7 @@ def unreadable() -> dict[str, tuple[bytes, str]]:
     text = chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(100 << 20)))
     huge = chunk(b"IHDR", struct.pack(">II", 50_000, 50_000) + png[24:29])
     no_image = {
-        "page.jpg": b"<!DOCTYPE html><html>", "packed.png": gzip.compress(png), "0.jpg": bytes(99),
+        "page.jpg": b"<!DOCTYPE html><html>", "a.png": gzip.compress(png), "zeros.jpg": bytes(99),
         "figure.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "noise.jpg": jpeg[99:],
         "phone.jpg": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "loop.tif": b"II*\0\x08\0\0\0\0\0\x08",
     }  # fmt: skip
@@ -145,7 +139,7 @@ def unreadable() -> dict[str, tuple[bytes, str]]:
             for form in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
             for quarter in (1, 2, 3)
         },
-        "empty.jpg": (b"", "empty file"),
+        "empty.jpg": (b"", "not an image"),
         "codes.jpg": (jpeg[: table + 5] + b"\xff" * 16 + jpeg[table + 21 :], "broken"),
         "flipped.png": (png[:middle] + b"flipped" + png[middle + 7 :], "broken"),
         "text bomb.png": (png[:33] + text + png[33:], "Decompressed data too large"),

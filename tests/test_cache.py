@@ -46,36 +46,33 @@ def decode(photos: Path, side: int = SIDE, cache: Path | None = None, **options)
 
 def ready(decoded: Decoded) -> Path:
     """The folder with the pixels."""
-    assert isinstance(decoded.pixels, np.memmap)
-    return Path(str(decoded.pixels.filename)).parent
+    return Path(str(getattr(decoded.pixels, "filename", None))).parent
 
 
 def made(decoded: Decoded) -> int:
     """Changes whenever the pixels are written anew."""
-    return (ready(decoded) / "pixels.raw").stat().st_mtime_ns
+    return ready(decoded).stat().st_mtime_ns
 
 
 @pytest.mark.parametrize("side", [40, 300])
 def test_a_photo_is_squashed_upright_and_close_to_its_exact_reduction(tmp_path, side):
-    """Also where it takes a second decode, since the side is larger than the signatures': stripes
-    of five pixels are seen at 300, though the signatures' decode has lost them."""
+    """Also at 300, which takes a second decode: stripes of five pixels are seen, which the
+    signatures' decode has lost. Signatures do not depend on the side, or the split would."""
     levels = np.random.default_rng(0).integers(0, 200, (6, 9, 3)).astype(np.uint8)
     photo = np.array(Image.fromarray(levels).resize((900, 560), Image.Resampling.BICUBIC))
     photo[:, (np.arange(900) // 5) % 2 == 0] += 50
     exif = Image.Exif()
     exif[0x0112] = 6  # turn it back to the right before looking at it
-    for name in ("dew", "rime"):
-        (tmp_path / "w" / name).mkdir(parents=True)
-        stored = Image.fromarray(photo).rotate(90, expand=True)
-        stored.save(tmp_path / "w" / name / "a.jpg", exif=exif, quality=95, subsampling=0)
+    stored = Image.fromarray(photo).rotate(90, expand=True)
+    paths = [tmp_path / "w" / name / "a.jpg" for name in ("dew", "rime")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        stored.save(path, exif=exif, quality=95, subsampling=0)
     exact = Image.fromarray(photo).resize((side, side), Image.Resampling.BILINEAR)
     decoded = decode(tmp_path / "w", side)
-    difference = decoded.pixels[0].astype(int) - np.asarray(exact, int)
-    assert np.abs(difference).mean() < 1
-    path = decoded.photos.root / "dew" / "a.jpg"
-    assert np.array_equal(read_square(path, side), decoded.pixels[0])
-    # Signatures do not depend on the side, or the split would.
-    assert np.array_equal(decoded.signatures[0], signature(open_rgb(path, 256)))
+    assert np.abs(decoded.pixels[0].astype(int) - np.asarray(exact, int)).mean() < 1
+    assert np.array_equal(read_square(paths[0], side), decoded.pixels[0])
+    assert np.array_equal(decoded.signatures[0], signature(open_rgb(paths[0], 256)))
 
 
 def test_the_second_time_nothing_is_decoded_wherever_it_is_started(photos, monkeypatch, capfd):
@@ -89,7 +86,6 @@ def test_the_second_time_nothing_is_decoded_wherever_it_is_started(photos, monke
     elsewhere = decode(shutil.copytree(photos, photos.parent / "b" / "weather"), cache=cache)
     assert elsewhere.folder != first.folder
     assert elsewhere.digest == other_side.digest == first.digest
-    assert len(first.digest) == 16
 
 
 def swap(one: Path, other: Path) -> None:
@@ -98,12 +94,13 @@ def swap(one: Path, other: Path) -> None:
     one.with_name("x").rename(other)
 
 
+def replace(path: Path) -> None:
+    Image.fromarray(picture(999)).save(path)
+
+
 CHANGES = {
-    "content": lambda folder: Image.fromarray(picture(999)).save(folder / "hail" / "001.png"),
-    "last byte": lambda folder: (folder / "hail" / "001.png").write_bytes(
-        (folder / "hail" / "001.png").read_bytes()[:-1] + b"1"
-    ),
-    "one more": lambda folder: Image.fromarray(picture(999)).save(folder / "rain" / "new.png"),
+    "content": lambda folder: replace(folder / "hail" / "001.png"),
+    "one more": lambda folder: replace(folder / "rain" / "new.png"),
     "one less": lambda folder: (folder / "rain" / "000.png").unlink(),
     "moved": lambda folder: (folder / "rain" / "001.png").rename(folder / "hail" / "new.png"),
     "photos swapped": lambda folder: swap(folder / "hail" / "001.png", folder / "hail" / "002.png"),
@@ -138,13 +135,11 @@ def flip(path: Path, where: float) -> None:
 
 DAMAGE = {
     "gone": lambda path: path.unlink(),
-    "empty": lambda path: path.write_bytes(b""),
     "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "folder": lambda path: (path.unlink(), path.mkdir()),
     "first": lambda path: flip(path, 0),
     "middle": lambda path: flip(path, 0.5),
-    "last": lambda path: flip(path, 1),
 }
 
 
@@ -160,11 +155,9 @@ def test_a_damaged_cache_is_decoded_anew_with_a_note(photos, name, damage, capfd
     assert np.array_equal(again.signatures, whole.signatures)
     assert (again.digest, again.unreadable) == (whole.digest, whole.unreadable)
     note = capfd.readouterr().err
-    if name == "pixels.raw" or damage is not DAMAGE["last"]:  # the end of a zip is of no matter
-        assert note.startswith("NOTE: ")
-        assert "is damaged: the photos are decoded anew" in note
+    assert note.startswith("NOTE: ")
+    assert note.endswith("is damaged: the photos are decoded anew\n")
     assert made(decode(photos)) == made(again)
-    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -181,20 +174,18 @@ def test_every_photo_is_in_its_row_and_what_cannot_be_read_is_listed(photos, wor
         decoded = decode_photos(found, SIDE, photos.parent / "c", workers=workers, strict=False)
         paths, reasons = zip(*decoded.unreadable, strict=True)
         assert paths == ("fog/000.png", "fog/003.png", "hail/002.png", "rain/007.png")
-        assert all(reasons)
-        assert reasons[0] == "empty file"
+        assert reasons[:2] == ("not an image, or broken in its first bytes", os.strerror(2))
         assert decoded.rows.tolist() == left
         assert decoded.photos.paths == tuple(found.paths[number] for number in left)
-        assert decoded.pixels.shape == (COUNT, SIDE, SIDE, 3)
-        assert not decoded.pixels.flags.writeable
-        assert np.array_equal(decoded.pixels[decoded.rows], [picture(number) for number in left])
+        assert (len(decoded.pixels), decoded.pixels.flags.writeable) == (COUNT, False)
+        assert np.array_equal(decoded.pixels[left], [picture(number) for number in left])
         expected = [signature(Image.fromarray(picture(number))) for number in left]
         assert np.array_equal(decoded.signatures, expected)
-    with pytest.raises(UserError, match=r"--strict: 4 .*'fog/000.png' \(empty file\)"):
+    with pytest.raises(UserError, match=r"--strict: 4 .*'fog/000.png' \(not an image"):
         decode_photos(found, SIDE, photos.parent / "c", workers=workers, strict=True)
     for path in (photos / "hail").iterdir():
         path.write_bytes(b"x")
-    with pytest.raises(UserError, match=r"class 'hail': none .*'hail/000.png' \(not an image"):
+    with pytest.raises(UserError, match=r"class 'hail': no photo .*'hail/000.png' \(not an image"):
         decode(photos)
 
 
@@ -213,75 +204,61 @@ def test_an_error_of_the_machine_stops_the_run_and_is_not_remembered(photos, mon
 
 
 DECODE = """
-import os, signal, sys
-from pathlib import Path
+import os, sys; from pathlib import Path
 from data.cache import decode_photos
 from data.photos import find_photos
 
 photos, cache, ending = find_photos(Path(sys.argv[1]), Path()), Path(sys.argv[2]), int(sys.argv[3])
-opened = 0
+opened = []
 
 def watch(event, arguments):
-    global opened
     if event == "open" and str(arguments[0]).endswith(".png"):
-        opened += 1
-        if opened == 100 and ending:
+        opened.append(arguments)
+        if len(opened) == 100 and ending:
             os.kill(os.getpid(), ending)
 
 sys.addaudithook(watch)
 try:
     decode_photos(photos, 16, cache, workers=1, strict=False)
 finally:
-    print(opened)
+    print(len(opened))
 """
 
 
 def start(photos: Path, ending: int = 0) -> subprocess.Popen[str]:
     """A process that decodes, and gets a signal in the middle of it."""
     words = [sys.executable, "-c", DECODE, str(photos), str(photos.parent / "cache"), str(ending)]
-    return subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(words, cwd=ROOT, stdout=-1, stderr=-1, text=True)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
-def test_after_a_run_that_was_stopped_everything_is_decoded_and_nothing_is_left(photos, ending):
-    stopped = start(photos, ending)
-    out, err = stopped.communicate(timeout=60)
-    if ending == signal.SIGINT:  # photos that have not begun are not waited for
-        assert "KeyboardInterrupt" in err
-        assert 100 <= int(out) < 150
-        assert not list(photos.parent.rglob("pixels.raw"))
-    else:
-        assert stopped.returncode == -ending
-        assert len(list(photos.parent.rglob("pixels.raw"))) == 1
-    decoded = decode(photos)
-    assert np.array_equal(decoded.pixels[202], picture(202))
-    assert list(decoded.folder.iterdir()) == [ready(decoded)]
+def test_a_run_that_is_interrupted_stops_at_once_and_leaves_nothing(photos):
+    out, err = start(photos, signal.SIGINT).communicate(timeout=60)
+    assert "KeyboardInterrupt" in err
+    assert 100 <= int(out) < COUNT  # those that have not begun are not waited for
+    assert not list(photos.parent.rglob("pixels.raw"))
 
 
 def test_two_at_once_decode_once(photos):
     folder = decode(photos, 8).folder
     with lock(folder):  # as if a third one were decoding, until both wait for it
         processes = [start(photos) for _ in range(2)]
-        with pytest.raises(subprocess.TimeoutExpired):
-            processes[0].wait(timeout=2)
-    ends = [process.communicate(timeout=60) for process in processes]
-    assert sorted(ends) == [("0\n", ""), (f"{COUNT}\n", "")]
+        waiting = [process.stderr and process.stderr.readline() for process in processes]
+        assert waiting == [f"waiting for another process in {str(folder)!r} ...\n"] * 2
+    opened = sorted(process.communicate(timeout=60)[0] for process in processes)
+    assert opened == ["0\n", f"{COUNT}\n"]
 
 
 def test_a_cache_that_cannot_be_written_is_named_and_what_was_begun_is_removed(photos):
     says = r"cache.* could not be written .*--cache"
     (photos.parent / "cache").write_text("")
     with pytest.raises(UserError, match=says):
-        decode(photos, cache=photos.parent / "cache")
+        decode(photos)
     resource = pytest.importorskip("resource")
-    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
         with pytest.raises(UserError, match=says):
             decode(photos, cache=photos.parent / "new cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not [path for path in (photos.parent / "new cache").rglob("*") if path.is_file()]
-    assert np.array_equal(decode(photos, cache=photos.parent / "new cache").pixels[5], picture(5))

@@ -17,14 +17,20 @@ if sys.argv[1] == "hidden": sys.modules["fcntl"] = None  # as on Windows
 from data.files import *
 path, word = Path(sys.argv[2]), sys.argv[3]
 """
+WRITE = """
+for number in range(100):
+    atomic_write(path / "file", word * (1 + number % 7 * 5000))
+    assert len(set((path / "file").read_text())) == 1
+with lock(path) as held, atomic_folder(path / word) as folder: (folder / str(held)).touch()
+"""
 
 
 def start(code, *arguments):
     run = [sys.executable, "-c", HEAD + code, *arguments]
-    return subprocess.Popen(run, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE)
+    return subprocess.Popen(run, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stderr=-1)
 
 
-def test_a_file_is_written_with_the_usual_permissions_or_not_at_all(tmp_path):
+def test_a_file_is_written_with_the_usual_permissions_and_never_through_a_link(tmp_path):
     path, plain = tmp_path / "new" / "file", tmp_path / "plain"
     plain.touch()
     for content in (b"bytes", memoryview(b"memory"), "text \udcff"):
@@ -42,13 +48,7 @@ def test_a_file_is_written_with_the_usual_permissions_or_not_at_all(tmp_path):
 
 @pytest.mark.parametrize("fcntl", ["there", "hidden"])
 def test_what_several_processes_write_at_once_is_always_whole(tmp_path, fcntl):
-    code = """for number in range(100):
-        atomic_write(path / "file", word * (1 + number % 7 * 5000))
-        assert len(set((path / "file").read_text())) == 1
-    with lock(path) as held, atomic_folder(path / word) as folder:
-        (folder / str(held)).touch()
-    """.replace("\n    ", "\n")
-    writers = [start(code, fcntl, tmp_path, letter) for letter in "abc"]
+    writers = [start(WRITE, fcntl, tmp_path, letter) for letter in "abc"]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert names == {"file", "a", "b", "c", "a/True", "b/True", "c/True"}
@@ -60,31 +60,33 @@ def test_a_folder_replaces_another_only_when_it_is_complete(tmp_path):
         with atomic_folder(path) as new:
             (new / number).touch()
         assert os.listdir(path) == [number]
-    for problem in (KeyError, FileNotFoundError):
-        with pytest.raises(problem), atomic_folder(path) as new:  # noqa: PT012
-            new.rmdir()  # so that there is nothing to replace the old one
-            if problem is KeyError:
-                raise KeyError
-    with start("with atomic_folder(path): os.kill(os.getpid(), 9)", "there", path, ""):
-        pass
+    with pytest.raises(KeyError), atomic_folder(path):
+        raise KeyError
+    start("with atomic_folder(path): os.kill(os.getpid(), 9)", "there", path, "").communicate()
     assert (os.listdir(path), len(os.listdir(tmp_path))) == (["2"], 2)
-    with atomic_folder(path):  # clears away what the killed process has left
+    with atomic_folder(path):  # removes what the killed process has left
         pass
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_a_process_holds_a_lock_until_it_ends(tmp_path):
+def test_a_lock_is_held_until_its_process_ends_and_waited_for_with_a_word(tmp_path):
     code = "with lock(path): (path / word).touch(); input()"
-    with start(code, "there", tmp_path, "held") as holder:
-        while not (tmp_path / "held").exists():
-            assert holder.poll() is None
-        with lock(tmp_path, wait=False) as held:
-            assert not held
-        holder.kill()
+    first = start(code, "there", tmp_path, "first")
+    while not (tmp_path / "first").exists():
+        assert first.poll() is None
     with lock(tmp_path, wait=False) as held:
-        assert held
+        assert not held
+    second = start(code, "there", tmp_path, "second")
+    assert (
+        second.stderr.readline().decode()
+        == f"waiting for another process in {str(tmp_path)!r} ...\n"
+    )
+    assert not (tmp_path / "second").exists()
+    first.kill()
+    assert second.communicate(b"\n", timeout=60) == (None, b"")
+    assert (tmp_path / "second").exists()
 
 
-@given(st.lists(st.lists(st.text(), min_size=2)))
+@given(st.lists(st.lists(st.text().filter(lambda text: "\r\n" not in text), min_size=2)))
 def test_csv_reads_as_it_was_written(rows):
     assert list(csv.reader(io.StringIO(csv_text(rows), newline=""))) == rows
