@@ -15,8 +15,7 @@ from pathlib import Path
 
 from config import ROOT, UserError
 from data.files import atomic_write
-from docs.contents import DOCUMENTS, tables
-from docs.kept import keep
+from docs.contents import DOCUMENTS, keep, tables
 
 PLACE = re.compile(r"(<!-- table: ([\w ]+) -->\n)((?:(?!<!-- table).)*?)(<!-- end -->)", re.S)
 
@@ -43,14 +42,10 @@ def main(arguments: Sequence[str]) -> int:
         made = tables()
         for path in (ROOT / document for document in DOCUMENTS):
             atomic_write(path, filled(path.read_text("utf-8"), made))
-        from docs.figures import FIGURES
+        from docs.figures import draw_all
 
-        for name, draw in FIGURES.items():
-            draw(ROOT / name)
-    except ModuleNotFoundError as missing:
-        print(f"error: the figures need {missing.name}: pip install matplotlib", file=sys.stderr)
-        return 2
-    except (UserError, OSError) as problem:
+        draw_all(ROOT / "docs")
+    except (UserError, OSError, ModuleNotFoundError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     return 0

@@ -1,29 +1,29 @@
-"""Which runs stand in which table of docs/ and README.md; docs/figures.py has the figures.
+"""The runs behind docs/ and README.md, and which of them stand in which table.
 
-A name such as resnet18-23epochs stands for the runs weather-64px-resnet18-23epochs-seedN.
+docs/results/runs.jsonl holds one run a line: what the documents need of its result.json and, as
+`history`, of its history.csv. A name such as resnet18-23epochs stands for the runs
+weather-64px-resnet18-23epochs-seedN.
 """
 
+import csv
+import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
 
-from config import EXPERIMENTS
-from docs.kept import baselines, on_folds, on_splits, seeds, teachers, together
-from utils.report import (
-    SEVEN_ROWS,
-    SIZE_ROWS,
-    Columns,
-    Result,
-    aligned,
-    cell,
-    gain_over,
-    in_points,
-    pooled,
-    table,
-)
+from config import EXPERIMENTS, ROOT, UserError
+from data.files import atomic_write
+from utils.report import MAIN_ROWS, Columns, Result, aligned, cell, points, read_results, table
 
 T = TypeVar("T")
 Runs = Sequence[Result]
-RunsOf = Callable[..., list[list[Result]]]
+FILE = ROOT / "docs" / "results" / "runs.jsonl"
+CURVES = ("loss/val", "accuracy/val", "ce/train", "accuracy/train")
+PHOTOS = "weather-64px-"  # all runs are on these photos: what follows names them
+SEEDS = [f"-seed{seed}" for seed in range(10)]
+SPLIT_SEEDS = ["-seed0", *(f"-split{split}-seed{split}" for split in range(1, 6))]
+FOLDS = [f"-fold{fold}of10-seed0" for fold in range(10)]
 PAGES = [f"docs/{name}/README.md" for name in EXPERIMENTS]
 DOCUMENTS = ["README.md", "docs/results.md", "docs/recipe.md", *PAGES]
 NAMES = {"densenet169": "DenseNet169", "resnet50": "ResNet50", "resnet18": "ResNet18"}
@@ -82,10 +82,49 @@ CAUSES = {
 }
 # ResNet50 of 60 epochs teaches ResNet18. Features and relations with their default weights, then
 # with the larger ones of RepDistiller.
-METHODS = [
-    "kd", "dkd-w8", "dist-w2", "fitnet-w1", "attention-w100", "rkd-w0.1", "sp-w100",
-    "fitnet-w100", "attention-w1000", "rkd-w1", "sp-w3000",
-]  # fmt: skip
+METHODS = "kd dkd-w8 dist-w2 fitnet-w1 attention-w100 rkd-w0.1 sp-w100"
+METHODS += " fitnet-w100 attention-w1000 rkd-w1 sp-w3000"
+
+
+@cache
+def kept() -> dict[str, Result]:
+    """The results by the runs' names."""
+    lines = FILE.read_text("utf-8").splitlines()
+    return {result["run"]: result for result in map(json.loads, lines)}
+
+
+def keep(output: Path) -> int:
+    """Add all finished runs on these photos from the scripts' --output, or replace those of their
+    names; returns how many. Raises UserError when there is none."""
+    found = [run for run in read_results(output / "results") if run["run"].startswith(PHOTOS)]
+    if not found:
+        raise UserError(f"{output}: no finished run on the photos called weather at 64 px is there")
+    for result in found:
+        path = output / "results" / result["run"] / "history.csv"
+        rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
+        result["history"] = {key: [round(float(row[key]), 5) for row in rows] for key in CURVES}
+        teacher = result.get("teacher", {})
+        for part in (result["val"], teacher.get("val", {}), teacher.get("test", {})):
+            part.pop("confusion", None)
+        teacher.get("val", {}).pop("wrong", None)
+    results = kept() | {result["run"]: result for result in found}
+    atomic_write(FILE, "".join(json.dumps(results[name]) + "\n" for name in sorted(results)))
+    kept.cache_clear()
+    return len(found)
+
+
+def together(*names: str, endings: Sequence[str] = SEEDS) -> list[list[Result]]:
+    """The runs of each name, of the endings that all names have; raises UserError if none is."""
+    groups = [[kept().get(PHOTOS + name + ending) for ending in endings] for name in names]
+    shared = [runs for runs in zip(*groups, strict=True) if all(runs)]
+    if not shared:
+        raise UserError(f"{FILE}: no runs called {' and '.join(names)} are kept there")
+    return [list(filter(None, runs)) for runs in zip(*shared, strict=True)]
+
+
+def baselines(students: Runs) -> list[Result]:
+    """The same student without a teacher, for each of them."""
+    return [kept()[student["distillation"]["baseline"]] for student in students]
 
 
 def rows_of(rows: Mapping[str, T], columns: Mapping[str, Callable[[T], str]]) -> str:
@@ -99,64 +138,42 @@ def accuracy(runs: Runs, part: str = "test") -> str:
 
 
 def gain(mine: Runs, others: Runs, part: str = "test") -> str:
-    """What `mine` are better than `others`, pair by pair, in points with a 95 % interval; nothing
-    of the same runs."""
-    return "" if mine == others else in_points(gain_over(zip(mine, others, strict=True), part))
+    """The difference of two lists of runs, pair by pair; nothing of the same runs."""
+    return "" if mine == others else points(list(zip(mine, others, strict=True)), part)
+
+
+# The columns of tables: of students, and of pairs of runs, the second of which is the reference.
+DISTILLED: dict[str, Callable[[Runs], str]] = {
+    "Runs": lambda runs: str(len(runs)),
+    "Teacher": lambda runs: accuracy([run["teacher"] for run in runs]),
+    "Student": lambda runs: accuracy(baselines(runs)),
+    "KD student": accuracy,
+    "KD − student, test [95 %]": lambda runs: gain(runs, baselines(runs)),
+    "KD − teacher, test [95 %]": lambda runs: gain(runs, [run["teacher"] for run in runs]),
+    "KD − student, validation [95 %]": lambda runs: gain(runs, baselines(runs), "val"),
+}
+COMPARED: dict[str, Callable[[Sequence[Runs]], str]] = {
+    "Runs": lambda pair: str(len(pair[0])),
+    "Validation accuracy": lambda pair: accuracy(pair[0], "val"),
+    "Validation gain": lambda pair: gain(pair[0], pair[1], "val"),
+    "Test accuracy": lambda pair: accuracy(pair[0]),
+    "Test gain": lambda pair: gain(pair[0], pair[1]),
+    "Test loss": lambda pair: cell(pair[0], ("test", "loss", ".3f")),
+}
 
 
 def students() -> Columns:
     """The groups of students of the main picture and table."""
-    on_six = {
-        "ResNet18, 60 epochs → ResNet18, 6 splits": on_splits(OF_15)[0],
-        "ResNet18, 60 epochs → ResNet18, 60 epochs, 6 splits": on_splits(OF_60)[0],
-    }
-    return on_six | {title: seeds(name) for title, name in STUDENTS.items()}
-
-
-DISTILLED: dict[str, Callable[[Runs], str]] = {
-    "Seeds": lambda runs: str(len(runs)),
-    "Teacher": lambda runs: accuracy(teachers(runs)),
-    "Student": lambda runs: accuracy(baselines(runs)),
-    "KD Student": accuracy,
-    "KD − student": lambda runs: gain(runs, baselines(runs)),
-    "KD − teacher": lambda runs: gain(runs, teachers(runs)),
-    "validation: KD − student": lambda runs: gain(runs, baselines(runs), "val"),
-}
-SHORT = (
-    "DenseNet169 → ResNet18",
-    "ResNet50, 60 epochs → ResNet18",
-    "ResNet18, 60 epochs → ResNet18, 6 splits",
-    "ResNet18, 60 epochs → ResNet18, 60 epochs, 6 splits",
-    "DenseNet169, 3 epochs → ResNet18",
-)
-
-
-def short() -> str:
-    """The rows SHORT of the main table, without the differences to the teachers."""
-    heads = ("Runs", "Teacher", "Student", "KD student", "KD − student, test [95 %]", "",
-             "KD − student, validation [95 %]")  # fmt: skip
-    columns = dict(zip(heads, DISTILLED.values(), strict=True))
-    del columns[""]
-    return rows_of({title: students()[title] for title in SHORT}, columns)
-
-
-def compared(pairs: Mapping[str, tuple[str, str]], runs_of: RunsOf = together) -> str:
-    """The runs of the first name of each pair, and their gains over those of the second."""
-    columns: dict[str, Callable[[Any], str]] = {
-        "Runs": lambda pair: str(len(pair[0])),
-        "Validation accuracy": lambda pair: accuracy(pair[0], "val"),
-        "Validation gain": lambda pair: gain(pair[0], pair[1], "val"),
-        "Test accuracy": lambda pair: accuracy(pair[0]),
-        "Test gain": lambda pair: gain(*pair),
-        "Test loss": lambda pair: cell(pair[0], ("test", "loss", ".3f")),
-    }
-    return rows_of({title: runs_of(*names) for title, names in pairs.items()}, columns)
+    titles = ("ResNet18, 60 epochs → ResNet18", "ResNet18, 60 epochs → ResNet18, 60 epochs")
+    six = {t: together(STUDENTS[t], endings=SPLIT_SEEDS)[0] for t in titles}
+    on_six = {f"{title}, 6 splits": runs for title, runs in six.items()}
+    return on_six | {title: together(name)[0] for title, name in STUDENTS.items()}
 
 
 def basic(experiment: str) -> Columns:
     """An experiment's networks without a teacher."""
     return {
-        f"{NAMES[model]}, {epochs} epochs": seeds(model + tag)
+        f"{NAMES[model]}, {epochs} epochs": together(model + tag)[0]
         for model in EXPERIMENTS[experiment]
         for epochs, tag in ((15, ""), (60, "-patient"))
     }
@@ -168,36 +185,37 @@ def three(teacher: str, student: str) -> Columns:
     return dict(zip(("Teacher", "Student", "KD Student"), together(*names), strict=True))
 
 
-def seven(columns: Columns) -> str:
-    """The seven rows and the parameters."""
-    return table("", columns, {**SEVEN_ROWS, **SIZE_ROWS})
-
-
 def tables() -> dict[str, str]:
     """All tables by the names of their places."""
-    causes = {title: f"resnet18-from-densenet169{name}" for title, name in CAUSES.items()}
-    methods = {"no teacher": "resnet18"}
-    for method, dash, weight in (name.partition("-w") for name in METHODS):
-        name = f"resnet18-from-resnet50.patient-{method}-a0.7-T2{dash}{weight}"
-        methods[f"{method}, weight {weight}" if weight else method] = name
+    causes = {t: together(f"resnet18-from-densenet169{name}")[0] for t, name in CAUSES.items()}
+    start, kd = "resnet18-from-resnet50.patient", "resnet18-from-resnet50.patient-kd-a0.7-T2"
+    methods = {"no teacher": together("resnet18", kd)}
+    for method, dash, weight in (name.partition("-w") for name in METHODS.split()):
+        title = f"{method}, weight {weight}" if weight else method
+        methods[title] = together(f"{start}-{method}-a0.7-T2{dash}{weight}", kd)
+    start = "resnet18-from-resnet18.patient-kd"
+    grid = (("0.7", 2), ("0.9", 2), ("0.9", 4), ("1", 2), ("1", 4))
+    settings = {f"α {a}, T {t}": together(f"{start}-a{a}-T{t}", "resnet18") for a, t in grid}
+    splits = {title: together(*pair, endings=SPLIT_SEEDS) for title, pair in SPLITS.items()}
+    (folds,) = together("resnet18", endings=FOLDS)
+    photos = f"{sum(run['test']['photos'] for run in folds):,}"
+    over_folds = ["ResNet18, 15 epochs", photos, points([(run, None) for run in folds], sign="")]
+    main = students()
+    short = ["DenseNet169 → ResNet18", "ResNet50, 60 epochs → ResNet18", *[*main][:3]]
+    shorter = {head: show for head, show in DISTILLED.items() if "KD − teacher" not in head}
     made = {
-        "main": rows_of(students(), DISTILLED),
-        "short": short(),
-        "controls": compared({title: (name, "resnet18") for title, name in CONTROLS.items()}),
-        "methods": compared({title: (name, methods["kd"]) for title, name in methods.items()}),
-        "causes": rows_of({title: seeds(name) for title, name in causes.items()}, DISTILLED),
-        "alpha and temperature": compared(
-            {f"α {alpha}, T {t}": (f"resnet18-from-resnet18.patient-kd-a{alpha}-T{t}", "resnet18")
-             for alpha, t in (("0.7", 2), ("0.9", 2), ("0.9", 4), ("1", 2), ("1", 4))}
-        ),
-        "splits": compared(SPLITS, on_splits),
-        "folds": pooled({"ResNet18, 15 epochs": on_folds("resnet18")}),
-    }  # fmt: skip
+        "main": rows_of(main, DISTILLED),
+        "short": rows_of({title: main[title] for title in short}, shorter),
+        "controls": rows_of({t: together(n, "resnet18") for t, n in CONTROLS.items()}, COMPARED),
+        "methods": rows_of(methods, COMPARED),
+        "causes": rows_of(causes, DISTILLED),
+        "alpha and temperature": rows_of(settings, COMPARED),
+        "splits": rows_of(splits, COMPARED),
+        "folds": aligned(["10 folds", "Test photos", "Test accuracy, % [95 %]"], [over_folds]),
+    }
     for name, (teacher, student) in EXPERIMENTS.items():
-        made |= {
-            f"{name} basic": seven(basic(name)),
-            f"{name} kd": seven(three(teacher, student)),
-            f"{name} kd 60 epochs": seven(three(f"{teacher}.patient", student)),
-            f"{name} reverse": seven(three(student, teacher)),
-        }
+        made[f"{name} basic"] = table(basic(name), MAIN_ROWS)
+        made[f"{name} kd"] = table(three(teacher, student), MAIN_ROWS)
+        made[f"{name} kd 60 epochs"] = table(three(f"{teacher}.patient", student), MAIN_ROWS)
+        made[f"{name} reverse"] = table(three(student, teacher), MAIN_ROWS)
     return made

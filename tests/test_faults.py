@@ -262,7 +262,7 @@ def test_a_cache_that_is_removed_while_training_changes_nothing_and_while_decodi
     (listed, cache) = find_photos(photos, tmp_path), tmp_path / "gone"
 
     def remove() -> None:
-        while not (begun := list(cache.glob("*/.*.tmp/new/pixels.raw"))):
+        while not (begun := list(cache.glob("*/.*.tmp/pixels.raw"))):
             pass
         shutil.rmtree(begun[0].parent)
 

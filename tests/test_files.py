@@ -3,6 +3,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,7 @@ def test_a_lock_is_held_until_its_process_ends_and_waited_for_with_a_word(tmp_pa
         second.stderr.readline().decode()
         == f"waiting for another process in {str(tmp_path)!r} ...\n"
     )
+    time.sleep(0.5)
     assert not (tmp_path / "second").exists()
     first.kill()
     assert second.communicate(b"\n", timeout=60) == (None, b"")

@@ -72,11 +72,6 @@ def test_logits_that_are_no_numbers_are_no_answer(odd):
         measure(logits, torch.tensor([0, 1]), ("fog", "hail"))
 
 
-def test_class_names_that_do_not_fit_the_logits_are_noticed():
-    with pytest.raises(ValueError, match="zip"):
-        measure(torch.zeros(2, 3), torch.tensor([0, 1]), ("fog", "hail"))
-
-
 def photos_of(classes: int) -> st.SearchStrategy:
     """Logits in eighths, so that in softmax equal stays equal and unequal unequal, and labels."""
     logits = st.lists(st.integers(-60, 60).map(lambda n: n / 8), min_size=classes, max_size=classes)
@@ -90,20 +85,18 @@ PHOTOS = st.integers(2, 5).flatmap(photos_of)
 @given(PHOTOS)
 def test_counts_agree_with_plain_python(photos):
     classes = len(photos[0][0])
-    logits = torch.tensor([row for row, _ in photos])
-    labels = torch.tensor([label for _, label in photos])
+    logits, labels = torch.tensor([row for row, _ in photos]), [label for _, label in photos]
     pairs = [(label, row.index(max(row))) for row, label in photos]
-    confusion = confusion_matrix(logits, labels)
-    assert confusion.tolist() == [
-        [pairs.count((t, p)) for p in range(classes)] for t in range(classes)
-    ]
-    assert accuracy(logits, labels) == pytest.approx(sum(t == p for t, p in pairs) / len(pairs))
-    f1 = []
-    for name in {truth for truth, _ in pairs}:
+    confusion = confusion_matrix(logits, torch.tensor(labels))
+    assert confusion.tolist() == [[pairs.count((t, p)) for p in range(classes)]
+                                  for t in range(classes)]  # fmt: skip
+    right = sum(truth == predicted for truth, predicted in pairs)
+    assert accuracy(logits, torch.tensor(labels)) == pytest.approx(right / len(pairs))
+    predictions, f1 = [predicted for _, predicted in pairs], []
+    for name in set(labels):
         hits = pairs.count((name, name))
-        found = sum(predicted == name for _, predicted in pairs)
-        there = sum(truth == name for truth, _ in pairs)
-        precision, recall = (hits / found if found else 0), hits / there
+        precision = hits / predictions.count(name) if hits else 0
+        recall = hits / labels.count(name)
         f1.append(2 * precision * recall / (precision + recall) if hits else 0)
     assert macro_f1(confusion) == pytest.approx(sum(f1) / len(f1), abs=1e-6)
 
@@ -111,41 +104,22 @@ def test_counts_agree_with_plain_python(photos):
 @settings(max_examples=50)
 @given(PHOTOS, st.integers(1, 20))
 def test_calibration_error_agrees_with_plain_python(photos, bins):
-    found: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
+    gaps = [0.0] * bins
     for row, label in photos:
-        exponentials = [math.exp(value - max(row)) for value in row]
-        confidence = 1 / sum(exponentials)
-        edges = [edge / bins for edge in range(1, bins)]
-        if any(abs(confidence - edge) < 1e-9 for edge in edges):
+        confidence = 1 / sum(math.exp(value - max(row)) for value in row)
+        if abs(confidence * bins - round(confidence * bins)) < 1e-9 and confidence < 1:
             return  # rounding decides on which side of an edge it falls
-        which = sum(confidence > edge for edge in edges)
-        found[which].append((confidence, row.index(max(row)) == label))
-    expected = sum(
-        len(inside)
-        / len(photos)
-        * abs(sum(hit for _, hit in inside) / len(inside) - sum(c for c, _ in inside) / len(inside))
-        for inside in found
-        if inside
-    )
+        gaps[min(int(confidence * bins), bins - 1)] += (row.index(max(row)) == label) - confidence
     logits = torch.tensor([row for row, _ in photos], dtype=torch.float64)
-    labels = torch.tensor([label for _, label in photos])
-    assert calibration_error(logits, labels, bins) == pytest.approx(expected, abs=1e-9)
-
-
-def test_errors_of_different_bins_do_not_cancel_and_in_one_bin_they_do():
-    logits = logits_of([[0.7, 0.3]] * 2 + [[0.9, 0.1]] * 2)
-    labels = torch.tensor([0, 0, 0, 1])  # 0.3 too little, 0.4 too much
-    assert calibration_error(logits, labels) == pytest.approx((0.3 + 0.4) / 2)
-    assert calibration_error(logits, labels, bins=1) == pytest.approx(0.05)
+    found = calibration_error(logits, torch.tensor([label for _, label in photos]), bins)
+    assert found == pytest.approx(sum(map(abs, gaps)) / len(photos), abs=1e-9)
 
 
 def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
-    # One half is exact: with two bins it shares the lower one with nothing above it.
     logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
-    labels = torch.tensor([0, 1])  # right at 0.5, wrong at 0.88
-    surer = 1 / (1 + math.exp(-2))
-    assert calibration_error(logits, labels, bins=2) == pytest.approx((0.5 + surer) / 2)
-    # Certainty lies in the last bin, not beyond it.
+    surer = 1 / (1 + math.exp(-2))  # one half is right, and 0.88 in the other bin is wrong
+    found = calibration_error(logits, torch.tensor([0, 1]), bins=2)
+    assert found == pytest.approx((0.5 + surer) / 2)
     assert calibration_error(torch.tensor([[0.0, 999.0]]), torch.tensor([0])) == 1
 
 
@@ -198,14 +172,10 @@ def test_over_folds_it_is_students_t_of_their_means_and_at_least_that_of_photos(
 @pytest.mark.parametrize("shift", [0.0, 0.3])
 def test_over_seeds_and_photos_it_agrees_with_an_analysis_of_variance_written_out(shift):
     values = differences(3, 40, 5) + shift * np.array([[0.0], [1.0], [0.3]])
-    mean = values.mean()
-    of_seed = [row.mean() for row in values]
-    of_photo = [column.mean() for column in values.T]
-    seeds = 40 * sum((one - mean) ** 2 for one in of_seed) / 2
-    photos = 3 * sum((one - mean) ** 2 for one in of_photo) / 39
-    rest = sum(
-        (values[s, i] - of_seed[s] - of_photo[i] + mean) ** 2 for s in range(3) for i in range(40)
-    ) / (2 * 39)
+    mean, of_seed, of_photo = values.mean(), values.mean(1), values.mean(0)
+    cells = [(s, i) for s in range(3) for i in range(40)]
+    rest = sum((values[s, i] - of_seed[s] - of_photo[i] + mean) ** 2 for s, i in cells) / (2 * 39)
+    seeds, photos = 40 * of_seed.var(ddof=1), 3 * of_photo.var(ddof=1)
     both = seeds + max(photos - rest, 0)
     half = student_t(2 * both**2 / seeds**2) * math.sqrt(both / 120)
     over_photos = student_t(1e9) * math.sqrt(photos / 120)
@@ -216,23 +186,17 @@ def test_over_seeds_and_photos_it_agrees_with_an_analysis_of_variance_written_ou
 
 def test_seeds_that_differ_in_nothing_or_in_everything():
     photos = differences(1, 2000, 3)
-    alone = mean_interval([photos])
-    assert mean_interval([photos.repeat(3, 0)]) == pytest.approx(alone, abs=1e-4)
+    assert mean_interval([photos.repeat(3, 0)]) == pytest.approx(mean_interval([photos]), abs=1e-4)
     # Each seed gains on all photos or loses on all: the interval is that of three numbers.
     sure = np.array([[1.0], [1.0], [-1.0]]).repeat(50, 1)
     half = 4.303 * np.std([1, 1, -1], ddof=1) / math.sqrt(3)
     assert mean_interval([sure]) == pytest.approx((1 / 3, 1 / 3 - half, 1 / 3 + half), abs=1e-3)
-    # Seeds that are alike by chance promise no more than their photos do.
-    turned = np.stack([photos[0], photos[0][::-1], np.roll(photos[0], 7)])
-    mean, low, high = mean_interval([turned])
-    over_photos = 1.962 * turned.mean(0).std(ddof=1) / math.sqrt(2000)
-    assert (low, high) == pytest.approx((mean - over_photos, mean + over_photos), abs=1e-4)
-    assert mean_interval([np.zeros((3, 50))]) == (0, 0, 0)
-    assert mean_interval([np.zeros((1, 50))] * 3) == (0, 0, 0)
+    for splits in ([np.zeros((3, 50))], [np.zeros((1, 50))] * 3):
+        assert mean_interval(splits) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("scatter", [0, 1, 2, 4])
-@pytest.mark.parametrize(("splits", "seeds"), [(10, 1), (10, 3), (3, 1), (1, 2), (1, 3), (1, 5)])
+@pytest.mark.parametrize("scatter", [0, 2, 4])
+@pytest.mark.parametrize(("splits", "seeds"), [(10, 1), (10, 3), (3, 1), (1, 2), (1, 5)])
 def test_the_interval_holds_the_true_gain_in_95_of_100_experiments(splits, seeds, scatter):
     """Photos differ in how likely either run is to recognise them, and runs in how good they are,
     by `scatter` points."""
