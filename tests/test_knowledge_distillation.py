@@ -207,7 +207,7 @@ def test_a_teacher_of_any_recipe_is_named_by_its_tag(copied):
     refused(tagged, "were trained by different recipes", output)
     train.main([*recipe, "--seeds", "1", "--overwrite"])
     printed = printed_by(tagged)
-    assert "### resnet50.slow teaches resnet18\n" in printed
+    assert re.search(r"^### resnet50.slow \(epochs 1.*\) teaches resnet18", printed, re.M)
     assert "there is no such baseline yet" not in printed
     for seed in (0, 1):
         student = result_of(output, "resnet18-from-resnet50.slow-kd-a0.7-T2", seed)
