@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 WHOLE = os.environ.get("FAULTS") == "whole"
+only_whole = pytest.mark.skipif(not WHOLE, reason="slow: make test-faults runs it")
 
 
 def not_finite(value: Any, where: str = "") -> list[str]:

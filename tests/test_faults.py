@@ -26,7 +26,7 @@ from config import UserError
 from data.cache import decode_photos
 from data.photos import find_photos
 from models.checkpoint import load_checkpoint
-from tests.faults import WHOLE
+from tests.faults import WHOLE, only_whole
 from tests.photo_folders import make_photos
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ SCRIPTS = {
     STUDENT: ["knowledge_distillation.py", "--teacher", "resnet18", "--student", "resnet18",
               "--method", "fitnet"],
 }  # fmt: skip
-KILLS = {BASELINE: 25 if WHOLE else 1, STUDENT: 50 if WHOLE else 2}
+KILLS = {BASELINE: 25 if WHOLE else 1, STUDENT: 50}
 # What a process may be at when its end comes, in the order in which it comes to it.
 MOMENTS = ("pixels.raw", "index.npz", "duplicates", "split-seed0",
            "settings.json", "tfevents", "best.pt", "last.pt", "test_logits.npz", "history.csv",
@@ -93,7 +93,7 @@ def whole(photos, tmp_path_factory) -> Callable[[str], tuple[Path, int]]:
 
 
 @pytest.mark.timeout(3600 if WHOLE else 300)
-@pytest.mark.parametrize("run", SCRIPTS)
+@pytest.mark.parametrize("run", [BASELINE, pytest.param(STUDENT, marks=only_whole)])
 def test_stopped_and_resumed_a_run_ends_with_the_same_bits(run, photos, whole, tmp_path):
     expected, changes = whole(run)
     folder = tmp_path / "interrupted"

@@ -8,6 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+from tests.faults import only_whole
 from tests.photo_folders import make_photos
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,8 @@ def results_in(out: Path) -> set[str]:
     return {path.parent.name for path in results}
 
 
-def test_it_does_what_is_not_done_and_goes_on_from_its_archive(tmp_path):
+@only_whole
+def test_it_does_what_is_not_done_and_resumes_from_its_archive(tmp_path):
     flags = (
         "--data", make_photos(tmp_path / "weather", per_class=10), "--device", "cpu",
         "--image-size", 32, "--batch-size", 4, "--epochs", 1,

@@ -15,6 +15,7 @@ import torch
 
 from config import ROOT, UserError, parse
 from data.dataset import load_datasets
+from tests.faults import only_whole
 from tests.photo_folders import make_photos
 from utils.distillation import METHODS
 
@@ -75,6 +76,7 @@ def where(tmp_path_factory) -> tuple[str, ...]:
     return ("--data", str(photos), *paths)
 
 
+@only_whole
 def test_a_rank_that_dies_ends_the_job_and_one_process_resumes_it(where):
     script = ("train.py", *where, *QUICK, "--models", "resnet18", "--epochs", "16")
     with subprocess.Popen(
