@@ -69,8 +69,6 @@ def test_training_is_what_plain_pytorch_computes(plain_optimizer, changed, order
     """Kernels are decayed, biases and norms are not."""
     config = replace(CONFIG, **changed)
     training = run(start(config, small_model(order=order)))
-    groups = training.optimizer.param_groups  # which is fast where all are contiguous
-    assert all(p.is_contiguous() for group in groups for p in group["params"])
 
     model = small_model()
     kernels = [p for p in model.parameters() if p.ndim > 1]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from config import Config, UserError
 from data.batches import EvalBatches, TrainBatches
 from utils import ranks
-from utils.cpu import keep_freed_memory, share_gradients, stored_order
+from utils.cpu import keep_freed_memory
 from utils.device import Device
 from utils.graphs import GraphedStep, Step
 from utils.metrics import accuracy
@@ -118,20 +118,15 @@ def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     zero is no regulariser.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    views = stored_order(parameters)
     groups = [
-        {"params": [p for p in views if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in views if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
-    else:
-        # A run has about a thousand steps: averages over the last hundred squared gradients follow
-        # it, the usual thousand would not (docs/recipe.md).
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
-    share_gradients(optimizer, parameters, views)
-    return optimizer
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
+    # A run has about a thousand steps: averages over the last hundred squared gradients follow it,
+    # the usual thousand would not (docs/recipe.md).
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
