@@ -14,7 +14,17 @@ from typing import TypeVar
 
 from config import EXPERIMENTS, ROOT, UserError
 from data.files import atomic_write
-from utils.report import MAIN_ROWS, Columns, Result, aligned, cell, points, read_results, table
+from utils.report import (
+    PARAMETERS,
+    SEVEN_ROWS,
+    Columns,
+    Result,
+    aligned,
+    cell,
+    points,
+    read_results,
+    table,
+)
 
 T = TypeVar("T")
 Runs = Sequence[Result]
@@ -213,9 +223,10 @@ def tables() -> dict[str, str]:
         "splits": rows_of(splits, COMPARED),
         "folds": aligned(["10 folds", "Test photos", "Test accuracy, % [95 %]"], [over_folds]),
     }
+    rows = {**SEVEN_ROWS, **PARAMETERS}
     for name, (teacher, student) in EXPERIMENTS.items():
-        made[f"{name} basic"] = table(basic(name), MAIN_ROWS)
-        made[f"{name} kd"] = table(three(teacher, student), MAIN_ROWS)
-        made[f"{name} kd 60 epochs"] = table(three(f"{teacher}.patient", student), MAIN_ROWS)
-        made[f"{name} reverse"] = table(three(student, teacher), MAIN_ROWS)
+        made[f"{name} basic"] = table(basic(name), rows)
+        made[f"{name} kd"] = table(three(teacher, student), rows)
+        made[f"{name} kd 60 epochs"] = table(three(f"{teacher}.patient", student), rows)
+        made[f"{name} reverse"] = table(three(student, teacher), rows)
     return made

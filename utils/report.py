@@ -27,7 +27,7 @@ Columns = Mapping[str, Sequence[Result]]  # the runs of each column of a table
 Pairs = Sequence[tuple[Result, Result | None]]  # a run, and the one it is compared with
 Rows = Mapping[str, tuple[str, ...]]  # the keys that lead to a value, and how to print it
 
-MAIN_ROWS: Rows = {
+SEVEN_ROWS: Rows = {
     "Best validation loss": ("table", "best_val_loss", ".4f"),
     "Best validation accuracy": ("table", "best_val_accuracy", ".2%"),
     "Final training loss": ("table", "final_train_loss", ".4f"),
@@ -35,9 +35,10 @@ MAIN_ROWS: Rows = {
     "Final validation accuracy": ("table", "final_val_accuracy", ".2%"),
     "Test loss": ("table", "test_loss", ".4f"),
     "Test accuracy": ("table", "test_accuracy", ".2%"),
-    "Parameters": ("parameters", ",.0f"),
 }
+PARAMETERS: Rows = {"Parameters": ("parameters", ",.0f")}
 MORE_ROWS: Rows = {
+    **PARAMETERS,
     "Test macro-F1": ("test", "macro_f1", ".4f"),
     "Test calibration error": ("test", "calibration_error", ".4f"),
     "Epochs": ("epochs", ".0f"),
@@ -110,7 +111,7 @@ def section(results: Sequence[Result]) -> str:
     once = "The test photos were used once, with the weights of the best validation accuracy.\n"
     text = [f"## {escaped(photos['name'])} at {photos['image_size']} px\n", escaped(about), once]
     if columns := grouped((run for run in results if "distillation" not in run), title):
-        text.append(table(columns, MAIN_ROWS))
+        text.append(table(columns, SEVEN_ROWS))
         if folds:
             whole = {name: [(run, None) for run in runs] for name, runs in columns.items()}
             lines = [[name, points(pairs, sign="")] for name, pairs in whole.items()]
@@ -175,12 +176,13 @@ def one_pair(students: Sequence[Result]) -> str:
         "KD Student": best,
     }
     chosen = f"The KD student is {method_name(best[0])}: most runs, then best on validation."
-    text = [f"### {escaped(heading(students[0]))}\n", table(columns, MAIN_ROWS)]
+    rows = {**SEVEN_ROWS, **PARAMETERS}
+    text = [f"### {escaped(heading(students[0]))}\n", table(columns, rows)]
     text += [f"{escaped(chosen)}\n"] if len(methods) > 1 else []
     alone = {run["baseline"]["run"]: run["baseline"] for run in students if run["baseline"]}
-    rows = {"no teacher": [*alone.values()], **methods}
+    named = {"no teacher": [*alone.values()], **methods}
     head = ["Student", "Runs", "KD − baseline [95 %]", "KD − teacher [95 %]", *COMPARED]
-    lines = [compared(name, runs) for name, runs in rows.items() if runs]
+    lines = [compared(name, runs) for name, runs in named.items() if runs]
     text += [aligned(head, lines), COMPARISON_NOTE]
     if any(student["teacher"]["other_split"] for student in students):
         text.append("WARNING: the teacher's split is another: it may know the test photos.\n")
