@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from config import UserError
-from data.archives import unpack
 
 # Pillow warns of odd but decodable files. Set once: catch_warnings is not safe in threads.
 warnings.filterwarnings("ignore", module="PIL")
@@ -57,7 +56,11 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     It has a sub-folder per class, which may be a link. One alone is a wrapper: its own are used.
     Raises UserError: fewer than two class folders, one without photos, or no access.
     """
-    root = path if os.path.isdir(path) else unpack(path, unpack_into)
+    root = path
+    if not os.path.isdir(path):
+        from data.archives import unpack  # rarely needed
+
+        root = unpack(path, unpack_into)
     _, names, _ = next(_walk(root))
     while len(names) == 1 and (inner := next(_walk(root / names[0]))[1]):
         root, names = root / names[0], inner

@@ -162,7 +162,7 @@ def traces(output: Path, run: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("ending", ASKED)
+@pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=only_whole)])
 def test_a_stopped_run_says_how_to_resume_and_no_other_process_may_train_it(
     ending, photos, tmp_path
 ):
@@ -186,6 +186,7 @@ def test_a_stopped_run_says_how_to_resume_and_no_other_process_may_train_it(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@only_whole
 def test_of_two_that_start_at_once_one_trains_and_runs_that_differ_share_one_decoding(
     photos, whole, tmp_path
 ):
@@ -223,10 +224,11 @@ def mounted(disk: Path, options: str) -> None:
 
 
 # From no room for the decoded photos to none for the second of the checkpoints to resume from.
-SIZES = ["500k", "1m", "20m", "60m", "150m", "200m", "250m"] if WHOLE else ["500k", "150m", "250m"]
+SIZES = ["500k", "1m", "20m", "60m", "150m", "200m", "250m"]
 
 
-@pytest.mark.timeout(1200 if WHOLE else 300)
+@only_whole
+@pytest.mark.timeout(1200)
 def test_a_full_or_read_only_disk_is_one_line_and_with_room_the_run_resumes(disk, photos, whole):
     epochs = 0
     for options in [*(f"size={size}" for size in SIZES), "size=1g,ro"]:

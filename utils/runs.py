@@ -305,9 +305,9 @@ def train_and_test(
 
         fit(training, run.train_batches(), run.eval_batches("val"), after_epoch)
         model.load_state_dict(load_checkpoint(run.best)["model"])
-        result, logits, labels = measure_run(run, training, teacher)
+        result, arrays = measure_run(run, training, teacher)
         if tracker:
-            write_results(run, training.history, tracker, result, logits, labels)
+            write_results(run, training.history, tracker, result, arrays)
     ranks.barrier()
     memory = result["environment"]["peak_gpu_memory"]
     print(
@@ -341,15 +341,18 @@ def finished(run: Run) -> dict[str, Any]:
 
 def measure_run(
     run: Run, training: Training, teacher: Teacher | None
-) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Measure the best weights on validation and, this once, on test.
 
-    Returns the content of result.json, the test logits by name, and the labels.
+    Returns the contents of result.json and of test_logits.npz.
     """
-    config, data = run.config, run.data
+    config, data, history = run.config, run.data, training.history
     val, _, _ = run.measure(training.model, "val")
     test, logits, labels = run.measure(training.model, "test")
-    all_logits = {"logits": logits}
+    arrays = {"logits": logits.numpy(), "labels": labels.numpy()}
+    best, final = max(history, key=validation_rank), history[-1]
+    # The first epoch also pays for warming up.
+    steady = [row["images_per_second"] for row in history[1:] or history]
     result = {
         "format": RESULT_FORMAT,
         "run": run.name,
@@ -373,56 +376,6 @@ def measure_run(
         "environment": environment(run.device),
         "parameters": sum(p.numel() for p in training.model.parameters()),
         "digest": weights_digest(training.model),
-        **summarise(training.history, test),
-        "val": val,
-        "test": test,
-    }
-    if teacher:
-        theirs, teacher_logits, _ = run.measure(teacher.model, "test")
-        all_logits["teacher_logits"] = teacher_logits
-        result["distillation"] = run.distillation
-        result["teacher"] = teacher.about | {"test": theirs}
-        result["agreement"] = agreement(logits, teacher_logits)
-    return result, all_logits, labels
-
-
-def write_results(
-    run: Run,
-    history: Sequence[Row],
-    tracker: Tracker,
-    result: dict[str, Any],
-    logits: dict[str, Tensor],
-    labels: Tensor,
-) -> None:
-    """Write down what measure_run has found.
-
-    result.json comes last: where it exists, the run is finished and everything else is there.
-    """
-    data = run.data
-    metrics = {f"test/{name}": result["test"][name] for name in ("accuracy", "loss", "macro_f1")}
-    metrics["best/accuracy/val"] = result["val"]["accuracy"]
-    if "agreement" in result:
-        metrics["test/agreement"] = result["agreement"]["top1"]
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in logits.items()}
-    np.savez(run.results / "test_logits.npz", labels=labels.numpy(), **arrays)
-    atomic_write(
-        run.results / "history.csv", csv_text([history[0], *(row.values() for row in history)])
-    )
-    data.split.write_manifest(run.results / "split.csv")
-    if unreadable := data.decoded.unreadable:
-        text = csv_text([("path", "reason"), *unreadable])
-        atomic_write(run.results / "unreadable.csv", text)
-    errors = most_confident_errors(data, logits["logits"], labels)
-    tracker.finish(metrics, np.array(result["test"]["confusion"]), data.classes, errors)
-    write_json(run.results / "result.json", result)
-
-
-def summarise(history: Sequence[Row], test: dict[str, Any]) -> dict[str, Any]:
-    """The seven rows of the table, the best epoch, and how fast training was."""
-    best, final = max(history, key=validation_rank), history[-1]
-    # The first epoch also pays for warming up.
-    steady = [row["images_per_second"] for row in history[1:] or history]
-    return {
         "table": {
             "best_val_loss": min(row["loss/val"] for row in history),
             "best_val_accuracy": best["accuracy/val"],
@@ -436,7 +389,44 @@ def summarise(history: Sequence[Row], test: dict[str, Any]) -> dict[str, Any]:
         "best_epoch": best["epoch"],
         "images_per_second": statistics.median(steady),
         "seconds": sum(row["seconds"] for row in history),
+        "val": val,
+        "test": test,
     }
+    if teacher:
+        theirs, teacher_logits, _ = run.measure(teacher.model, "test")
+        arrays["teacher_logits"] = teacher_logits.numpy()
+        result["distillation"] = run.distillation
+        result["teacher"] = teacher.about | {"test": theirs}
+        result["agreement"] = agreement(logits, teacher_logits)
+    return result, arrays
+
+
+def write_results(
+    run: Run,
+    history: Sequence[Row],
+    tracker: Tracker,
+    result: dict[str, Any],
+    arrays: dict[str, Any],
+) -> None:
+    """Write down what measure_run has found.
+
+    result.json comes last: where it exists, the run is finished and everything else is there.
+    """
+    metrics = {f"test/{name}": result["test"][name] for name in ("accuracy", "loss", "macro_f1")}
+    metrics["best/accuracy/val"] = result["val"]["accuracy"]
+    if "agreement" in result:
+        metrics["test/agreement"] = result["agreement"]["top1"]
+    np.savez(run.results / "test_logits.npz", **arrays)
+    rows = [history[0], *(row.values() for row in history)]
+    atomic_write(run.results / "history.csv", csv_text(rows))
+    run.data.split.write_manifest(run.results / "split.csv")
+    if unreadable := run.data.decoded.unreadable:
+        text = csv_text([("path", "reason"), *unreadable])
+        atomic_write(run.results / "unreadable.csv", text)
+    errors = most_confident_errors(run.data, arrays["logits"], arrays["labels"])
+    confusion = np.array(result["test"]["confusion"])
+    tracker.finish(metrics, confusion, run.data.classes, errors)
+    write_json(run.results / "result.json", result)
 
 
 def environment(device: Device) -> dict[str, Any]:
@@ -452,23 +442,19 @@ def environment(device: Device) -> dict[str, Any]:
 
 
 def most_confident_errors(
-    data: Dataset, logits: Tensor, labels: Tensor
+    data: Dataset, logits: np.ndarray, labels: np.ndarray
 ) -> list[tuple[np.ndarray, str, str, float]]:
     """The wrongly classified test photos, most confident first: photo, true and predicted class,
     probability."""
     rows, _ = data.rows_and_labels("test")
-    confidence, predicted = logits.softmax(1).max(1)
-    wrong = torch.nonzero(predicted != labels).flatten()
-    wrong = wrong[confidence[wrong].argsort(descending=True)][:ERRORS_SHOWN]
+    confidence, predicted = torch.from_numpy(logits).softmax(1).max(1)
+    wrong = np.flatnonzero(predicted.numpy() != labels)
+    wrong = wrong[np.argsort(-confidence.numpy()[wrong], kind="stable")][:ERRORS_SHOWN]
     return [
-        (
-            np.asarray(data.decoded.pixels[rows[i]]),
-            data.classes[labels[i]],
-            data.classes[predicted[i]],
-            confidence[i].item(),
-        )
-        for i in wrong.tolist()
-    ]
+        (np.asarray(data.decoded.pixels[rows[i]]), data.classes[labels[i]],
+         data.classes[predicted[i]], confidence[i].item())
+        for i in wrong
+    ]  # fmt: skip
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
