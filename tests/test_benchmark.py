@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from config import Config
+from tests.faults import only_whole
 from tests.photo_folders import make_photos
 from utils import benchmark
 from utils.benchmark import main, plain_round, plain_training
@@ -12,7 +13,7 @@ from utils.benchmark import main, plain_round, plain_training
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        (["--models", "resnet18"], ["resnet18, 32 px"]),
+        pytest.param(["--models", "resnet18"], ["resnet18, 32 px"], marks=only_whole),
         (
             ["--distil", "--experiment", "experiment_1", "--method", "fitnet", "--seeds", "1", "2"],
             ["densenet169 teaches resnet18, fitnet, 32 px"],

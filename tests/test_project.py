@@ -210,7 +210,8 @@ def test_make_test_faults_runs_the_fault_suites_in_full(folder: Folder) -> None:
     (folder.path / "tests/test_faults_load.py").touch()
     folder.python.write_text(FAKE_PYTHON + 'echo "FAULTS=$FAULTS" >> "$LOG"\n')
     assert folder.make("test-faults", "ARGS=-x")[2][-2:] == [
-        "-m pytest tests/test_faults_load.py tests/test_gpu_script.py tests/test_ranks.py -x",
+        "-m pytest tests/test_faults_load.py tests/test_gpu_script.py tests/test_ranks.py "
+        "tests/test_benchmark.py -x",
         "FAULTS=whole",
     ]
 
