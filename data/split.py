@@ -43,7 +43,7 @@ class Split:
         rows = zip(self.paths, self.class_names, parts, strict=True)
         return csv_text([COLUMNS, *rows]).encode("utf-8", "surrogateescape")
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """16 hex digits of the manifest's SHA-256: equal for equal splits of equal names."""
         return hashlib.sha256(self.manifest).hexdigest()[:16]

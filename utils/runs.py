@@ -33,7 +33,6 @@ from utils.tracking import Tracker
 
 # Raised whenever a reader of older results would misread newer ones.
 RESULT_FORMAT = 2
-ERRORS_SHOWN = 24
 
 
 @dataclass(frozen=True)
@@ -423,9 +422,9 @@ def write_results(
     if unreadable := run.data.decoded.unreadable:
         text = csv_text([("path", "reason"), *unreadable])
         atomic_write(run.results / "unreadable.csv", text)
-    errors = most_confident_errors(run.data, arrays["logits"], arrays["labels"])
+    wrong = wrong_photos(run.data, arrays["logits"], arrays["labels"])
     confusion = np.array(result["test"]["confusion"])
-    tracker.finish(metrics, confusion, run.data.classes, errors)
+    tracker.finish(metrics, confusion, run.data.classes, wrong)
     write_json(run.results / "result.json", result)
 
 
@@ -441,19 +440,16 @@ def environment(device: Device) -> dict[str, Any]:
     }
 
 
-def most_confident_errors(
+def wrong_photos(
     data: Dataset, logits: np.ndarray, labels: np.ndarray
 ) -> list[tuple[np.ndarray, str, str, float]]:
-    """The wrongly classified test photos, most confident first: photo, true and predicted class,
-    probability."""
+    """The wrongly classified test photos: photo, true and predicted class, probability."""
     rows, _ = data.rows_and_labels("test")
     confidence, predicted = torch.from_numpy(logits).softmax(1).max(1)
-    wrong = np.flatnonzero(predicted.numpy() != labels)
-    wrong = wrong[np.argsort(-confidence.numpy()[wrong], kind="stable")][:ERRORS_SHOWN]
     return [
         (np.asarray(data.decoded.pixels[rows[i]]), data.classes[labels[i]],
          data.classes[predicted[i]], confidence[i].item())
-        for i in wrong
+        for i in np.flatnonzero(predicted.numpy() != labels)
     ]  # fmt: skip
 
 
