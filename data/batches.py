@@ -10,9 +10,7 @@ rows · photo · columns, so on a GPU a whole batch of different crops is two ba
 
 import math
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -144,30 +142,15 @@ def whole_images(photos: Tensor, size: int, normalise: Normalise) -> Tensor:
     return normalise(crop_and_resize(photos, boxes, size))
 
 
-def gather(pixels: Tensor, batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """The photos of each batch of row numbers, on the device.
+def gather(pixels: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    """Photos by their row numbers, on the device.
 
-    From the host, they come through pinned memory, and a thread has the next batch ready while the
-    device is busy with the last.
+    From the host they come through pinned memory, while the device is busy with the last batch.
     """
     # Types, since a tensor on `cuda` says that it is on `cuda:0`.
     if pixels.device.type == device.type:
-        yield from (pixels[rows] for rows in batches)
-        return
-    for photos in _ahead(lambda rows: pixels[rows].pin_memory(), batches):
-        yield photos.to(device, non_blocking=True)
-
-
-def _ahead(work: Callable[[Tensor], Tensor], items: Iterable[Tensor]) -> Iterator[Tensor]:
-    """work(item) of each item in order, computed by a thread one item ahead."""
-    waiting: deque[Future[Tensor]] = deque()
-    with ThreadPoolExecutor(1) as thread:
-        for item in items:
-            waiting.append(thread.submit(work, item))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        return pixels[rows]
+    return pixels[rows].pin_memory().to(device, non_blocking=True)
 
 
 class TrainBatches:
@@ -216,10 +199,11 @@ class TrainBatches:
         which = torch.from_numpy(order[mine]).to(self.rows.device)
         boxes = torch.from_numpy(drawn[mine]).to(self.device).split(len(places))
         labels = self.labels[which.to(self.device)].split(len(places))
-        photos = gather(self.pixels, self.rows[which].split(len(places)), self.device)
+        batches = self.rows[which].split(len(places))
         size = growing_side(number, self.config)
-        for step, (batch, box, truth) in enumerate(zip(photos, boxes, labels, strict=True)):
-            images = self.normalise(crop_and_resize(batch, box, size))
+        for step, (rows, box, truth) in enumerate(zip(batches, boxes, labels, strict=True)):
+            photos = gather(self.pixels, rows, self.device)
+            images = self.normalise(crop_and_resize(photos, box, size))
             if lams is None:
                 yield images, truth
             else:
@@ -239,9 +223,10 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images (B, 3, size, size) float32 and labels (B,) int64."""
-        photos = gather(self.pixels, self.rows.split(EVAL_BATCH), self.device)
-        for batch, truth in zip(photos, self.labels.split(EVAL_BATCH), strict=True):
-            yield whole_images(batch, self.size, self.normalise), truth
+        batches = zip(self.rows.split(EVAL_BATCH), self.labels.split(EVAL_BATCH), strict=True)
+        for rows, truth in batches:
+            photos = gather(self.pixels, rows, self.device)
+            yield whole_images(photos, self.size, self.normalise), truth
 
 
 def random_boxes(rng: np.random.Generator, count: int, side: int, smallest: float) -> np.ndarray:

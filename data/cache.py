@@ -21,26 +21,23 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import UserError
-from data.duplicates import signature
+from data.duplicates import group_duplicates, signature
 from data.files import atomic_folder, lock
 from data.photos import Photos, UnreadablePhoto, decode_rgb, open_rgb, read_photo
 
-VERSION = 5  # raised whenever the same photos would decode to other pixels or signatures
+VERSION = 6  # raised whenever the same photos would decode to other pixels or groups
 SIGNATURE_SIDE = 256  # signatures must not depend on the cached resolution, or the split would
 ROUND = 256  # photos at a time: the decoded ones wait in memory for the slowest
-# Of each photo. `reason` says why it cannot be read and is "" if it can.
-INDEX = [("reason", "<U160"), ("signature", "u1", 1024), ("file_sum", "<u4")]
 
 
 @dataclass(frozen=True)
 class Decoded:
     """The N readable ones of M photos, and their pixels."""
 
-    folder: Path  # the dataset's own folder in the cache
     photos: Photos  # the readable ones, in order
     pixels: np.ndarray  # (M, side, side, 3) uint8 RGB, memory-mapped read-only
     rows: np.ndarray  # (N,) int64, the row of `pixels` of each readable photo
-    signatures: np.ndarray  # (N, 1024) uint8, for `group_duplicates`
+    groups: np.ndarray  # (N,) int64, equal for photos of one picture (data/duplicates.py)
     digest: str  # 16 hex digits that stand for the bytes of the readable files, in their order
     unreadable: tuple[tuple[str, str], ...]  # path and reason of each photo that was left out
 
@@ -110,27 +107,25 @@ def _load(ready: Path, photos: Photos, side: int) -> Decoded | None:
     try:
         pixels = np.memmap(ready / "pixels.raw", np.uint8, "r", shape=(len(photos), side, side, 3))
         with open(ready / "index.npz", "rb") as file, np.load(file) as saved:  # has its own sums
-            index, pixel_sum = saved["index"], saved["pixel_sum"]
-        if zlib.crc32(pixels.data) != pixel_sum:
-            raise ValueError("other pixels than were written")
+            reasons, sums, groups = saved["reasons"], saved["sums"], saved["groups"]
+            if zlib.crc32(pixels.data) != saved["pixel_sum"]:
+                raise ValueError("other pixels than were written")
     except Exception:  # numpy and zipfile raise errors of any kind on damaged files
         print(f"NOTE: {str(ready)!r} is damaged: the photos are decoded anew", file=sys.stderr)
         return None
-    readable = index["reason"] == ""
-    reasons = zip(photos.paths, index["reason"].tolist(), strict=True)
+    readable = reasons == ""
     return Decoded(
-        folder=ready.parent,
         photos=photos.keep(readable),
         pixels=pixels,
         rows=np.flatnonzero(readable),
-        signatures=index["signature"][readable],
-        digest=hashlib.sha256(index["file_sum"][readable].tobytes()).hexdigest()[:16],
-        unreadable=tuple((path, reason) for path, reason in reasons if reason),
+        groups=groups,
+        digest=hashlib.sha256(sums[readable].tobytes()).hexdigest()[:16],
+        unreadable=tuple((photos.paths[i], str(reasons[i])) for i in np.flatnonzero(~readable)),
     )
 
 
 def _decode_into(folder: Path, photos: Photos, side: int, workers: int) -> None:
-    index, pixel_sum = [], 0
+    rows, pixel_sum = [], 0
     paths = [photos.root / path for path in photos.paths]
     with (
         # Not a memory map: on a full disk, that would kill the process without a word.
@@ -140,15 +135,18 @@ def _decode_into(folder: Path, photos: Photos, side: int, workers: int) -> None:
     ):
         for start in range(0, len(paths), ROUND):
             for row, square in pool.map(partial(_decode, side), paths[start : start + ROUND]):
-                index.append(row)
+                rows.append(row)
                 pixel_sum = zlib.crc32(square.data, pixel_sum)
                 file.write(square.data)
                 bar.update()
-    np.savez(folder / "index.npz", index=np.array(index, INDEX), pixel_sum=pixel_sum)
+    reasons, signatures, sums = map(np.array, zip(*rows, strict=True))
+    groups = group_duplicates(signatures[reasons == ""])
+    arrays = {"reasons": reasons, "sums": sums.astype("<u4"), "groups": groups}
+    np.savez(folder / "index.npz", pixel_sum=pixel_sum, **arrays)  # type: ignore[arg-type]
 
 
 def _decode(side: int, path: Path) -> tuple[tuple[str, np.ndarray, int], np.ndarray]:
-    """The row of the index and the pixels of a photo."""
+    """Why a photo cannot be read, "" if it can, its signature, its file's sum; and its pixels."""
     try:
         data = read_photo(path)
         image = decode_rgb(data, path.suffix, SIGNATURE_SIDE)

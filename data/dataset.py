@@ -47,14 +47,12 @@ def load_datasets(
     """Find, decode and split the photos: one dataset for each fold of the configurations, or one
     under None without folds.
 
-    Raises UserError for photos that cannot be used, and for more ranks than they allow.
+    Raises UserError for photos that cannot be used, and for more ranks than they allow; OSError
+    for folders that cannot be made.
     """
     config = configs[0]
-    for flag, folder in (("--output", config.output), ("--cache", config.cache)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise UserError(f"{flag} {folder}: {problem.strerror}; name another") from problem
+    for folder in (config.output, config.cache):  # or fail now rather than after decoding
+        folder.mkdir(parents=True, exist_ok=True)
     name, path = "sample", Path(config.data)
     if config.data == "sample":
         from data.sample import draw_sample  # rarely needed
@@ -72,15 +70,10 @@ def load_datasets(
         strict=config.strict,
     )
     pixels = to_device(decoded.pixels, device, config.photos_on)
-    ending = f"-{config.folds}folds" if config.folds else ""
-    manifest = decoded.folder / f"split-seed{config.split_seed}{ending}.csv"
-    split = split_photos(
-        decoded.photos, decoded.signatures, manifest, config.split_seed, config.folds
-    )
+    split = split_photos(decoded.photos, decoded.groups, config.split_seed, config.folds)
+    division = split.hash if config.folds else None
     datasets = {
-        fold: Dataset(name, decoded, pixels, split)
-        if fold is None
-        else Dataset(name, decoded, pixels, split.fold(fold), split.hash)
+        fold: Dataset(name, decoded, pixels, split if fold is None else split.fold(fold), division)
         for fold in dict.fromkeys(config.fold for config in configs)
     }
     smallest = {part: min(d.counts[part] for d in datasets.values()) for part in PARTS}

@@ -13,9 +13,8 @@ from PIL import Image
 
 from config import UserError
 from data.cache import Decoded, decode_photos, read_square
-from data.duplicates import signature
 from data.files import lock
-from data.photos import find_photos, open_rgb
+from data.photos import find_photos
 
 ROOT = Path(__file__).parents[1]
 SIDE = 16
@@ -57,7 +56,7 @@ def made(decoded: Decoded) -> int:
 @pytest.mark.parametrize("side", [40, 300])
 def test_a_photo_is_squashed_upright_and_close_to_its_exact_reduction(tmp_path, side):
     """Also at 300, which takes a second decode: stripes of five pixels are seen, which the
-    signatures' decode has lost. Signatures do not depend on the side, or the split would."""
+    signatures' decode has lost."""
     levels = np.random.default_rng(0).integers(0, 200, (6, 9, 3)).astype(np.uint8)
     photo = np.array(Image.fromarray(levels).resize((900, 560), Image.Resampling.BICUBIC))
     photo[:, (np.arange(900) // 5) % 2 == 0] += 50
@@ -72,7 +71,7 @@ def test_a_photo_is_squashed_upright_and_close_to_its_exact_reduction(tmp_path, 
     decoded = decode(tmp_path / "w", side)
     assert np.abs(decoded.pixels[0].astype(int) - np.asarray(exact, int)).mean() < 1
     assert np.array_equal(read_square(paths[0], side), decoded.pixels[0])
-    assert np.array_equal(decoded.signatures[0], signature(open_rgb(paths[0], 256)))
+    assert decoded.groups.tolist() == [0, 0]
 
 
 def test_the_second_time_nothing_is_decoded_wherever_it_is_started(photos, monkeypatch, capfd):
@@ -84,7 +83,7 @@ def test_the_second_time_nothing_is_decoded_wherever_it_is_started(photos, monke
     assert capfd.readouterr().err == ""
     # Another folder of that name has a cache of its own, and the same digest.
     elsewhere = decode(shutil.copytree(photos, photos.parent / "b" / "weather"), cache=cache)
-    assert elsewhere.folder != first.folder
+    assert ready(elsewhere).parent != ready(first).parent
     assert elsewhere.digest == other_side.digest == first.digest
 
 
@@ -124,7 +123,7 @@ def test_photos_that_change_are_decoded_again_and_the_old_pixels_go(photos, chan
     for row, path in zip(new.pixels, new.photos.paths, strict=True):
         assert np.array_equal(row, np.asarray(Image.open(photos / path)))
     assert np.array_equal(old.pixels[0], picture(0))  # whoever reads it still can
-    assert sorted(new.folder.iterdir()) == sorted([ready(new), ready(other_side)])
+    assert sorted(ready(new).parent.iterdir()) == sorted([ready(new), ready(other_side)])
 
 
 def flip(path: Path, where: float) -> None:
@@ -152,7 +151,7 @@ def test_a_damaged_cache_is_decoded_anew_with_a_note(photos, name, damage, capfd
     damage(ready(whole) / name)
     again = decode(photos)
     assert np.array_equal(again.pixels, before)
-    assert np.array_equal(again.signatures, whole.signatures)
+    assert np.array_equal(again.groups, whole.groups)
     assert (again.digest, again.unreadable) == (whole.digest, whole.unreadable)
     note = capfd.readouterr().err
     assert note.startswith("NOTE: ")
@@ -179,8 +178,7 @@ def test_every_photo_is_in_its_row_and_what_cannot_be_read_is_listed(photos, wor
         assert decoded.photos.paths == tuple(found.paths[number] for number in left)
         assert (len(decoded.pixels), decoded.pixels.flags.writeable) == (COUNT, False)
         assert np.array_equal(decoded.pixels[left], [picture(number) for number in left])
-        expected = [signature(Image.fromarray(picture(number))) for number in left]
-        assert np.array_equal(decoded.signatures, expected)
+        assert decoded.groups.tolist() == [*range(len(left))]
     with pytest.raises(UserError, match=r"--strict: 4 .*'fog/000.png' \(not an image"):
         decode_photos(found, SIDE, photos.parent / "c", workers=workers, strict=True)
     for path in (photos / "hail").iterdir():
@@ -239,7 +237,7 @@ def test_a_run_that_is_interrupted_stops_at_once_and_leaves_nothing(photos):
 
 
 def test_two_at_once_decode_once(photos):
-    folder = decode(photos, 8).folder
+    folder = ready(decode(photos, 8)).parent
     with lock(folder):  # as if a third one were decoding, until both wait for it
         processes = [start(photos) for _ in range(2)]
         waiting = [process.stderr and process.stderr.readline() for process in processes]

@@ -1,5 +1,6 @@
 """Duplicates are found and stay together, the split is stratified, the manifest is exact."""
 
+import csv
 import io
 import os
 from functools import cache
@@ -15,7 +16,7 @@ from config import UserError
 from data.cache import decode_photos
 from data.duplicates import group_duplicates, signature
 from data.photos import Photos, find_photos
-from data.split import Split, make_split, read_manifest, split_photos
+from data.split import PARTS, Split, describe_duplicates, make_split, split_photos
 from tests.photo_folders import encoded
 
 WEATHER = Path(__file__).parents[2] / "shared" / "weather"
@@ -188,8 +189,9 @@ def test_the_split_is_drawn_by_the_seed_and_the_same_everywhere():
 def test_over_all_folds_each_photo_is_a_test_photo_once(classes_in_groups, folds, seed):
     labels, groups = classes_in_groups
     tested = make_split(labels, groups, "abcde"[: labels.max() + 1], seed, (1 / folds,) * folds)
-    names = tuple(map(str, range(len(labels))))
-    whole = Split(names, names, tested, names[:folds])
+    names = tuple(map(str, range(folds)))
+    photos = Photos(Path("photos"), ("a", "b", "c", "d", "e"), ("",) * len(labels), labels)
+    whole = Split(photos, tested, names)
     parts = np.stack([whole.fold(number).part for number in range(folds)])
     assert ((parts == 2).sum(0) == 1).all()
     assert np.array_equal((parts == 2).argmax(0), tested)
@@ -199,120 +201,59 @@ def test_over_all_folds_each_photo_is_a_test_photo_once(classes_in_groups, folds
         assert np.array_equal(part == 1, (following > 0) & (following <= max(1, round(folds / 5))))
 
 
-def test_the_manifest_is_these_bytes(tmp_path):
-    names = ("dew/1.jpg", 'dew/a "b", c.jpg', "rain/\udcff\n.png")
-    split = Split(names, ("dew", "dew", "rain"), np.array([0, 2, 1], np.int8))
-    split.write_manifest(tmp_path / "new" / "split.csv")
-    written = (tmp_path / "new" / "split.csv").read_bytes()
-    assert written == (
+def split_of(paths, classes, labels, part) -> Split:
+    photos = Photos(Path("photos"), classes, tuple(paths), np.array(labels, np.int64))
+    return Split(photos, np.array(part, np.int8))
+
+
+def test_the_manifest_is_these_bytes():
+    paths = ("dew/1.jpg", 'dew/a "b", c.jpg', "rain/\udcff\n.png")
+    split = split_of(paths, ("dew", "rain"), [0, 0, 1], [0, 2, 1])
+    assert split.manifest == (
         b'path,class,split\ndew/1.jpg,dew,train\n"dew/a ""b"", c.jpg",dew,test\n'
         b'"rain/\xff\n.png",rain,val\n'
     )
     assert split.hash == "9648cdd576b8ba8d"
     assert split.indices("test").tolist() == [1]
-    # Saved by a spreadsheet, it is the same split.
-    header, *rows = written.replace(b"\xff\n", b"\xff").splitlines()
-    for number, lines in enumerate(([header, *rows], [b"\xef\xbb\xbf" + header, *reversed(rows)])):
-        (tmp_path / str(number)).write_bytes((b"\n", b"\r\n")[number].join(lines))
-    assert read_manifest(tmp_path / "0").hash == read_manifest(tmp_path / "1").hash
 
 
 file_names = st.binary(min_size=1).filter(lambda name: b"\0" not in name and b"\r" not in name)
 file_names |= st.text("a,\"'\n\t;é\u2028\x85 ", min_size=1).map(str.encode)
 
 
-@given(st.dictionaries(file_names, st.tuples(file_names, st.integers(0, 2)), min_size=1))
-def test_any_file_names_come_back_from_the_manifest(tmp_path_factory, drawn):
-    paths, rows = zip(*sorted((os.fsdecode(path), row) for path, row in drawn.items()), strict=True)
-    names = tuple(os.fsdecode(name) for name, _ in rows)
-    split = Split(paths, names, np.array([part for _, part in rows], np.int8))
-    manifest = tmp_path_factory.mktemp("manifest") / "split.csv"
-    split.write_manifest(manifest)
-    back = read_manifest(manifest)
-    assert (back.paths, back.class_names, back.hash) == (paths, names, split.hash)
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "what"),
-    [
-        ("", 0, "columns"),
-        ("path,split,class\n", 1, "columns"),
-        ("path,class,split\na/1.jpg,a,train\na/2.jpg,a,validation\n", 3, "'validation'"),
-        ("path,class,split\na/1.jpg,a\n", 2, ""),
-        ("path,class,split\na/1.jpg,a,train\na/1.jpg,a,test\n", 3, "twice"),
-        ('path,class,split\n"a/1.jpg,a,train\n', 2, ""),
-    ],
-)
-def test_a_malformed_manifest_is_refused_with_its_line(tmp_path, text, line, what):
-    manifest = tmp_path / "split.csv"
-    manifest.write_text(text)
-    with pytest.raises(UserError, match=rf"split\.csv', line {line}: .*{what}") as error:
-        read_manifest(manifest)
-    assert len(str(error.value).splitlines()) <= 2
-    with pytest.raises(UserError, match="cannot read"):
-        read_manifest(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def some_photos():
-    """Photos of two classes and their signatures: 0, 1 and a photo of the other class are one."""
-    paths = [f"{name}/{number:02}.jpg" for name in ("fog", "rain") for number in range(20)]
-    seeds = [0, 0, *range(2, 20), 0, *range(100, 119)]
-    signatures = np.stack([signature(picture(seed, width=96, height=64)) for seed in seeds])
-    photos = Photos(Path("photos"), ("fog", "rain"), tuple(paths), np.repeat([0, 1], 20))
-    return photos, signatures
+@given(st.dictionaries(file_names, st.integers(0, 2), min_size=1), file_names)
+def test_any_file_names_come_back_from_the_manifest(drawn, class_name):
+    paths, name = list(map(os.fsdecode, drawn)), os.fsdecode(class_name)
+    split = split_of(paths, (name,), [0] * len(drawn), list(drawn.values()))
+    text = io.StringIO(os.fsdecode(split.manifest), newline="")
+    rows = [[path, name, PARTS[part]] for path, part in zip(paths, drawn.values(), strict=True)]
+    assert list(csv.reader(text, strict=True)) == [["path", "class", "split"], *rows]
 
 
 @pytest.mark.parametrize("folds", [None, 5])
-def test_photos_are_split_and_the_split_is_used_again(tmp_path, some_photos, folds):
-    photos, signatures = some_photos
-    split = split_photos(photos, signatures, tmp_path / "split.csv", 0, folds)
+def test_copies_are_kept_together_and_reported(folds):
+    paths = [f"{name}/{number:02}.jpg" for name in ("fog", "rain") for number in range(20)]
+    photos = Photos(Path("photos"), ("fog", "rain"), tuple(paths), np.repeat([0, 1], 20))
+    assert describe_duplicates(photos, np.arange(40)) == []
+    groups = np.array([0, 0, *range(2, 20), 0, *range(21, 40)])
+    split = split_photos(photos, groups, 0, folds)
     assert split.names == ("0", "1", "2", "3", "4") if folds else ("train", "val", "test")
     assert len(set(split.part[[0, 1, 20]])) == 1
-    assert "3 photos show 1 picture" in split.notes[0]
-    assert "'fog/00.jpg' = 'fog/01.jpg' = 'rain/00.jpg'" in split.notes[1]
-    again = split_photos(photos, signatures, tmp_path / "split.csv", 1, folds)
-    assert (again.hash, again.notes) == (split.hash, split.notes)
-    assert split_photos(photos, signatures, tmp_path / "b.csv", 1, folds).hash != split.hash
-    kept = np.arange(40) != 7
-    fewer = split_photos(photos.keep(kept), signatures[kept], tmp_path / "b.csv", 0, folds)
-    assert "made anew" in fewer.notes[-1]
-    assert fewer.paths == tuple(np.array(photos.paths)[kept])
-    assert read_manifest(tmp_path / "b.csv", split.names).hash == fewer.hash
-    remembered = min(tmp_path.glob("duplicates-*"), key=lambda path: path.stat().st_mtime_ns)
-    whole = remembered.read_bytes()
-    remembered.write_bytes(whole[:200] + b"?" + whole[201:])
-    again = split_photos(photos, signatures, tmp_path / "split.csv", 0, folds)
-    assert (again.notes, remembered.read_bytes()) == (split.notes, whole)
-
-
-def test_an_edited_split_is_used_but_must_keep_each_class_and_divides_duplicates_with_a_warning(
-    tmp_path, some_photos
-):
-    photos, signatures = some_photos
-    manifest = tmp_path / "split.csv"
-    part = split_photos(photos, signatures, manifest, seed=0).part.copy()
-    part[1] = (part[0] + 1) % 3
-    class_names = ("fog",) * 20 + ("rain",) * 20
-    Split(photos.paths, class_names, part).write_manifest(manifest)
-    edited = split_photos(photos, signatures, manifest, seed=0)
-    assert edited.part.tolist() == part.tolist()
-    assert "divides the duplicates of 1 picture" in edited.notes[-1]
-    part[part == 2] = 0
-    Split(photos.paths, class_names, part).write_manifest(manifest)
-    with pytest.raises(UserError, match="no photo of class 'fog' in test"):
-        split_photos(photos, signatures, manifest, seed=0)
+    assert split_photos(photos, groups, 0, folds).hash == split.hash
+    assert split_photos(photos, groups, 1, folds).hash != split.hash
+    how_many, two_labels = describe_duplicates(photos, groups)
+    assert "3 photos show 1 picture" in how_many
+    assert "1 pictures carry two" in two_labels
+    assert "'fog/00.jpg' = 'fog/01.jpg' = 'rain/00.jpg'" in two_labels
 
 
 @pytest.mark.skipif(not WEATHER.is_dir(), reason="needs the weather photos")
 def test_the_weather_photos_have_the_split_of_all_runs_so_far(tmp_path):
     found = find_photos(WEATHER, tmp_path)
     decoded = decode_photos(found, 32, tmp_path / "cache", workers=2, strict=True)
-    photos, signatures = decoded.photos, decoded.signatures
-    split = split_photos(photos, signatures, tmp_path / "split.csv", 0)
-    assert split.hash == "6c579cc059eecde2"
-    folds = split_photos(photos, signatures, tmp_path / "folds.csv", 0, 10)
-    assert folds.hash == "de8c5f01c3884e69"
-    groups = group_duplicates(signatures)
+    photos, groups = decoded.photos, decoded.groups
     assert (np.bincount(groups) > 1).sum() == 227
+    split = split_photos(photos, groups, 0)
+    assert split.hash == "6c579cc059eecde2"
+    assert split_photos(photos, groups, 0, folds=10).hash == "de8c5f01c3884e69"
     check_split(photos.labels, groups, split.part)

@@ -1,8 +1,6 @@
 """A training step as a CUDA graph: with small networks and batches a GPU waits for the host, which
 launches some hundred kernels a step; a graph launches them all at once."""
 
-import re
-import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -18,7 +16,6 @@ Recorded = tuple[torch.cuda.CUDAGraph, Tensor, Tensor, dict[str, Tensor]]
 # Steps that run as they are, before one is recorded: they create the optimizer's averages and let
 # cuDNN choose its kernels. They are real steps, on real batches.
 WARM_UP = 3
-SYNCHRONIZED = "called a synchronizing CUDA operation"  # torch's warning
 
 
 def keep_rates_on_device(optimizer: torch.optim.Optimizer) -> None:
@@ -42,8 +39,7 @@ class GraphedStep:
     changes, as when images grow, the old recording is freed and a new one is made.
 
     What it returns is valid until the next call. `step` may depend on nothing on the host but the
-    learning rates. Where it synchronizes, as a network does that reads a value back, it cannot be
-    recorded: a line says so, and it runs eagerly, kernel by kernel, from then on.
+    learning rates, and may not read a value back from the GPU.
     """
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer) -> None:
@@ -51,13 +47,10 @@ class GraphedStep:
         self.step = step
         self.shape: tuple[torch.Size, torch.Size] | None = None
         self.seen = 0
-        self.eager = False
         self.recorded: Recorded | None = None
         self.stream = side_stream()
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        if self.eager:
-            return self.step(images, labels)
         if self.shape != (images.shape, labels.shape):
             self.shape, self.seen, self.recorded = (images.shape, labels.shape), 0, None
         self.seen += 1
@@ -71,37 +64,18 @@ class GraphedStep:
         return outputs
 
     def warm_up(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """An eager step on another stream, as recording requires. The last one is watched for
-        synchronization: after a recording that fails, PyTorch is in no usable state."""
+        """The step itself, on another stream, as recording requires."""
         here = torch.cuda.current_stream()
         self.stream.wait_stream(here)
         with torch.cuda.stream(self.stream):
-            step = self.watched if self.seen == WARM_UP else self.step
-            outputs = step(images, labels)
+            outputs = self.step(images, labels)
         here.wait_stream(self.stream)
-        return outputs
-
-    def watched(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The step, which is never recorded if it synchronizes."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.filterwarnings("always", message=SYNCHRONIZED)
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                outputs = self.step(images, labels)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        if any(re.match(SYNCHRONIZED, str(warning.message)) for warning in caught):
-            self.eager = True
-            print(
-                "NOTE: the training step reads values back from the GPU, so it cannot be a CUDA "
-                "graph and runs eagerly"
-            )
         return outputs
 
     def record(self, images: Tensor, labels: Tensor) -> Recorded:
         """The step on copies of this batch, which is not trained on before a replay.
 
-        Raises UserError where CUDA refuses."""
+        Raises UserError where CUDA refuses, as where the step reads a value back."""
         own_images, own_labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         try:

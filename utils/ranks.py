@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -89,32 +88,19 @@ def all_reduce(mine: Tensor) -> Tensor:
 
 
 def whole_batch(mine: Tensor) -> Tensor:
-    """(B, ...) the rows of a batch that is in equal shards on all ranks, through which gradients
-    flow back to their ranks: for losses that compare the photos of a batch with each other.
+    """(B, ...) the rows of a batch that is in equal shards on all ranks, for losses that compare
+    the photos of a batch with each other.
 
     Outside of training, where shards may differ, every rank compares its own.
     """
     if count() == 1 or not torch.is_grad_enabled():
         return mine
-    rows: Tensor = _AllRows.apply(mine)
-    return rows
-
-
-class _AllRows(torch.autograd.Function):
-    """The rows of all ranks; a rank's gradient is the sum of what all ranks have for its rows."""
-
-    @staticmethod
-    def forward(_: Any, mine: Tensor) -> Tensor:
-        mine = mine.contiguous()
-        rows = [torch.empty_like(mine) for _ in range(count())]
-        dist.all_gather(rows, mine)
-        return torch.cat(rows)
-
-    @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient.chunk(count())[rank()]
+    rows = [torch.empty_like(mine.contiguous()) for _ in range(count())]
+    dist.all_gather(rows, mine.detach().contiguous())
+    # Each rank computes the same loss of all rows, and passes back the gradient of its own rows
+    # alone: so many times, since the ranks' gradients are averaged.
+    rows[rank()] = mine.detach() + count() * (mine - mine.detach())
+    return torch.cat(rows)
 
 
 def parallel(module: nn.Module) -> nn.Module:

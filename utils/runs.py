@@ -418,7 +418,7 @@ def write_results(
     np.savez(run.results / "test_logits.npz", **arrays)
     rows = [history[0], *(row.values() for row in history)]
     atomic_write(run.results / "history.csv", csv_text(rows))
-    run.data.split.write_manifest(run.results / "split.csv")
+    atomic_write(run.results / "split.csv", run.data.split.manifest)
     if unreadable := run.data.decoded.unreadable:
         text = csv_text([("path", "reason"), *unreadable])
         atomic_write(run.results / "unreadable.csv", text)

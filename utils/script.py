@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from config import UserError
+from data.split import describe_duplicates
 from utils.ranks import init_distributed
 from utils.runs import Run
 from utils.tracking import from_here, tensorboard_command
@@ -87,7 +88,7 @@ def describe(runs: Sequence[Run]) -> None:
         if len(unreadable) > 5:
             listed = config.output / "results" / "<run>" / "unreadable.csv"
             print(f"         and {len(unreadable) - 5} more; a run lists all in {listed}")
-    for note in dataset.split.notes:
+    for note in describe_duplicates(dataset.decoded.photos, dataset.decoded.groups):
         print(f"         {note}")
     print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
 
