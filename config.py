@@ -7,7 +7,6 @@ that take several values (`--seeds 0 1 2`) make one Config, and so one run, for 
 """
 
 import argparse
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -103,8 +102,8 @@ class KDConfig:
         "term that the other methods but kd add to the loss (default: the method's)", several=True)
 
     def __str__(self) -> str:
-        weight = "" if self.weight is None else f"-w{self.weight:g}"
-        return f"{self.method}-a{self.alpha:g}-T{self.temperature:g}{weight}"
+        weight = "" if self.weight is None else f"-w{self.weight:.15g}"
+        return f"{self.method}-a{self.alpha:.15g}-T{self.temperature:.15g}{weight}"
 
 
 @dataclass(frozen=True)
@@ -191,16 +190,8 @@ class _Parser(argparse.ArgumentParser):
     """argparse that raises UserError in one line instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument "))
-
-    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        values, unknown = self.parse_known_args(arguments)
-        if unknown:
-            word = unknown[0].partition("=")[0]
-            near = difflib.get_close_matches(word, self._option_string_actions, n=1)
-            hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
-            self.error(f"unknown argument {word!r}: {hint}")
-        return values
+        hint = "; --help lists the flags" if "unrecognized" in message else ""
+        raise UserError(" ".join(message.removeprefix("argument ").split()) + hint)
 
 
 def _make_parser(description: str, methods: Iterable[str]) -> _Parser:
@@ -244,19 +235,14 @@ def _make_parser(description: str, methods: Iterable[str]) -> _Parser:
 def parse(
     arguments: Sequence[str], description: str, methods: Mapping[str, Any] | None = None
 ) -> list[Config]:
-    """The runs that a command line asks for, by fold, by seed, then by model or by method.
+    """The runs that a command line asks for, by fold, by seed, then by model or by method; with
+    `methods`, the table of knowledge_distillation.py, each is a student's.
 
-    With `methods`, the table of knowledge_distillation.py, each is a student's. Raises UserError,
-    in one line that names the flag and the allowed values, for anything that is wrong by itself or
-    in combination; what depends on the photos is checked once they are known.
+    Raises UserError, in one line that names the flag, for anything that is wrong by itself or in
+    combination; what depends on the photos is checked once they are known.
     """
     given = vars(_make_parser(description, methods or ()).parse_args(arguments))
     given = {name: value for name, value in given.items() if value is not None}
-    for name, value in given.items():
-        # Runs are named by what is printed, so what is printed alike is one run.
-        if isinstance(value, list) and len({_short(v) for v in value}) < len(value):
-            flag = {"model": "--models", "seed": "--seeds"}.get(name, f"--{name}")
-            raise UserError(f"{flag} {' '.join(map(_short, value))}: each value once")
     pair, kds = EXPERIMENTS[given.pop("experiment")], [None]
     models: Iterable[str] = given.pop("model", dict.fromkeys(pair))
     if methods:
@@ -269,14 +255,11 @@ def parse(
     config = Config(**given)
     _check(config, folds)
     folds = folds or (range(config.folds) if config.folds else [None])
-    return [
+    runs = (
         replace(config, fold=fold, seed=seed, model=model, kd=kd)
         for fold, seed, model, kd in product(folds, seeds, models, kds)
-    ]
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    )
+    return list(dict.fromkeys(runs))  # what is given twice is one run
 
 
 def _kd_configs(
@@ -298,20 +281,16 @@ def _kd_configs(
     if "teacher_checkpoint" not in given:
         given.setdefault("teacher", teacher)
     values = {f.name: given.pop(f.name) for f in fields(KDConfig) if f.name in given}
-    several: dict[str, Any] = {
-        name: values.get(name, [getattr(KDConfig, name)]) for name in KD_GRID
-    }
+    grid = [values.pop(f.name, [f.default]) for f in fields(KDConfig) if f.metadata["several"]]
     kds = []
-    for method, alpha, temperature, weight in product(*several.values()):
+    for method, alpha, temperature, weight in product(*grid):
         default = methods[method].weight
         if weight is not None and default is None:
             raise UserError(f"--weight: {method} has no term of its own, --alpha is its weight")
-        grid = method, alpha, temperature, default if weight is None else weight
-        kds.append(KDConfig(**values | dict(zip(KD_GRID, grid, strict=True))))
+        weight = default if weight is None else weight
+        kd = KDConfig(**values, method=method, alpha=alpha, temperature=temperature, weight=weight)
+        kds.append(kd)
     return student, kds
-
-
-KD_GRID = ("method", "alpha", "temperature", "weight")
 
 
 def _check(config: Config, folds: Sequence[int]) -> None:

@@ -19,7 +19,7 @@ from config import UserError, parse
 from utils.distillation import METHODS, Distillation
 from utils.engine import CrossEntropy
 from utils.report import comparison
-from utils.runs import Run, Teacher, finished, lock_runs, prepare, train_and_test
+from utils.runs import Run, Teacher, kept, lock_runs, prepare, train_and_test
 from utils.script import ETA, describe, print_paths, run_script
 from utils.teacher import check_teachers, described, load_teacher, named, teacher_of, with_teacher
 
@@ -33,19 +33,15 @@ def main(arguments: Sequence[str]) -> None:
     teachers = [teacher_of(student) for student in students]
     baselines = [student.baseline for student in students]
     check_teachers(students, teachers)
-    # Finished ones are read now: another process may train them again meanwhile.
-    kept = [run for run in dict.fromkeys([*filter(None, teachers), *baselines]) if run.finished]
-    results = {run.name: run.result() for run in kept}
-    # What is trained here where it is missing: baselines, and teachers of no other recipe.
-    own = [] if students[0].kd.teacher_tag else filter(None, teachers)
-    needed = list(dict.fromkeys([*own, *baselines]))
+    used = list(dict.fromkeys([*filter(None, teachers), *baselines]))
+    # Teachers of a tag are finished, by any recipe.
+    needed = baselines if students[0].kd.teacher_tag else used
     loaded: dict[Path, Teacher] = {}  # the last one
     with lock_runs(students, needed):
         describe(students)
         eta = ETA([*needed, *students])
-        for run in kept:
-            print(f"{run.name}: finished before, kept")
-            eta.done(run, results[run.name])
+        # Finished ones are read now: another process may train them again meanwhile.
+        results = {run.name: eta.done(run, kept(run)) for run in used if run.finished}
         for student, teacher in zip(students, teachers, strict=True):
             for missing in (teacher, student.baseline):
                 if missing and missing.name not in results:
@@ -70,7 +66,7 @@ def distil(
     assert path
     expected = results[teacher_run.name]["digest"] if teacher_run else described(path)["digest"]
     if student.finished:
-        result = finished(student)
+        result = kept(student)
         if result["teacher"]["digest"] != expected:
             raise UserError(
                 f"{student.name} was taught by {path.parent.name} before that was trained again: "
@@ -96,10 +92,8 @@ def distil(
 def report_teacher(teacher: Teacher, baseline: Result) -> None:
     """Print how good the teacher is, and warn when its student is better without it."""
     own, theirs = baseline["val"]["accuracy"], teacher.about["val"]["accuracy"]
-    print(
-        f"teacher {teacher.about['run']}: validation accuracy {theirs:.2%}; "
-        f"the student without it: {own:.2%}"
-    )
+    alone = f"the student without it: {own:.2%}"
+    print(f"teacher {teacher.about['run']}: validation accuracy {theirs:.2%}; {alone}")
     if theirs < own:
         print(
             "WARNING  this teacher is worse than its student and may harm it; a longer schedule\n"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from config import parse
 from utils.engine import CrossEntropy
 from utils.report import section
-from utils.runs import finished, lock_runs, prepare, train_and_test
+from utils.runs import kept, lock_runs, prepare, train_and_test
 from utils.script import ETA, describe, print_paths, run_script
 
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
         eta, results = ETA(runs), []
         for run in runs:
             if run.finished:
-                results.append(finished(run))
+                results.append(kept(run))
             else:
                 objective = CrossEntropy(run.config.label_smoothing)
                 results.append(train_and_test(run, objective))

@@ -22,10 +22,9 @@ GIVEN = """--models resnet50 --seeds 2147483647 --tag lr_0.1 --data some/folder 
 ALL = [f"--{words.strip()}" for words in GIVEN.split("--")[1:]]
 KD_ONLY = ("--teacher", "--method", "--alpha", "--temperature", "--reverse", "--allow")
 BAD = [
-    ("--epoch 3", "'--epoch': did you mean --epochs"),
+    ("--epoch 3", "unrecognized arguments: --epoch 3; --help lists"),
     ("--experiment experiment_3", "--experiment: .*experiment_1"),
     ("--seeds -1", "--seeds: '-1' is not a whole number from 0 to 2147483647"),
-    ("--seeds 1 01", "--seeds 1 1: each value once"),
     ("--tag a/b", "--tag: 'a/b' is not 1 to 60 letters"),
     ("--image-size 7", "--image-size: '7' is not a whole number from 8 to 4096"),
     ("--fold 3", "--fold 3: it needs --folds"),
@@ -39,7 +38,6 @@ BAD = [
     ("--strict=yes", "--strict: "),
     ("--resume --overwrite", "--resume keeps .*--overwrite deletes.* one of them"),
     ("--method crd", "--method: .*dkd"),
-    ("--temperature 2.0000001 2", "--temperature 2 2: each value once"),
     ("--teacher-tag=", "--teacher-tag: '' is not 1 to 60"),
     ("--reverse --teacher resnet50", "--reverse swaps .*omit it"),
     ("--teacher-tag x --teacher-checkpoint y", "--teacher-tag and --teacher-checkpoint both"),
@@ -72,7 +70,8 @@ def test_several_values_make_a_run_of_each_by_fold_by_seed_then_by_model_or_meth
     of_kd, of_sp = ([f"{m}-a{a}-T{t}" for a in (0, 1) for t in (1, 4)] for m in ("kd", "sp"))
     expected = [*of_kd, *(f"{name}-w{METHODS['sp'].weight:g}" for name in of_sp)]
     assert [(run.seed, str(run.kd)) for run in made] == [(s, kd) for s in (0, 1) for kd in expected]
-    assert [str(run.kd)[-4:] for run in runs("--method sp --weight 0 30")] == ["2-w0", "-w30"]
+    assert [str(run.kd)[-4:] for run in runs("--method sp --weight 0 30 0")] == ["2-w0", "-w30"]
+    assert len({str(run.kd) for run in runs("--temperature 2.0000001 2")}) == 2
 
 
 def test_the_experiments_teacher_and_student_may_swap_or_be_named():

@@ -63,7 +63,7 @@ def test_the_waiting_runs_take_as_long_an_epoch_as_the_last_of_their_kind(tmp_pa
     data: Any = type("Photos", (), {"name": "photos"})
     kinds = [(0, None), (1, None), (2, None), (1, KDConfig()), (2, KDConfig())]
     runs = [Run(Config(output=tmp_path, seed=s, epochs=10, kd=kd), data, data) for s, kd in kinds]
-    write_json(runs[0].results / "result.json", {})  # finished before: not counted
+    write_json(runs[0].path("results", "result.json"), {})  # finished before: not counted
     eta = ETA(runs)
     for run, seconds in zip(runs, (50, 100, 300, 4000, 1), strict=True):
         eta.done(run, {"seconds": seconds, "epochs": 10})

@@ -72,7 +72,8 @@ def compare(run: Run) -> str:
     fixed = next(epoch.epoch(1))
 
     def real_speed(steps: int) -> float:
-        return train_epoch(training, run.train_batches(steps), epoch=1)["images_per_second"]
+        batches = run.train_batches(steps * config.batch_size)
+        return train_epoch(training, batches, epoch=1)["images_per_second"]
 
     def bare_speed(steps: int) -> float:
         training.model.train()

@@ -138,8 +138,8 @@ def heading(student: Result) -> str:
 def method_name(student: Result) -> str:
     """A method and its settings, as a row of a table calls them."""
     how = student["distillation"]
-    weight = "" if how["weight"] is None else f", weight {how['weight']:g}"
-    return f"{how['method']}, α {how['alpha']:g}, T {how['temperature']:g}{weight}"
+    weight = "" if how["weight"] is None else f", weight {how['weight']:.15g}"
+    return f"{how['method']}, α {how['alpha']:.15g}, T {how['temperature']:.15g}{weight}"
 
 
 def comparison(results: Sequence[Result]) -> str:

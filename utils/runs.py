@@ -26,9 +26,10 @@ from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from models.factory import channels_last, check_models, create_model
 from utils import ranks
 from utils.device import Device, find_device
+from utils.drawing import WrongPhoto
 from utils.engine import Objective, Row, Training, fit, predict, validation_rank
 from utils.metrics import agreement, measure
-from utils.report import read_result
+from utils.report import Result, read_result
 from utils.tracking import Tracker
 
 # Raised whenever a reader of older results would misread newer ones.
@@ -54,10 +55,9 @@ class Run:
         parts = [self.data.name, f"{config.image_size}px", config.model]
         if config.kd:
             parts += ["from", self.teacher, str(config.kd)]
-        parts += ["pretrained"] * config.pretrained + [config.tag] * bool(config.tag)
+        parts += [config.tag] * bool(config.tag)
         parts += [f"split{config.split_seed}"] * bool(config.split_seed)
-        if config.folds:
-            parts.append(f"fold{config.fold}of{config.folds}")
+        parts += [f"fold{config.fold}of{config.folds}"] * bool(config.folds)
         return "-".join([*parts, f"seed{config.seed}"])
 
     @property
@@ -66,32 +66,19 @@ class Run:
         assert self.config.kd
         return self.config.kd
 
-    @property
-    def logs(self) -> Path:
-        return self.config.output / "logs" / self.name
-
-    @property
-    def results(self) -> Path:
-        return self.config.output / "results" / self.name
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.config.output / "checkpoints" / self.name
+    def path(self, kind: str, file: str = "") -> Path:
+        """This run's folder in `logs`, `checkpoints` or `results`, or a file in it."""
+        return self.config.output / kind / self.name / file
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the highest validation accuracy."""
-        return self.checkpoints / "best.pt"
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint to resume from."""
-        return self.checkpoints / "last.pt"
+        """The checkpoint with the highest validation accuracy; last.pt is the one to resume."""
+        return self.path("checkpoints", "best.pt")
 
     @property
     def finished(self) -> bool:
         """result.json is written last, and whole."""
-        return (self.results / "result.json").exists()
+        return self.path("results", "result.json").exists()
 
     @property
     def baseline(self) -> "Run":
@@ -123,24 +110,16 @@ class Run:
             "distillation": self.distillation,
         }
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Result:
         """The content of a finished run's result.json."""
-        return read_result(self.results / "result.json")
+        return read_result(self.path("results", "result.json"))
 
-    def train_batches(self, steps: int | None = None) -> TrainBatches:
-        """The training photos, or as many as make an epoch of `steps` steps; of each batch this
-        rank's shard."""
-        rows, labels = self.data.rows_and_labels("train")
-        photos = len(rows) if steps is None else steps * self.config.batch_size
-        return TrainBatches(
-            self.data.pixels,
-            rows[:photos],
-            labels[:photos],
-            len(self.data.classes),
-            self.config,
-            self.device.device,
-            ranks.shard(self.config.batch_size),
-        )
+    def train_batches(self, photos: int | None = None) -> TrainBatches:
+        """The training photos, or the first so many; of each batch this rank's shard."""
+        data, config, shard = self.data, self.config, ranks.shard(self.config.batch_size)
+        rows, labels = (values[:photos] for values in data.rows_and_labels("train"))
+        classes, device = len(data.classes), self.device.device
+        return TrainBatches(data.pixels, rows, labels, classes, config, device, shard)
 
     def eval_batches(self, part: str) -> EvalBatches:
         """The photos of `val` or `test`, or this rank's shard of them."""
@@ -169,14 +148,10 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network that fits the photos.
-
-    `about` holds plain values for result.json: run, arch, epochs, recipe, digest, other_split,
-    parameters, and its metrics on the validation photos as `val`.
-    """
+    """A trained network that fits the photos, and what result.json says about it."""
 
     model: nn.Module
-    about: dict[str, Any]
+    about: dict[str, Any]  # its metrics on the validation photos as `val`
 
 
 @contextmanager
@@ -193,32 +168,33 @@ def lock_runs(runs: Sequence[Run], needed: Sequence[Run] = ()) -> Iterator[None]
         yield
         return
     used = [run for run in needed if run.finished]
-    mine = [run for run in [*needed, *runs] if run not in used]
+    mine = [run for run in dict.fromkeys([*needed, *runs]) if run not in used]
     with ExitStack() as until_done:
-        for folder in dict.fromkeys(run.results for run in mine):
-            folder.mkdir(parents=True, exist_ok=True)
-            if not until_done.enter_context(lock(folder, wait=False)):
+        for run in mine:
+            run.path("results").mkdir(parents=True, exist_ok=True)
+            if not until_done.enter_context(lock(run.path("results"), wait=False)):
                 raise UserError(
-                    f"{folder.name} is being trained by another process: wait for it, or give "
-                    "this run a name of its own with --tag NAME"
+                    f"{run.name} is being trained by another process: wait for it, or give this "
+                    "run a name of its own with --tag NAME"
                 )
         for run in [*used, *mine]:
             check_earlier(run, used=run in used)
-        for run in dict.fromkeys(mine):
+        for run in mine:
             if run.config.overwrite:
                 delete(run)
             if not run.finished:
-                for folder in (run.checkpoints, run.results):
-                    for unfinished in folder.glob(".*.tmp"):  # of a killed process
-                        unfinished.unlink()
-                write_json(run.results / "settings.json", run.settings)
+                for unfinished in run.config.output.glob(f"*/{run.name}/.*.tmp"):  # when killed
+                    unfinished.unlink()
+                write_json(run.path("results", "settings.json"), run.settings)
         ranks.barrier()
         yield
 
 
 def check_earlier(run: Run, *, used: bool) -> None:
-    """Raise UserError where what exists under a run's name must not be resumed or used."""
-    if not (run.finished or run.last.exists()) or (run.config.overwrite and not used):
+    """Raise UserError where what exists under a run's name must not be resumed or, of a finished
+    baseline or teacher, be used."""
+    started = run.finished or run.path("checkpoints", "last.pt").exists()
+    if not started or (run.config.overwrite and not used):
         return
     if not run.config.resume and not used:
         state = "is finished" if run.finished else "was started before"
@@ -226,26 +202,21 @@ def check_earlier(run: Run, *, used: bool) -> None:
             f"{run.name} {state}: --resume keeps what exists and does the rest, --overwrite does "
             "it again, --tag NAME makes a new run beside it"
         )
-    path, wanted = run.results / "settings.json", flat(run.settings)
+    path = run.path("results", "settings.json")
     try:
         saved = flat(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as problem:
         raise UserError(
             f"{path} cannot be read: train {run.name} again with --overwrite"
         ) from problem
-    differing = [key for key in wanted if saved.get(key) != wanted[key]]
-    if "photos" in differing and "split" not in differing:
-        raise UserError(
-            f"{run.name} was trained on other photos, though of the same names: --tag NAME makes a "
-            "new run beside it, --overwrite trains it anew"
-        )
-    for key in differing:
-        is_flag = hasattr(Config, key) or hasattr(KDConfig, key)
-        what = "--" + key.replace("_", "-") if is_flag else key
-        raise UserError(
-            f"{run.name} was started with {what} {saved.get(key)}, not {wanted[key]}: resume it "
-            "with the same, or give a new run a name of its own with --tag NAME"
-        )
+    for key, value in flat(run.settings).items():
+        if saved.get(key) != value:
+            is_flag = hasattr(Config, key) or hasattr(KDConfig, key)
+            what = "--" + key.replace("_", "-") if is_flag else key
+            raise UserError(
+                f"{run.name} was started with {what} {saved.get(key)}, not {value}: resume it with "
+                "the same, or give a new run a name of its own with --tag NAME"
+            )
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -257,17 +228,15 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
 def delete(run: Run) -> None:
     """Delete all that a run has left but its results folder, by which it is locked."""
     # First what says that the run is finished.
-    (run.results / "result.json").unlink(missing_ok=True)
-    for path in (run.checkpoints, run.logs, *run.results.iterdir()):
+    run.path("results", "result.json").unlink(missing_ok=True)
+    for path in (run.path("checkpoints"), run.path("logs"), *run.path("results").iterdir()):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
 
-def train_and_test(
-    run: Run, objective: Objective, teacher: Teacher | None = None
-) -> dict[str, Any]:
+def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = None) -> Result:
     """Train a run to its end, from its last checkpoint if it has one, and test it once.
 
     Returns the content of its result.json.
@@ -282,7 +251,8 @@ def train_and_test(
         "precision": device.precision,  # which the recipe may leave to the machine
         "teacher": teacher.about["digest"] if teacher else None,
     }
-    if run.last.exists():
+    last = run.path("checkpoints", "last.pt")
+    if last.exists():
         training.load_state(saved_state(run, header))
         print(f"{run.name}: resumed after epoch {len(training.history)}")
     else:
@@ -290,7 +260,7 @@ def train_and_test(
     # All ranks train and measure; the first one writes.
     tracking: AbstractContextManager[Tracker | None] = nullcontext()
     if ranks.is_first():
-        tracking = Tracker(run.logs, training.history, flat(run.settings))
+        tracking = Tracker(run.path("logs"), training.history, flat(run.settings))
     with tracking as tracker:
 
         def after_epoch(training: Training) -> None:
@@ -298,7 +268,7 @@ def train_and_test(
             if max(training.history, key=validation_rank) is training.history[-1]:
                 kept = {"model": state["model"], "history": training.history}
                 save_checkpoint(run.best, header | kept)
-            save_checkpoint(run.last, header | state)
+            save_checkpoint(last, header | state)
             if tracker:
                 tracker.epoch(training.history[-1])
 
@@ -320,7 +290,7 @@ def saved_state(run: Run, header: dict[str, Any]) -> dict[str, Any]:
     """The content of last.pt. Raises UserError when it or best.pt cannot be read, or is not of this
     run: of another seed, recipe, precision or teacher."""
     state: dict[str, Any] = {}
-    for path in (run.best, run.last):
+    for path in (run.best, run.path("checkpoints", "last.pt")):
         try:
             state = load_checkpoint(path)
         except UserError as problem:
@@ -332,15 +302,15 @@ def saved_state(run: Run, header: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def finished(run: Run) -> dict[str, Any]:
-    """The result of a run that was finished before, with a word to the user."""
-    print(f"{run.name}: finished before, kept\n")
+def kept(run: Run) -> Result:
+    """The result of a run that was finished before, which is said."""
+    print(f"{run.name}: finished before, kept")
     return run.result()
 
 
 def measure_run(
     run: Run, training: Training, teacher: Teacher | None
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+) -> tuple[Result, dict[str, np.ndarray]]:
     """Measure the best weights on validation and, this once, on test.
 
     Returns the contents of result.json and of test_logits.npz.
@@ -401,11 +371,7 @@ def measure_run(
 
 
 def write_results(
-    run: Run,
-    history: Sequence[Row],
-    tracker: Tracker,
-    result: dict[str, Any],
-    arrays: dict[str, Any],
+    run: Run, history: Sequence[Row], tracker: Tracker, result: Result, arrays: dict[str, Any]
 ) -> None:
     """Write down what measure_run has found.
 
@@ -415,17 +381,17 @@ def write_results(
     metrics["best/accuracy/val"] = result["val"]["accuracy"]
     if "agreement" in result:
         metrics["test/agreement"] = result["agreement"]["top1"]
-    np.savez(run.results / "test_logits.npz", **arrays)
+    results, unreadable = run.path("results"), run.data.decoded.unreadable
+    np.savez(results / "test_logits.npz", **arrays)
     rows = [history[0], *(row.values() for row in history)]
-    atomic_write(run.results / "history.csv", csv_text(rows))
-    atomic_write(run.results / "split.csv", run.data.split.manifest)
-    if unreadable := run.data.decoded.unreadable:
-        text = csv_text([("path", "reason"), *unreadable])
-        atomic_write(run.results / "unreadable.csv", text)
+    atomic_write(results / "history.csv", csv_text(rows))
+    atomic_write(results / "split.csv", run.data.split.manifest)
+    if unreadable:
+        atomic_write(results / "unreadable.csv", csv_text([("path", "reason"), *unreadable]))
     wrong = wrong_photos(run.data, arrays["logits"], arrays["labels"])
     confusion = np.array(result["test"]["confusion"])
     tracker.finish(metrics, confusion, run.data.classes, wrong)
-    write_json(run.results / "result.json", result)
+    write_json(results / "result.json", result)
 
 
 def environment(device: Device) -> dict[str, Any]:
@@ -440,17 +406,15 @@ def environment(device: Device) -> dict[str, Any]:
     }
 
 
-def wrong_photos(
-    data: Dataset, logits: np.ndarray, labels: np.ndarray
-) -> list[tuple[np.ndarray, str, str, float]]:
-    """The wrongly classified test photos: photo, true and predicted class, probability."""
+def wrong_photos(data: Dataset, logits: np.ndarray, labels: np.ndarray) -> list[WrongPhoto]:
+    """The wrongly classified test photos."""
     rows, _ = data.rows_and_labels("test")
     confidence, predicted = torch.from_numpy(logits).softmax(1).max(1)
-    return [
-        (np.asarray(data.decoded.pixels[rows[i]]), data.classes[labels[i]],
-         data.classes[predicted[i]], confidence[i].item())
-        for i in np.flatnonzero(predicted.numpy() != labels)
-    ]  # fmt: skip
+    wrong = []
+    for i in np.flatnonzero(predicted.numpy() != labels):
+        names = data.classes[labels[i]], data.classes[predicted[i]]
+        wrong.append((np.asarray(data.decoded.pixels[rows[i]]), *names, confidence[i].item()))
+    return wrong
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

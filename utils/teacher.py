@@ -52,17 +52,10 @@ def named(student: Run) -> Run:
 def teacher_of(student: Run) -> Run | None:
     """The teacher's run of the student's fold and seed; None of a --teacher-checkpoint."""
     kd, baseline = student.kd, student.baseline
-    if kd.teacher_checkpoint or kd.teacher is None:
+    if kd.teacher_checkpoint:
         return None
-    config = replace(baseline.config, model=kd.teacher)
-    if kd.teacher_tag is None:
-        return replace(baseline, config=config)
-    # Its recipe may be another one, pretrained or not.
-    runs = [
-        replace(baseline, config=replace(config, tag=kd.teacher_tag, pretrained=pretrained))
-        for pretrained in (config.pretrained, not config.pretrained)
-    ]
-    return next((run for run in runs if run.finished), runs[0])
+    tag = kd.teacher_tag or baseline.config.tag
+    return replace(baseline, config=replace(baseline.config, model=str(kd.teacher), tag=tag))
 
 
 def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> None:
@@ -70,16 +63,16 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
     recipes: dict[str, str] = {}
     for student, teacher in zip(students, teachers, strict=True):
         path, tag = student.kd.teacher_checkpoint, student.kd.teacher_tag
-        if teacher and tag and not teacher.finished:
-            raise UserError(
-                f"--teacher-tag {tag}: there is no finished run {teacher.name}; first train it, on "
-                f"the same photos: train.py --models {student.kd.teacher} --tag {tag}"
-            )
-        if teacher and teacher.finished and not teacher.best.exists():
-            raise UserError(f"{teacher.best} is gone: train the teacher again with train.py")
         if teacher and tag:
+            if not teacher.finished:
+                raise UserError(
+                    f"--teacher-tag {tag}: there is no finished run {teacher.name}; first train "
+                    f"it on the same photos: train.py --models {student.kd.teacher} --tag {tag}"
+                )
             path = teacher.best
             recipes.setdefault(str(teacher.result()["recipe"]), teacher.name)
+        if teacher and teacher.finished and not teacher.best.exists():
+            raise UserError(f"{teacher.best} is gone: train the teacher again with train.py")
         if path:
             check_teacher(path, described(path), student)
     if len(recipes) > 1:  # over seeds, they would be averaged as one
