@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from config import parse
 from utils.engine import CrossEntropy
-from utils.report import section
 from utils.runs import kept, lock_runs, prepare, train_and_test
 from utils.script import ETA, describe, print_paths, run_script
+from utils.tables import section
 
 
 def main(arguments: Sequence[str]) -> None:

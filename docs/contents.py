@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from config import EXPERIMENTS, ROOT, UserError
 from data.files import atomic_write
-from utils.report import (
+from utils.report import read_results
+from utils.tables import (
     PARAMETERS,
     SEVEN_ROWS,
     Columns,
@@ -22,7 +23,6 @@ from utils.report import (
     aligned,
     cell,
     points,
-    read_results,
     table,
 )
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from config import EXPERIMENTS
 from docs.contents import baselines, basic, students, three
-from utils.report import Columns, gain_over
+from utils.tables import Columns, gain_over
 
 matplotlib.use("agg")
 COLOURS = ("#2f6fb0", "#e08a1e", "#c8442f", "#4f8f5b")

@@ -16,7 +16,8 @@ import pytest
 from config import ROOT, Config, UserError
 from tests.faults import WHOLE
 from utils.metrics import mean_interval
-from utils.report import SEVEN_ROWS, cell, comparison, read_result, section, write_report
+from utils.report import comparison, write_report
+from utils.tables import SEVEN_ROWS, cell, read_result, section
 
 LINES = (ROOT / "docs" / "results" / "runs.jsonl").read_text("utf-8").splitlines()
 KEPT = {kept["run"]: kept for kept in map(json.loads, LINES)}
@@ -161,7 +162,7 @@ def test_the_first_table_is_of_the_method_with_most_runs_and_of_no_other_seed():
 def test_folds_are_pooled_and_differences_paired_with_their_interval():
     alone = on_folds(3, 1, 2)
     taught = [student_of(one, range(k)) for one, k in zip(alone, (2, 0, 2), strict=True)]
-    text = section([*alone, *taught])
+    text = section([*alone, *taught]) + "\n" + comparison([*alone, *taught])
     assert "3 of 3 folds of division" in text
     first, pooled, _, kd, (head, *rows) = tables(text)
     assert first[0] == ["", "resnet18, 3 runs of 3 folds"]
@@ -238,8 +239,9 @@ def test_a_result_with_one_wrong_value_is_named_or_its_tables_can_be_made(path, 
         except UserError as problem:
             assert re.fullmatch(f"{tmp_path}/result.json: not a readable .*", str(problem))  # noqa: PT017
         else:
-            section([made, *others])
-            section([*others, made])
+            for results in ([made, *others], [*others, made]):
+                section(results)
+                comparison(results)
 
 
 @pytest.mark.parametrize("folder", ["", "nowhere"])

@@ -8,7 +8,7 @@ scalars to log. `labels` are (N,) class numbers, or (N, C) probabilities where p
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -162,8 +162,8 @@ def fit(
     finite raises UserError and leaves no row and no checkpoint. Epochs depend on (seed, epoch)
     and the state alone, so an interrupted run is resumed as if nothing had happened.
     """
-    done, last = len(training.history), training.config.epochs
-    for epoch in progress(range(done + 1, last + 1), "epochs", last, initial=done):
+    last = training.config.epochs
+    for epoch in range(len(training.history) + 1, last + 1):
         started = time.perf_counter()
         row: Row = {"epoch": epoch} | train_epoch(training, train, epoch)
         logits, labels, parts = evaluate(training.model, training.objective, val, training.device)
@@ -179,20 +179,19 @@ def fit(
         if ranks.is_first():
             after_epoch(training)
         ranks.barrier()
-        tqdm.write(summary_line(row, last))
-
-
-def progress(items: Iterable[Any], what: str, total: int, initial: int = 0) -> Any:
-    """A bar on rank 0's terminal; none where stderr is no terminal."""
-    quiet = None if ranks.is_first() else True
-    return tqdm(items, what, total, initial=initial, leave=False, disable=quiet)
+        print(
+            f"epoch {epoch:3}/{last}  "
+            f"train loss {row['loss/train']:.4f} acc {row['accuracy/train']:6.2%}  "
+            f"val loss {row['loss/val']:.4f} acc {row['accuracy/val']:6.2%}  "
+            f"lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
+        )
 
 
 def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
     """One pass over the training photos; returns mean loss, accuracy, parts, rate and speed.
 
     Raises UserError when the loss is no longer finite. Sums stay on the device: reading a number
-    back makes the host wait, so it happens once in fifty steps only.
+    back makes the host wait, so it happens once in fifty steps.
     """
     config, device = training.config, training.device
     module, optimizer = training.module, training.optimizer
@@ -218,7 +217,9 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
     torch.manual_seed(config.seed * 1_000_003 + epoch)  # for models with dropout
     steps, photos, started = len(train), 0, time.perf_counter()
     sums: dict[str, Tensor] = {}
-    bar = progress(train.epoch(epoch), f"epoch {epoch}", steps)
+    # A bar on rank 0's terminal; none where stderr is no terminal.
+    hidden = None if ranks.is_first() else True
+    bar = tqdm(train.epoch(epoch), f"epoch {epoch}", steps, leave=False, disable=hidden)
     for number, (images, labels) in enumerate(bar):
         rate = learning_rate((epoch - 1) * steps + number, steps, config)
         set_rate(optimizer, rate)
@@ -273,13 +274,3 @@ def predict(model: nn.Module, batches: EvalBatches, device: Device) -> tuple[Ten
     """Logits and labels of a split, as `evaluate` returns them."""
     logits, labels, _ = evaluate(model, CrossEntropy(), batches, device)
     return logits, labels
-
-
-def summary_line(row: Row, epochs: int) -> str:
-    """One plain line about an epoch."""
-    return (
-        f"epoch {row['epoch']:3.0f}/{epochs}  "
-        f"train loss {row['loss/train']:.4f} acc {row['accuracy/train']:6.2%}  "
-        f"val loss {row['loss/val']:.4f} acc {row['accuracy/val']:6.2%}  "
-        f"lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
-    )

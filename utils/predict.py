@@ -29,7 +29,7 @@ from data.batches import Normalise, cached_side, whole_images
 from data.cache import read_square
 from data.photos import UnreadablePhoto, is_named_as_photo
 from models.checkpoint import load_classifier
-from utils.report import printable
+from utils.tables import printable
 
 NO_PHOTO = "no readable photo directly in this folder; give its sub-folders or files"
 

@@ -29,7 +29,7 @@ from utils.device import Device, find_device
 from utils.drawing import WrongPhoto
 from utils.engine import Objective, Row, Training, fit, predict, validation_rank
 from utils.metrics import agreement, measure
-from utils.report import Result, read_result
+from utils.tables import Result, read_result
 from utils.tracking import Tracker
 
 # Raised whenever a reader of older results would misread newer ones.

@@ -1,0 +1,191 @@
+"""Markdown tables of finished runs, made from their result.json alone.
+
+Runs that differ in nothing but fold and seed share a column.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config import Config, UserError
+from utils.metrics import mean_interval
+
+Result = dict[str, Any]
+Columns = Mapping[str, Sequence[Result]]  # the runs of each column of a table
+Pairs = Sequence[tuple[Result, Result | None]]  # a run, and the one it is compared with
+Rows = Mapping[str, tuple[str, ...]]  # the keys that lead to a value, and how to print it
+
+SEVEN_ROWS: Rows = {
+    "Best validation loss": ("table", "best_val_loss", ".4f"),
+    "Best validation accuracy": ("table", "best_val_accuracy", ".2%"),
+    "Final training loss": ("table", "final_train_loss", ".4f"),
+    "Final validation loss": ("table", "final_val_loss", ".4f"),
+    "Final validation accuracy": ("table", "final_val_accuracy", ".2%"),
+    "Test loss": ("table", "test_loss", ".4f"),
+    "Test accuracy": ("table", "test_accuracy", ".2%"),
+}
+PARAMETERS: Rows = {"Parameters": ("parameters", ",.0f")}
+MORE_ROWS: Rows = {
+    **PARAMETERS,
+    "Test macro-F1": ("test", "macro_f1", ".4f"),
+    "Test calibration error": ("test", "calibration_error", ".4f"),
+    "Epochs": ("epochs", ".0f"),
+    "Best epoch": ("best_epoch", ".0f"),
+    "Training images per second": ("images_per_second", ",.0f"),
+    "Training seconds": ("seconds", ",.0f"),
+}
+OF_TEACHER: Rows = {
+    "Teacher's parameters": ("teacher", "parameters", ",.0f"),
+    "Teacher's validation accuracy": ("teacher", "val", "accuracy", ".2%"),
+    "Teacher's test accuracy": ("teacher", "test", "accuracy", ".2%"),
+    "Teacher's test loss": ("teacher", "test", "loss", ".4f"),
+}
+COMPARED: Rows = {
+    "Validation accuracy": ("val", "accuracy", ".2%"),
+    "Test accuracy": ("test", "accuracy", ".2%"),
+    "Calibration error": ("test", "calibration_error", ".3f"),
+    "Agreement with teacher": ("agreement", "top1", ".1%"),
+    "KL to teacher": ("agreement", "kl", ".3f"),
+}
+
+
+def read_result(path: Path) -> Result:
+    """The content of a result.json; raises UserError when no tables can be made of it."""
+    try:
+        result = json.loads(path.read_bytes()) if path.is_file() else {}
+        of_students = {"distillation", "teacher", "agreement"} & set(result)
+        whole = "digest" in result and len(of_students) in (0, 3)
+        whole &= list(result["test"]["recall"]) == result["photos"]["classes"]
+        whole &= isinstance(result["val"]["accuracy"], float)
+        whole &= "other_split" in result.get("teacher", {"other_split": False})
+        count = result["photos"]["counts"]["test"]
+        for test in (result["test"], result.get("teacher", result)["test"]):
+            whole &= test["photos"] == count and set(test["wrong"]) <= {*range(count)}
+        if not whole:
+            raise ValueError("parts of it are missing or contradict each other")
+        section([result])
+        table({result["run"]: [result]}, {**SEVEN_ROWS, **MORE_ROWS})
+        if of_students:
+            how, teacher = result["distillation"], result["teacher"]
+            names = heading(result), method_name(result), how["baseline"], teacher["run"]
+            table({name: [result] for name in names}, {**COMPARED, **OF_TEACHER})
+            points([(result, teacher)])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+        what = printable(f"not a readable result ({type(problem).__name__}: {problem})")
+        raise UserError(f"{path}: {what}; delete it or train the run again") from problem
+    return dict(result)
+
+
+def grouped(results: Iterable[Result], key: Callable[[Result], str]) -> dict[str, list[Result]]:
+    """The results by their keys, in the order in which the keys first appear."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(key(result), []).append(result)
+    return groups
+
+
+def section(results: Sequence[Result]) -> str:
+    """About runs that share photos, resolution, and split or division: the tables of baselines."""
+    photos, names = results[0]["photos"], results[0]["photos"]["classes"]
+    counts = ", ".join(f"{part} {count}" for part, count in photos["counts"].items())
+    about = f"{len(names)} classes, split {photos['split']}: {counts}."
+    if folds := photos["folds"]:
+        here = len({result["photos"]["fold"] for result in results})
+        about = f"{len(names)} classes; {here} of {folds} folds of division {photos['division']}."
+    about += " Drawn by this repo, not photographed." if photos["sample"] else ""
+    once = "The test photos were used once, with the weights of the best validation accuracy.\n"
+    text = [f"## {escaped(photos['name'])} at {photos['image_size']} px\n", escaped(about), once]
+    if columns := grouped((run for run in results if "distillation" not in run), title):
+        text.append(table(columns, SEVEN_ROWS))
+        if folds:
+            whole = {name: [(run, None) for run in runs] for name, runs in columns.items()}
+            lines = [[name, points(pairs, sign="")] for name, pairs in whole.items()]
+            text.append(aligned(["", "Test accuracy over all photos, % [95 %]"], lines))
+        recall = {f"Test recall, {name}": ("test", "recall", name, ".1%") for name in names}
+        text.append(table(columns, {**MORE_ROWS, **recall}))
+    return "\n".join(text)
+
+
+def title(run: Result) -> str:
+    """The model, with its tag and the settings that are not the default ones."""
+    default = Config().recipe
+    notes = [f"{key} {value}" for key, value in run["recipe"].items() if value != default.get(key)]
+    notes = [run["tag"]] * bool(run["tag"]) + notes
+    return f"{run['model']} ({', '.join(notes)})" if notes else str(run["model"])
+
+
+def heading(student: Result) -> str:
+    """The teacher and the student, each with its settings."""
+    teacher = {"model": student["distillation"]["teacher"], "tag": "", **student["teacher"]}
+    return f"{title(teacher)} teaches {title(student)}"
+
+
+def method_name(student: Result) -> str:
+    """A method and its settings, as a row of a table calls them."""
+    how = student["distillation"]
+    weight = "" if how["weight"] is None else f", weight {how['weight']:.15g}"
+    return f"{how['method']}, α {how['alpha']:.15g}, T {how['temperature']:.15g}{weight}"
+
+
+def gain_over(pairs: Pairs, part: str = "test") -> np.ndarray:
+    """How much better the first of each pair is than the second, or than nothing: the difference in
+    accuracy over all photos of `part` (test or val), -1..1, and the ends of its 95 % interval."""
+    splits: dict[str, list[np.ndarray]] = {}
+    for pair in pairs:
+        hits = [1.0 - np.isin(range(r[part]["photos"]), r[part]["wrong"]) for r in pair if r]
+        splits.setdefault(pair[0]["photos"]["split"], []).append(hits[0] - sum(hits[1:]))
+    least = -1 if pair[1] else 0
+    return np.clip(mean_interval([np.stack(seeds) for seeds in splits.values()]), least, 1)
+
+
+def points(pairs: Pairs, part: str = "test", sign: str = "+") -> str:
+    """That gain and its interval in points (hundredths); a dash without pairs."""
+    ends = 100 * gain_over(pairs, part) if pairs else ()
+    return "{:{s}.2f} [{:{s}.2f}, {:{s}.2f}]".format(*ends, s=sign) if pairs else "–"
+
+
+def table(columns: Columns, rows: Rows) -> str:
+    """A Markdown table with one column for each of `columns` and one row for each of `rows`."""
+    head = [""]
+    for name, runs in columns.items():
+        folds = {run["photos"]["fold"] for run in runs} - {None}
+        what = f"runs of {len(folds)} folds" if folds else "seeds"
+        head.append(f"{name}, {len(runs)} {what}" if len(runs) > 1 else name)
+    lines = [[name, *(cell(runs, row) for runs in columns.values())] for name, row in rows.items()]
+    return aligned(head, lines)
+
+
+def cell(runs: Sequence[Result], row: Sequence[str]) -> str:
+    """`mean ± std` (sample standard deviation), a single or shared count alone, – if unknown."""
+    *keys, spec = row
+    values: list[Any] = [reduce(getitem, keys, run) for run in runs]
+    if not values or None in values:
+        return "–"
+    mean = format(np.mean([float(value) for value in values]), spec)
+    if len(values) == 1 or (len(set(values)) == 1 and isinstance(values[0], int)):
+        return mean
+    return f"{mean.removesuffix('%')} ± {format(np.std(values, ddof=1), spec)}"
+
+
+def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, padded so that it also reads well in a terminal; numbers to the right."""
+    rows = [[escaped(text) for text in line] for line in (head, *lines)]
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    rows.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in widths)])
+    padded = ([row[0].ljust(first), *map(str.rjust, row[1:], widths)] for row in rows)
+    return "".join(f"| {' | '.join(row)} |\n" for row in padded)
+
+
+def escaped(text: str) -> str:
+    """Text that is nothing but text in Markdown."""
+    return printable(text).replace("<", "&lt;").replace("|", "&#124;") if text else ""
+
+
+def printable(name: str) -> str:
+    """The name, or its repr if it is empty or has characters that would break a line."""
+    return name if name and name.isprintable() else repr(name)
