@@ -1,4 +1,4 @@
-"""Every setting of the scripts: its default, the reason for it, and the values it may take.
+"""Every setting of the scripts: its default, the values it may take, and a line of help.
 
 The command line is made from this file: a field `weight_decay` is the flag `--weight-decay`. Flags
 that take several values (`--seeds 0 1 2`) make one Config, and so one run, for each combination.
@@ -88,18 +88,17 @@ class KDConfig:
     """How a student is taught."""
 
     teacher: str | None = setting(None, MODELS, "instead of the experiment's teacher")
-    teacher_tag: str | None = setting(None, TAG, "the teacher is the run that train.py made with "
-        "this --tag, one for each seed, by any recipe (default: the student's tag and recipe)")
+    teacher_tag: str | None = setting(None, TAG, "the teacher is train.py's run with this --tag")
     teacher_checkpoint: Path | None = setting(None, PATH, "a best.pt that teaches all seeds")
     allow_other_split: bool = setting(False, bool, "accept a --teacher-checkpoint of another "
-        "split, which may have seen the student's test photos; the tables then say so")
+        "split, which may have seen the test photos; the tables say so")
     method: str = setting("kd", str, "how the teacher teaches", several=True)
     alpha: float = setting(0.7, number(float, 0, 1), "weight of the teacher in (1-alpha)*CE + "
-        "alpha*T^2*KL; on validation, 0.7, 0.9 and 1 were equally good", several=True)
+        "alpha*T^2*KL", several=True)
     temperature: float = setting(2.0, number(float, 0.01, 1000), "T, which softens the logits of "
-        "both; on validation, 2 and 4 were equally good", several=True)
+        "both", several=True)
     weight: float | None = setting(None, number(float, 0), "beta of dkd and dist; weight of the "
-        "term that the other methods but kd add to the loss (default: the method's)", several=True)
+        "other methods' term but kd's (default: the method's)", several=True)
 
     def __str__(self) -> str:
         weight = "" if self.weight is None else f"-w{self.weight:.15g}"
@@ -113,40 +112,37 @@ class Config:
     # What to run
     model: str = setting("resnet18", MODELS, "instead of the experiment's two (default: both)",
         flag="--models", several=True)
-    seed: int = setting(0, number(int, 0), "draws initial weights, order and crops, never the "
-        "split; a claim needs three or more", flag="--seeds", several=True)
+    seed: int = setting(0, number(int, 0), "draws initial weights, order and crops, not the split",
+        flag="--seeds", several=True)
     tag: str = setting("", TAG, "added to the run's name, so that a variant has its own")
     kd: KDConfig | None = None
 
     # Photos
-    data: str = setting("sample", matching(r"(?s:.+)", "a path"), "folder with one sub-folder of "
-        "photos per class, or a zip or tar of one, or `sample`: synthetic weather (default: "
+    data: str = setting("sample", matching(r"(?s:.+)", "a path"), "folder with a sub-folder of "
+        "photos per class, a zip or tar of one, or `sample`: synthetic weather (default: "
         "data/weather or data/weather.zip if it exists, else sample)")
     image_size: int = setting(64, number(int, 8, 4096), "side of the square images that the "
-        "network sees, in pixels (default: 224, as ImageNet weights expect; 64 on the sample)")
+        "network sees, in pixels (default: 224; 64 on the sample)")
     split_seed: int = setting(0, number(int, 0), "draws the 70/20/10 split")
     folds: int | None = setting(None, number(int, 3, 100), "cross-validation: fold K of so many "
-        "tests part K, validates on the next fifth of the parts and trains on the rest; with 10, "
-        "that is 70/20/10, and each photo is a test photo once")
+        "tests part K, validates on the next fifth of the parts and trains on the rest")
     fold: int | None = setting(None, number(int, 0, 99), "only these of the --folds, from 0",
         several=True)
     strict: bool = setting(False, bool, "stop at unreadable photos instead of skipping them")
 
-    # Training recipe
+    # Training recipe; docs/recipe.md has the reasons for the defaults
     epochs: int = setting(15, number(int, 1), "passes over the training photos")
-    batch_size: int = setting(32, number(int, 2), "photos a step; few photos need small batches")
+    batch_size: int = setting(32, number(int, 2), "photos a step")
     lr: float = setting(0.001, number(float, 0, above=True), "peak learning rate; SGD needs 0.05")
     optimizer: str = setting("adamw", ("adamw", "sgd"), "AdamW trains all models at one rate")
-    weight_decay: float = setting(0.05, number(float, 0), "of weights, not of biases and norms; "
-        "up to 0.3 changes nothing in 15 epochs")
+    weight_decay: float = setting(0.05, number(float, 0), "of weights, not of biases and norms")
     schedule: str = setting("cosine", ("cosine", "constant"), "after the warm-up; cosine ends at 0")
     warmup_epochs: float = setting(1.0, number(float, 0), "epochs of linear warm-up")
     label_smoothing: float = setting(0.0, number(float, 0, 0.99), "share of the target that is "
-        "spread over all classes; 0.1 was no better on validation")
+        "spread over all classes")
     mixup: float = setting(0.0, number(float, 0), "alpha of the Beta distribution from which the "
         "mixing weight is drawn; 0 is off")
-    crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "smallest area of a random "
-        "crop; from 0.5, the network overfitted")
+    crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "least area of a crop")
     grow_from: float = setting(1.0, number(float, 0, 1, above=True), "share of --image-size at the "
         "first epoch; images grow over four fifths of the epochs")
     clip_norm: float = setting(0.0, number(float, 0), "largest gradient norm; 0 is off")
@@ -163,8 +159,8 @@ class Config:
         "(default: one per core)")
     output: Path = setting(ROOT / "output", PATH, "folder for logs/, checkpoints/ and results/ "
         "(default: output)")
-    cache: Path = setting(ROOT / "output" / "cache", PATH, "folder for decoded photos, 200 kB a "
-        "photo at 224 px; safe to delete (default: output/cache)")
+    cache: Path = setting(ROOT / "output" / "cache", PATH, "folder for decoded photos, 200 kB each "
+        "at 224 px; safe to delete (default: output/cache)")
     resume: bool = setting(False, bool, "continue unfinished runs, skip finished ones")
     overwrite: bool = setting(False, bool, "delete earlier runs of the same names first")
 
