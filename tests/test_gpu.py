@@ -5,14 +5,11 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 import data.batches
 from config import ROOT, Config, KDConfig
@@ -21,8 +18,8 @@ from models.factory import channels_last, create_model
 from tests.photo_folders import make_photos
 from utils.device import Device
 from utils.distillation import METHODS, Distillation
-from utils.engine import CrossEntropy, Objective, Training, fit, make_optimizer, predict, set_rate
-from utils.graphs import GraphedStep, keep_rates_on_device
+from utils.engine import CrossEntropy, Objective, Training, fit, predict
+from utils.graphs import keep_rates_on_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -144,51 +141,17 @@ def test_a_finished_run_leaves_the_gpu_to_the_next():
     assert memory_after_a_run() + 64e6 > memory_after_a_run()
 
 
-def test_two_recorded_steps_of_one_optimizer_alternate():
-    """Each reads the learning rate where the other does."""
-    images = torch.rand(8, 3, SIDE, SIDE, device=GPU).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(8, device=GPU) % CLASSES
-    ends = []
-    for graphs in (False, True):
-        model = network(3)
-        optimizer = make_optimizer(model, CONFIG)
-        keep_rates_on_device(optimizer)
-
-        def step(
-            images: Tensor, labels: Tensor, scale: float, model: nn.Module, optimizer: Any
-        ) -> dict[str, Tensor]:
-            loss = scale * cross_entropy(model(images), labels)
-            model.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            return {"loss": loss.detach()}
-
-        steps: list[Any]
-        steps = [partial(step, scale=s, model=model, optimizer=optimizer) for s in (1.0, 0.5)]
-        if graphs:
-            steps = [GraphedStep(one, optimizer) for one in steps]
-        for number in range(16):
-            set_rate(optimizer, 0.01 / (1 + number))
-            assert steps[number % 2](images, labels)["loss"].isfinite()
-        ends.append(model.state_dict()["fc.weight"])
-    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
-
-
-class Reading(nn.Module):
+class Reading(nn.Sequential):
     """A network that cannot be recorded."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = network(1)
-
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.inner(images)
+        logits: Tensor = super().forward(images)
         return logits if logits.mean().item() < 1e9 else -logits
 
 
 def test_a_step_that_reads_a_value_back_is_refused_and_runs_eagerly():
     """In a process of its own: after a failed recording PyTorch is in no usable state."""
-    train_one = "train(start('none', Device(GPU, graphs={}), model=Reading()))"
+    train_one = "train(start('none', Device(GPU, graphs={}), model=Reading(network(1))))"
     for graphs in (True, False):
         code = "from tests.test_gpu import *; " + train_one.format(graphs)
         words = [sys.executable, "-c", code]

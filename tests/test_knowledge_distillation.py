@@ -156,7 +156,7 @@ def test_finished_students_are_kept_as_asked_and_what_cannot_be_distilled_is_ref
     assert "| Test accuracy" in printed
     for more, says in (
         ([], f"{name_of(KD)} is finished: --resume .*--overwrite"),
-        (["--alpha", "0.1", "--lr", "0.01"], "seed0 was started with --lr 0.001, not 0.01.*--tag"),
+        (["--alpha", "0.1", "--lr", "0.01"], "written with --lr 0.001, not 0.01: .*--tag"),
         (["--method", "dkd", "--mixup", "0.2"], "--method dkd .*--mixup"),
         (["--teacher", "densenet169", "--grow-from", "0.5"], "--grow-from 0.5: densenet169 needs"),
     ):
@@ -320,8 +320,8 @@ def test_a_student_keeps_the_teacher_that_it_was_started_with(copied):
         printed_by([*words, *PAIR, "--resume"])
     atomic_write(teacher, json.dumps(content))
     (output / "results" / name_of(KD) / "result.json").unlink()
-    changed(best_of(output, KD), teacher="0" * 16)
-    with pytest.raises(UserError, match=r"trained with a teacher of other weights: --overwrite"):
+    changed(best_of(output, KD), teacher_digest="0" * 16)
+    with pytest.raises(UserError, match=r"best.pt was written with teacher_digest 0000"):
         printed_by([*words, *PAIR, "--resume"])
     best_of(output, "resnet50").unlink()
     refused([*words, *PAIR, "--resume"], r"best\.pt is gone: train the teacher again", output)

@@ -205,24 +205,29 @@ def check_earlier(run: Run, *, used: bool) -> None:
     path = run.path("results", "settings.json")
     try:
         saved = flat(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as problem:
-        raise UserError(
-            f"{path} cannot be read: train {run.name} again with --overwrite"
-        ) from problem
-    for key, value in flat(run.settings).items():
+    except (OSError, ValueError, AttributeError) as problem:
+        raise UserError(f"{path} cannot be read: train the run again with --overwrite") from problem
+    check_settings(path, saved, flat(run.settings))
+
+
+def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise UserError where a file of an earlier start has other settings than this command."""
+    for key, value in wanted.items():
         if saved.get(key) != value:
             is_flag = hasattr(Config, key) or hasattr(KDConfig, key)
             what = "--" + key.replace("_", "-") if is_flag else key
             raise UserError(
-                f"{run.name} was started with {what} {saved.get(key)}, not {value}: resume it with "
-                "the same, or give a new run a name of its own with --tag NAME"
+                f"{path} was written with {what} {saved.get(key)}, not {value}: resume with the "
+                "same, --overwrite starts anew, --tag NAME makes a new run beside it"
             )
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings without the dicts inside."""
-    outer = {key: value for key, value in settings.items() if not isinstance(value, dict)}
-    return outer | settings["recipe"] | (settings["distillation"] or {})
+    """A run's settings, or its checkpoint's content, without the dicts inside."""
+    result = {key: value for key, value in settings.items() if not isinstance(value, dict)}
+    for inner in (settings.get("recipe"), settings.get("distillation")):
+        result |= inner if isinstance(inner, dict) else {}
+    return result
 
 
 def delete(run: Run) -> None:
@@ -249,7 +254,7 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
     training = Training(channels_last(model, device.device), objective, config, device)
     header = run.settings | {
         "precision": device.precision,  # which the recipe may leave to the machine
-        "teacher": teacher.about["digest"] if teacher else None,
+        "teacher_digest": teacher.about["digest"] if teacher else None,
     }
     last = run.path("checkpoints", "last.pt")
     if last.exists():
@@ -295,10 +300,7 @@ def saved_state(run: Run, header: dict[str, Any]) -> dict[str, Any]:
             state = load_checkpoint(path)
         except UserError as problem:
             raise UserError(f"{problem}\n--overwrite trains {run.name} anew") from problem
-        for key, value in header.items():
-            if state.get(key) != value:
-                other = "a teacher of other weights" if key == "teacher" else f"another {key}"
-                raise UserError(f"{path} was trained with {other}: --overwrite starts anew")
+        check_settings(path, flat(state), flat(header))
     return state
 
 
