@@ -1,8 +1,10 @@
-"""Files and folders that appear whole or not at all, csv, and locks between processes."""
+"""Files and folders that appear whole or not at all, csv, JSON, and locks between processes."""
 
 import csv
 import glob
+import hashlib
 import io
+import json
 import os
 import secrets
 import shutil
@@ -10,6 +12,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from config import UserError
 
 try:
     import fcntl
@@ -83,3 +88,23 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
     text = io.StringIO()
     csv.writer(text).writerows(rows)  # before Python 3.13, its "\r\n" makes it quote a lone "\r"
     return text.getvalue().replace("\r\n", "\n")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write readable JSON, with a checksum by which `read_json` sees that it is unchanged."""
+    atomic_write(path, json.dumps(content | {"sum": _checksum(content)}, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; raises UserError when it is missing, damaged or edited."""
+    with suppress(ValueError, TypeError, RecursionError):
+        content = dict(json.loads(path.read_bytes())) if path.is_file() else {}
+        if content.pop("sum", "") == _checksum(content):
+            return content
+    raise UserError(
+        f"{path} is missing, or not as it was written: train the run again with --overwrite"
+    )
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -1,6 +1,5 @@
 """What docs/ and README say is what the kept runs say: tables, figures, and the runs themselves."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ from PIL import Image
 
 import docs.contents
 from config import ROOT, UserError
-from data.files import csv_text
+from data.files import csv_text, write_json
 from docs.build import PLACE, filled
 from docs.contents import DOCUMENTS, keep, kept, tables, three
 from docs.figures import draw_curves
@@ -65,7 +64,7 @@ def test_finished_runs_are_kept(tmp_path, monkeypatch):
         rows = [run["history"], *zip(*run["history"].values(), strict=True)]
         (folder / "history.csv").write_text(csv_text(rows), "utf-8")
         made = {key: value for key, value in run.items() if key != "history"} | {"run": name}
-        (folder / "result.json").write_text(json.dumps(made), "utf-8")
+        write_json(folder / "result.json", made)
     try:
         assert keep(tmp_path) == 1
         new = "weather-64px-resnet18-new-seed0"

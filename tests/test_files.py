@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.files import atomic_folder, atomic_write, csv_text, lock
+from config import UserError
+from data.files import atomic_folder, atomic_write, csv_text, lock, read_json, write_json
 
 HEAD = """
 import os, sys; from pathlib import Path
@@ -92,3 +93,18 @@ def test_a_lock_is_held_until_its_process_ends_and_waited_for_with_a_word(tmp_pa
 @given(st.lists(st.lists(st.text().filter(lambda text: "\r\n" not in text), min_size=2)))
 def test_csv_reads_as_it_was_written(rows):
     assert list(csv.reader(io.StringIO(csv_text(rows), newline=""))) == rows
+
+
+def test_json_that_is_damaged_edited_or_missing_is_refused(tmp_path):
+    path, content = tmp_path / "a.json", {"run": "é\udcff", "wrong": [1, 2], "test": {"loss": 0.5}}
+    write_json(path, content)
+    assert read_json(path) == content
+    whole = path.read_bytes()
+    edits = whole.replace(b"0.5", b"0.6"), whole.replace(b"1,", b""), whole.replace(b"run", b"ran")
+    for broken in (b"", b"\xff", b"[]", b"{}", b"[" * 99_999, whole[:-9], whole + b"{", *edits):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"a\.json is missing, or not as it was .*--overwrite"):
+            read_json(path)
+    for missing in (tmp_path, tmp_path / "b.json"):
+        with pytest.raises(UserError, match="is missing, or"):
+            read_json(missing)

@@ -18,7 +18,7 @@ import torch
 
 import train
 from config import UserError
-from data.files import atomic_write
+from data.files import atomic_write, read_json, write_json
 from knowledge_distillation import main
 from models.checkpoint import save_checkpoint
 from tests.photo_folders import make_photos
@@ -314,11 +314,11 @@ def test_a_baseline_that_is_trained_again_meanwhile_is_the_one_of_the_start(copi
 def test_a_student_keeps_the_teacher_that_it_was_started_with(copied):
     output, words = copied
     teacher = output / "results" / name_of("resnet50") / "result.json"
-    content = json.loads(teacher.read_text("utf-8"))
-    atomic_write(teacher, json.dumps(content | {"digest": "0" * 16}))
+    content = read_json(teacher)
+    write_json(teacher, content | {"digest": "0" * 16})
     with pytest.raises(UserError, match=r"before that was trained again: --overwrite"):
         printed_by([*words, *PAIR, "--resume"])
-    atomic_write(teacher, json.dumps(content))
+    write_json(teacher, content)
     (output / "results" / name_of(KD) / "result.json").unlink()
     changed(best_of(output, KD), teacher_digest="0" * 16)
     with pytest.raises(UserError, match=r"best.pt was written with teacher_digest 0000"):

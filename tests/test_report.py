@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config import ROOT, Config, UserError
-from tests.faults import WHOLE
+from config import ROOT, Config
+from data.files import write_json
 from utils.metrics import mean_interval
 from utils.report import comparison, write_report
-from utils.tables import SEVEN_ROWS, cell, read_result, section
+from utils.tables import SEVEN_ROWS, cell, section
 
 LINES = (ROOT / "docs" / "results" / "runs.jsonl").read_text("utf-8").splitlines()
 KEPT = {kept["run"]: kept for kept in map(json.loads, LINES)}
@@ -73,8 +73,7 @@ def report(folder: Path, *results: Made) -> str:
     """The text of a report on these results."""
     for made in results:
         path = folder / "results" / made["run"] / "result.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(made), "utf-8")
+        write_json(path, made)
     return write_report(folder / "results")
 
 
@@ -212,38 +211,6 @@ def test_names_are_nothing_but_text():
     assert tables(text)[1][-1] == [r"'Test recall, a&#124;b\n# c\x1b[2J'", "50.0%"]
 
 
-def places(content: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The paths to every value in JSON."""
-    inner = content.items() if isinstance(content, dict) else ()
-    return [path] * bool(path) + [p for key, value in inner for p in places(value, (*path, key))]
-
-
-STUDENT = student_of(on_folds(2)[0], [0])
-PATHS = places(STUDENT)
-VALUES: tuple[Any, ...] = (..., None, "x", 3, -1, 0.5, True, [], [-1], [99], ["x"], {}, {"x": []})
-
-
-@pytest.mark.parametrize("path", PATHS if WHOLE else PATHS[::15], ids="/".join)
-def test_a_result_with_one_wrong_value_is_named_or_its_tables_can_be_made(path, tmp_path):
-    others = [result(), student_of(result(), [1]), *on_folds(2, 1)]
-    for value in VALUES:
-        inner = broken = copy.deepcopy(STUDENT)
-        for key in path[:-1]:
-            inner = inner[key]
-        inner[path[-1]] = value
-        if value is ...:
-            del inner[path[-1]]
-        (tmp_path / "result.json").write_text(json.dumps(broken), "utf-8")
-        try:
-            made = read_result(tmp_path / "result.json")
-        except UserError as problem:
-            assert re.fullmatch(f"{tmp_path}/result.json: not a readable .*", str(problem))  # noqa: PT017
-        else:
-            for results in ([made, *others], [*others, made]):
-                section(results)
-                comparison(results)
-
-
 @pytest.mark.parametrize("folder", ["", "nowhere"])
 def test_the_command_prints_the_report_or_one_line_with_status_2(folder, tmp_path):
     text = report(tmp_path, result(), result(seed=1))
@@ -254,13 +221,3 @@ def test_the_command_prints_the_report_or_one_line_with_status_2(folder, tmp_pat
     else:
         assert (done.returncode, done.stdout) == (2, "")
         assert re.fullmatch(r"error: \S+: no finished run is there; .*\n", done.stderr)
-
-
-CUT = [json.dumps({k: v for k, v in STUDENT.items() if k != key}) for key in ("digest", "teacher")]
-
-
-@pytest.mark.parametrize("content", ["", "\x00", "[]", "{}", "[" * 99_999, CUT[0][:-300], *CUT])
-def test_a_cut_result_is_named(content, tmp_path):
-    (tmp_path / "result.json").write_text(content, "utf-8")
-    with pytest.raises(UserError, match=r"result.json: not a readable result .*; delete it or"):
-        read_result(tmp_path / "result.json")

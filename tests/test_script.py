@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from config import Config, KDConfig, UserError
-from utils.runs import Run, write_json
+from data.files import write_json
+from utils.runs import Run
 from utils.script import ETA, run_script
 
 

@@ -162,7 +162,7 @@ def test_a_killed_run_is_resumed_to_the_same_bits(finished, photos, tmp_path, ca
 def test_a_broken_or_missing_settings_file_is_named(broken, copied):
     path = copied[0] / "results" / NAME / "settings.json"
     path.unlink() if broken is None else path.write_text(broken)
-    refused([*copied[1], "--resume"], rf"{NAME}/settings\.json .*--overwrite")
+    refused([*copied[1], "--resume"], rf"{NAME}/settings\.json is missing, or .*--overwrite")
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(copied):

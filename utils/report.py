@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from config import ROOT, UserError
-from data.files import atomic_write, csv_text
+from data.files import atomic_write, csv_text, read_json
 from utils.tables import (
     COMPARED,
     PARAMETERS,
@@ -28,7 +28,6 @@ from utils.tables import (
     method_name,
     points,
     printable,
-    read_result,
     section,
     table,
 )
@@ -98,7 +97,7 @@ def compared(name: str, runs: Sequence[Result]) -> list[str]:
 
 def read_results(folder: Path) -> list[Result]:
     """Every finished run's result, by name, without copies; raises UserError when there is none."""
-    found = {path.parent: read_result(path) for path in sorted(folder.glob("*/result.json"))}
+    found = {path.parent: read_json(path) for path in sorted(folder.glob("*/result.json"))}
     if copies := [str(place) for place, result in found.items() if result["run"] != place.name]:
         note = f"note: left out as copies of other runs: {', '.join(copies)}"
         print(printable(note), file=sys.stderr)

@@ -3,7 +3,6 @@
 Both scripts are made of these steps; what they add is the objective that a run minimises.
 """
 
-import json
 import platform
 import shutil
 import statistics
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from config import Config, KDConfig, UserError
 from data.batches import MEAN, STD, EvalBatches, TrainBatches
 from data.dataset import Dataset, load_datasets
-from data.files import atomic_write, csv_text, lock
+from data.files import atomic_write, csv_text, lock, read_json, write_json
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from models.factory import channels_last, check_models, create_model
 from utils import ranks
@@ -29,7 +28,7 @@ from utils.device import Device, find_device
 from utils.drawing import WrongPhoto
 from utils.engine import Objective, Row, Training, fit, predict, validation_rank
 from utils.metrics import agreement, measure
-from utils.tables import Result, read_result
+from utils.tables import Result
 from utils.tracking import Tracker
 
 # Raised whenever a reader of older results would misread newer ones.
@@ -112,7 +111,7 @@ class Run:
 
     def result(self) -> Result:
         """The content of a finished run's result.json."""
-        return read_result(self.path("results", "result.json"))
+        return read_json(self.path("results", "result.json"))
 
     def train_batches(self, photos: int | None = None) -> TrainBatches:
         """The training photos, or the first so many; of each batch this rank's shard."""
@@ -203,11 +202,7 @@ def check_earlier(run: Run, *, used: bool) -> None:
             "it again, --tag NAME makes a new run beside it"
         )
     path = run.path("results", "settings.json")
-    try:
-        saved = flat(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, AttributeError) as problem:
-        raise UserError(f"{path} cannot be read: train the run again with --overwrite") from problem
-    check_settings(path, saved, flat(run.settings))
+    check_settings(path, flat(read_json(path)), flat(run.settings))
 
 
 def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -417,8 +412,3 @@ def wrong_photos(data: Dataset, logits: np.ndarray, labels: np.ndarray) -> list[
         names = data.classes[labels[i]], data.classes[predicted[i]]
         wrong.append((np.asarray(data.decoded.pixels[rows[i]]), *names, confidence[i].item()))
     return wrong
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Readable JSON that appears under its name only when it is complete."""
-    atomic_write(path, json.dumps(content, indent=1) + "\n")

@@ -3,16 +3,14 @@
 Runs that differ in nothing but fold and seed share a column.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from operator import getitem
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from config import Config, UserError
+from config import Config
 from utils.metrics import mean_interval
 
 Result = dict[str, Any]
@@ -39,12 +37,6 @@ MORE_ROWS: Rows = {
     "Training images per second": ("images_per_second", ",.0f"),
     "Training seconds": ("seconds", ",.0f"),
 }
-OF_TEACHER: Rows = {
-    "Teacher's parameters": ("teacher", "parameters", ",.0f"),
-    "Teacher's validation accuracy": ("teacher", "val", "accuracy", ".2%"),
-    "Teacher's test accuracy": ("teacher", "test", "accuracy", ".2%"),
-    "Teacher's test loss": ("teacher", "test", "loss", ".4f"),
-}
 COMPARED: Rows = {
     "Validation accuracy": ("val", "accuracy", ".2%"),
     "Test accuracy": ("test", "accuracy", ".2%"),
@@ -52,33 +44,6 @@ COMPARED: Rows = {
     "Agreement with teacher": ("agreement", "top1", ".1%"),
     "KL to teacher": ("agreement", "kl", ".3f"),
 }
-
-
-def read_result(path: Path) -> Result:
-    """The content of a result.json; raises UserError when no tables can be made of it."""
-    try:
-        result = json.loads(path.read_bytes()) if path.is_file() else {}
-        of_students = {"distillation", "teacher", "agreement"} & set(result)
-        whole = "digest" in result and len(of_students) in (0, 3)
-        whole &= list(result["test"]["recall"]) == result["photos"]["classes"]
-        whole &= isinstance(result["val"]["accuracy"], float)
-        whole &= "other_split" in result.get("teacher", {"other_split": False})
-        count = result["photos"]["counts"]["test"]
-        for test in (result["test"], result.get("teacher", result)["test"]):
-            whole &= test["photos"] == count and set(test["wrong"]) <= {*range(count)}
-        if not whole:
-            raise ValueError("parts of it are missing or contradict each other")
-        section([result])
-        table({result["run"]: [result]}, {**SEVEN_ROWS, **MORE_ROWS})
-        if of_students:
-            how, teacher = result["distillation"], result["teacher"]
-            names = heading(result), method_name(result), how["baseline"], teacher["run"]
-            table({name: [result] for name in names}, {**COMPARED, **OF_TEACHER})
-            points([(result, teacher)])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
-        what = printable(f"not a readable result ({type(problem).__name__}: {problem})")
-        raise UserError(f"{path}: {what}; delete it or train the run again") from problem
-    return dict(result)
 
 
 def grouped(results: Iterable[Result], key: Callable[[Result], str]) -> dict[str, list[Result]]:
