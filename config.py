@@ -23,7 +23,7 @@ EXPERIMENTS = {
     "experiment_2": ("resnet50", "resnet18"),
 }
 MODELS = ("densenet169", "resnet50", "resnet18")
-WEATHER = (ROOT / "data" / "weather", ROOT / "data" / "weather.zip")  # of data/download.py
+WEATHER = (ROOT / "data" / "weather", ROOT / "data" / "weather.zip")
 
 
 class UserError(Exception):

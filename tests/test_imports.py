@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("config", "data", "models", "utils", "docs", "train", "knowledge_distillation")
 SOURCES = sorted(path for name in LAYERS for path in ROOT.glob(f"{name}*/**/*.py"))
 SOURCES += sorted(ROOT.glob("*.py"))
-TORCH_FREE = ["config", "data.archives", "data.download", "data.duplicates", "data.files",
+TORCH_FREE = ["config", "data.archives", "data.duplicates", "data.files",
               "data.photos", "data.sample", "data.split"]  # fmt: skip
 
 

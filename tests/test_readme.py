@@ -44,7 +44,7 @@ ELSEWHERE = re.compile(
     r"make (train|test|distill|test-faults)( .*)?|source .venv/bin/activate|python -m venv .venv|"
     r"pip install .*|poetry (install|run python train.py)|conda (env create|activate) .*|"
     r"tensorboard --logdir=output/logs|torchrun .* train.py .*|docs/gpu.sh .*|"
-    r"python -m (data.download|data.sample|utils.(predict|report|benchmark)|docs.build)( .*)?"
+    r"gdown .*|python -m (utils.(predict|report|benchmark)|docs.build)( .*)?"
 )
 
 

@@ -78,7 +78,7 @@ def describe(runs: Sequence[Run]) -> None:
     if config.data == "sample":
         print(
             "NOTE     synthetic weather: these numbers show that the code works and say nothing\n"
-            "         about photos; --data FOLDER uses yours, python -m data.download fetches some"
+            "         about photos; --data FOLDER uses yours, docs/usage.md says where to get some"
         )
     unreadable = dataset.decoded.unreadable
     if unreadable:
