@@ -24,6 +24,7 @@ from utils.script import ETA, describe, print_paths, run_script
 from utils.teacher import check_teachers, described, load_teacher, named, teacher_of, with_teacher
 
 Result = dict[str, Any]
+Loaded = dict[tuple[Path, str, int | None], Teacher]  # by file, digest and fold
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     used = list(dict.fromkeys([*filter(None, teachers), *baselines]))
     # Teachers of a tag are finished, by any recipe.
     needed = baselines if students[0].kd.teacher_tag else used
-    loaded: dict[Path, Teacher] = {}  # the last one
+    loaded: Loaded = {}  # the last one
     with lock_runs(students, needed):
         describe(students)
         eta = ETA([*needed, *students])
@@ -58,7 +59,7 @@ def train_baseline(run: Run) -> Result:
 
 
 def distil(
-    student: Run, teacher_run: Run | None, results: dict[str, Result], loaded: dict[Path, Teacher]
+    student: Run, teacher_run: Run | None, results: dict[str, Result], loaded: Loaded
 ) -> Result:
     """Train a student on its teacher's outputs for the student's own crops, or read what an earlier
     command has left, for which no teacher is needed."""
@@ -73,19 +74,13 @@ def distil(
                 "--overwrite distils it anew"
             )
         return result
-    if path not in loaded:
+    key = path, expected, student.config.fold
+    if key not in loaded:
         loaded.clear()
-        loaded[path] = load_teacher(path, student)
-        report_teacher(loaded[path], results[student.baseline.name])
-    teacher = loaded[path]
-    if teacher.about["digest"] != expected:
-        raise UserError(
-            f"{path} has changed since {teacher.about['run']} was measured: start again or, if "
-            "that does not help, train the teacher again"
-        )
-    objective = Distillation(
-        student.config, teacher.about["arch"], teacher.model, student.device.device
-    )
+        loaded[key] = load_teacher(path, expected, student)
+        report_teacher(loaded[key], results[student.baseline.name])
+    teacher, device = loaded[key], student.device.device
+    objective = Distillation(student.config, teacher.about["arch"], teacher.model, device)
     return train_and_test(student, objective, teacher)
 
 

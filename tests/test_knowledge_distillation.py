@@ -217,7 +217,7 @@ def test_a_teacher_of_any_recipe_is_named_by_its_tag(copied):
         assert (student["recipe"]["epochs"], slow["recipe"]["epochs"]) == (2, 1)
     changed(best_of(output, "resnet50-slow"), split="0123456789abcdef")
     other = [*words, *PAIR, "--teacher-tag", "slow", "--alpha", "0.1"]
-    refused(other, "it has seen the student's test photos", output, lines=2)
+    refused(other, "it may have seen the student's test photos", output, lines=2)
 
 
 def test_each_photo_is_tested_once_over_folds_by_networks_that_never_saw_it(finished, tmp_path):
@@ -236,7 +236,7 @@ def test_each_photo_is_tested_once_over_folds_by_networks_that_never_saw_it(fini
     assert re.search(r"^\| kd, α 0\.7, T 2 +\| +4 \|", printed, re.M)
     other = ["--student", "resnet18", "--teacher-checkpoint"]
     other += [str(best_of(tmp_path, "resnet18-fold1of4")), "--fold", "0"]
-    refused([*words, *other], "it has seen the student's test photos", tmp_path, lines=2)
+    refused([*words, *other], "it may have seen the student's test photos", tmp_path, lines=2)
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def given(finished, tmp_path) -> tuple[Path, list[str], Path]:
 @pytest.mark.parametrize(
     ("values", "says", "lines"),
     [
-        ({"split": "0123456789abcdef"}, "it has seen the student's test photos", 2),
+        ({"split": "0123456789abcdef"}, "may have seen the student's test photos", 2),
         ({"photos": "0123456789abcdef"}, "other photos of the same names", 2),
         ({"classes": ["hail", "fog", "rain", "snow"]}, "the same in another order", 2),
         ({"image_size": 64}, "was trained at 64 px", 1),
@@ -292,7 +292,7 @@ def test_a_weak_teacher_and_one_of_another_split_are_warned_of(given):
 def test_a_checkpoint_that_is_replaced_meanwhile_teaches_nobody(given):
     path, words, output = given
     other = best_of(output, "resnet50", seed=1)
-    with pytest.raises(UserError, match=r"best\.pt has changed since .* was measured: start again"):
+    with pytest.raises(UserError, match=r"best\.pt has changed since it was measured: start again"):
         printed_by(words, "device ", lambda: shutil.copy(other, path))
     digest = result_of(output, "resnet50", seed=1)["digest"]
     back = best_of(output, "resnet50")
