@@ -5,8 +5,10 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image, ImageDraw
 
 from config import EXPERIMENTS
+from data.sample import CLASSES, draw_photo
 from docs.contents import baselines, basic, students, three
 from utils.report import Columns, gain_over
 
@@ -79,6 +81,16 @@ def draw_gains(path: Path, groups: Columns) -> None:
     save(path)
 
 
+def draw_sample_sheet(path: Path) -> None:
+    """Each class of the sample: its name and six photos."""
+    sheet = Image.new("RGB", (70 + 6 * 90, len(CLASSES) * 90), "white")
+    for row, name in enumerate(CLASSES):
+        ImageDraw.Draw(sheet).text((6, 90 * row + 44), name, "black", anchor="lm")
+        for column in range(6):
+            sheet.paste(draw_photo(name, column, size=88), (70 + 90 * column, 90 * row))
+    sheet.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
 def save(path: Path, grid: bool = True) -> None:
     """Write the current figure as PNG, with a faint grid instead of frames."""
     for axes in plt.gcf().axes if grid else ():
@@ -90,6 +102,7 @@ def save(path: Path, grid: bool = True) -> None:
 
 def draw_all(folder: Path) -> None:
     """Draw every figure at its place in docs/."""
+    draw_sample_sheet(folder / "illustration" / "sample.png")
     draw_gains(folder / "illustration" / "result.png", students())
     for name, (teacher, student) in EXPERIMENTS.items():
         columns = three(f"{teacher}.patient", student)

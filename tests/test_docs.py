@@ -14,7 +14,7 @@ from config import ROOT, UserError
 from data.files import csv_text
 from docs.build import PLACE, filled
 from docs.contents import DOCUMENTS, keep, kept, tables, three
-from docs.figures import draw_curves
+from docs.figures import draw_curves, draw_sample_sheet
 
 
 def test_the_tables_in_the_documents_are_what_the_kept_runs_give():
@@ -34,6 +34,13 @@ def test_a_figure_is_what_the_kept_runs_give(tmp_path):
     shown = Image.open(ROOT / "docs/experiment_1/kd/Loss.png")
     made = Image.open(tmp_path / "made.png")
     assert np.mean(np.asarray(made) != np.asarray(shown)) < 0.002
+
+
+def test_the_sheet_shows_the_sample_as_it_is_drawn_today(tmp_path):
+    draw_sample_sheet(tmp_path / "sheet.png")
+    paths = (ROOT / "docs/illustration/sample.png", tmp_path / "sheet.png")
+    kept, drawn = (np.asarray(Image.open(path).convert("RGB"), float) for path in paths)
+    assert np.abs(kept - drawn).mean() < 4  # not 0: another machine may round otherwise
 
 
 def test_kept_runs_agree_with_their_histories_and_themselves():
