@@ -12,15 +12,13 @@ from pathlib import Path
 from config import ROOT, UserError
 
 GOOGLE_DRIVE_ID = "1fnJMMw0LvDgl-GS4FTou5qAgLxOE2KQ0"
-PAGE = f"https://drive.google.com/file/d/{GOOGLE_DRIVE_ID}"
 
 
 def fetch_photos(target: Path) -> None:
-    """Download the archive from Google Drive to `target`, where it appears complete.
-
-    Raises UserError when it cannot be had; says how to get it by hand.
-    """
-    by_hand = f"or download {PAGE} in a browser, save it as {target}"
+    """Download the archive from Google Drive to `target`, where it appears complete. Raises
+    UserError when it cannot be had; says how to get it by hand."""
+    page = f"https://drive.google.com/file/d/{GOOGLE_DRIVE_ID}"
+    by_hand = f"or download {page} in a browser, save it as {target}"
     if target.exists():
         raise UserError(f"{target} exists already; delete it to fetch it again")
     from torchvision.datasets.utils import download_file_from_google_drive  # takes seconds
@@ -38,7 +36,6 @@ def fetch_photos(target: Path) -> None:
 
 
 def main() -> int:
-    """Fetch the photos; returns the exit status."""
     target = ROOT / "data" / "weather.zip"
     try:
         fetch_photos(target)
