@@ -17,10 +17,8 @@ FORMAT = 3  # raised whenever a reader of older files would misread newer ones
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` (tensors, numbers, strings, and lists and dicts of them) to `path`.
-
-    A run that is killed here leaves the earlier checkpoint as it was.
-    """
+    """Write `content` (tensors, numbers, strings, and lists and dicts of them) to `path`; killed
+    here, a run leaves the earlier checkpoint as it was."""
     # Through memory, because torch hides a full disk's OSError behind an error of its own.
     packed = io.BytesIO()
     torch.save({"format": FORMAT} | content, packed)
@@ -30,8 +28,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, its tensors on the CPU; code hidden in a file is never run.
 
-    Raises UserError for a file that is missing, damaged, be it in a single bit, no checkpoint of
-    this repo, or of another version of it.
+    Raises UserError for a file that is missing, damaged, or no checkpoint of this version.
     """
     try:
         # torch does not look at the sums in its own zip files.
@@ -58,12 +55,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A trained network as its checkpoint describes it, and that description.
+    """A trained network in eval mode, and its description: `arch`, `classes` in the order of the
+    logits, `image_size` in pixels, `mean` and `std` of the normalisation, `split` (the hash of its
+    split.csv), `photos` (the digest of the files), `seed` and `recipe`.
 
-    The description holds `arch`, `classes` in the order of the logits, `image_size` in pixels,
-    `mean` and `std` of the normalisation, `split` (the hash of its split.csv), `photos` (the digest
-    of the files), `seed` and `recipe`.
-    Raises UserError where the file is none of ours, as in load_checkpoint, or is not complete.
+    Raises UserError as load_checkpoint does, and where a part is missing or does not fit.
     """
     content = load_checkpoint(path)
     weights = content.pop("model")
@@ -72,19 +68,15 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     for name, kind in kinds.items():
         if not isinstance(content.get(name), kind):
             raise UserError(f"{path}: the checkpoint does not say its {name}; it cannot be used")
-    if content["arch"] not in MODELS:
-        raise UserError(
-            f"{path}: {content['arch']!r} is none of the models here: {', '.join(MODELS)}"
-        )
-    # Never with the student's number of classes: a head that does not fit would start anew.
-    model = create_model(content["arch"], len(content["classes"]), pretrained=False, seed=0)
+    arch, classes = content["arch"], len(content["classes"])
+    if arch not in MODELS:
+        raise UserError(f"{path}: {arch!r} is none of the models here: {', '.join(MODELS)}")
+    model = create_model(arch, classes, pretrained=False, seed=0)
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as problem:
-        raise UserError(
-            f"{path}: its weights are not those of a {content['arch']} with "
-            f"{len(content['classes'])} classes"
-        ) from problem
+        what = f"{path}: its weights are not those of a {arch} with {classes} classes"
+        raise UserError(what) from problem
     return model.eval(), content
 
 

@@ -12,8 +12,8 @@ from data.batches import growing_side
 
 
 def check_models(names: Iterable[str], config: Config) -> None:
-    """Raise UserError, before any work, for images that a model's layers would shrink to nothing,
-    and for ImageNet weights that cannot be had."""
+    """Raise UserError for images that a model's layers would shrink to nothing, and for ImageNet
+    weights that cannot be had."""
     for name in names:
         least = max(get_model_weights(name)["DEFAULT"].meta["min_size"])
         for flag, side in (
@@ -27,22 +27,17 @@ def check_models(names: Iterable[str], config: Config) -> None:
 
 
 def create_model(name: str, classes: int, *, pretrained: bool, seed: int) -> nn.Module:
-    """A torchvision classifier with `classes` outputs, its initial weights drawn from `seed`.
-
-    Takes (N, 3, S, S) normalised float images, returns (N, classes) logits. Its state_dict has
-    torchvision's own keys and shapes. With `pretrained`, everything but the last layer starts from
-    torchvision's default ImageNet weights, downloaded once; raises UserError when they cannot be
-    had.
+    """A torchvision classifier of normalised images (N, 3, S, S) that returns logits (N, classes),
+    its initial weights drawn from `seed`. With `pretrained`, all but the last layer starts from
+    torchvision's ImageNet weights, downloaded once; raises UserError when they cannot be had.
     """
     torch.manual_seed(seed)
     if not pretrained:
         return get_model(name, weights=None, num_classes=classes)
     model = _imagenet_model(name)
-    head = [key for key, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1]
-    # Building the model drew random numbers; the head is to depend on the seed alone.
-    torch.manual_seed(seed)
-    features = model.state_dict()[f"{head}.weight"].shape[1]
-    model.set_submodule(head, nn.Linear(features, classes))
+    head, layer = [pair for pair in model.named_modules() if isinstance(pair[1], nn.Linear)][-1]
+    torch.manual_seed(seed)  # building the model drew random numbers
+    model.set_submodule(head, nn.Linear(layer.in_features, classes))
     return model
 
 

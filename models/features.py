@@ -2,8 +2,7 @@
 
     logits, (early, late) = forward_with_features(model, "resnet18", (8, 32), images)
 
-A map at stride 8 has an eighth of the image's height and width. Maps of different networks are
-compared at the same stride, that is at the same resolution.
+A map at stride 8 has an eighth of the image's height and width.
 """
 
 from collections.abc import Sequence
@@ -28,14 +27,10 @@ def forward_with_features(
     model: nn.Module, arch: str, strides: Sequence[int], images: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Logits (N, classes) of images (N, 3, S, S), and the feature maps (N, channels, H, W) at
-    `strides`, in their order.
-
-    By hooks rather than a traced copy of the network: its own forward is called, so modes,
-    state_dict and whatever wraps the model stay what they are.
-    """
+    `strides`, in their order. By hooks, so that the network stays as it is."""
     maps: dict[int, Tensor] = {}
 
-    def keep(stride: int, module: nn.Module, inputs: object, output: Tensor) -> None:
+    def keep(stride: int, _module: nn.Module, _inputs: object, output: Tensor) -> None:
         maps[stride] = output
 
     hooks = [

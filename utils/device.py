@@ -1,8 +1,6 @@
 """The device and the number format that a run computes with."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -17,17 +15,14 @@ NO_BF16_ON_CPU = 16
 
 @dataclass(frozen=True)
 class Device:
-    """Where and how to compute: in float32, or under bfloat16 autocast; with `graphs`, training
-    steps are CUDA graphs."""
+    """Where to compute, whether under bfloat16 autocast, and whether steps are CUDA graphs."""
 
     device: torch.device
     bf16: bool = False
     graphs: bool = False
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        if self.bf16:
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @property
     def precision(self) -> str:
@@ -45,24 +40,22 @@ class Device:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_memory(self) -> int | None:
-        """Bytes that tensors took on the GPU at most, decoded photos included; None on a CPU."""
+        """Bytes that tensors took on the GPU at most; None on a CPU."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
 
 def find_device(config: Config) -> Device:
-    """The device and precision of the settings, or the best that there is.
-
-    Raises UserError for a GPU that does not exist, and for bf16 where it would train wrongly.
-    """
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if name == "cuda":
-        device = torch.device("cuda", ranks.local_rank())
-    elif device.type == "cuda" and ranks.count() > 1:
-        raise UserError(f"--device {name}: each rank takes a GPU of its own; give --device cuda")
+    """The device and precision of the settings. Raises UserError for a GPU that does not exist, and
+    for bf16 where it would train wrongly."""
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(best if config.device == "auto" else config.device)
     if device.type == "cuda":
+        if config.device in ("auto", "cuda"):
+            device = torch.device("cuda", torch.distributed.get_node_local_rank(fallback_rank=0))
+        elif ranks.count() > 1:
+            raise UserError(
+                f"--device {device}: each rank takes a GPU of its own; give --device cuda"
+            )
         if device.index >= torch.cuda.device_count():
             raise UserError(
                 f"--device {config.device}: this machine has {torch.cuda.device_count()} GPUs "
@@ -84,11 +77,8 @@ def find_device(config: Config) -> Device:
 
 
 def gains_from_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster here than float32 (docs/recipe.md has the figures).
-
-    GPUs since Ampere have it in their matrix units, and so have CPUs with AMX. With AVX-512 bf16
-    alone, AMD's CPUs gain from it; on another maker's, training measured slower than in float32.
-    """
+    """Whether bfloat16 is faster here than float32 (docs/recipe.md): on GPUs since Ampere, on CPUs
+    with AMX and, of those with AVX-512 bf16 alone, on AMD's; on others it was slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # get_capabilities came with torch 2.12.

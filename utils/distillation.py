@@ -28,27 +28,19 @@ from utils.ranks import whole_batch
 
 @dataclass(frozen=True)
 class Method:
-    """How a teacher teaches; has one of the two losses.
+    """How a teacher teaches; has one of the two losses."""
 
-    source: the paper
-    logits_loss: replaces the KL in L. Called with the student's and the teacher's logits (N, C),
-        labels, temperature and weight.
-    feature_loss: the term that is added to L, summed over `strides`. Called with the student's and
-        the teacher's feature maps (N, C, H, W) at a stride.
-    weight: default of --weight, which multiplies the term, or is beta of a loss of logits
-    adapter: whether the student's maps get the teacher's channels by a trained 1×1 convolution
-    whole_batch: whether photos are compared with each other, so that ranks must see all of them
-    hard_labels: whether each photo must have one class, one of three or more
-    """
-
-    source: str
+    source: str  # the paper, of which utils/losses.py has the address
+    # Replaces the KL in L; of student's and teacher's logits (N, C), labels, temperature, weight.
     logits_loss: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] | None = None
+    # Added to L, summed over `strides`; of student's and teacher's feature maps (N, C, H, W).
     feature_loss: Callable[[Tensor, Tensor], Tensor] | None = None
     strides: tuple[int, ...] = ()
-    weight: float | None = None
+    weight: float | None = None  # default of --weight: of the term, or beta of a loss of logits
+    # Whether a trained 1×1 convolution gives the student's maps the teacher's channels.
     adapter: bool = False
-    whole_batch: bool = False
-    hard_labels: bool = False
+    whole_batch: bool = False  # whether photos are compared with each other, those of all ranks
+    hard_labels: bool = False  # whether each photo must have one class, one of three or more
 
     def __post_init__(self) -> None:
         of_features = bool(self.feature_loss)
@@ -61,44 +53,31 @@ class Method:
 # thirty times as large, were worse on validation (docs/experiment_2).
 METHODS = {
     "kd": Method(
-        "Hinton et al. 2015, arXiv:1503.02531",
+        "Hinton et al. 2015",
         logits_loss=lambda student, teacher, _labels, t, _weight: kd_loss(student, teacher, t),
     ),
-    "dkd": Method(  # beta of the authors' code for ResNet32x4 to ResNet8x4
-        "Zhao et al. 2022, arXiv:2203.08679", logits_loss=dkd_loss, weight=8.0, hard_labels=True
-    ),
+    # beta of the authors' code for ResNet32x4 to ResNet8x4
+    "dkd": Method("Zhao et al. 2022", logits_loss=dkd_loss, weight=8.0, hard_labels=True),
     "dist": Method(  # beta and gamma of the paper
-        "Huang et al. 2022, arXiv:2205.10536",
+        "Huang et al. 2022",
         logits_loss=lambda student, teacher, _labels, t, beta: dist_loss(student, teacher, t, beta),
         weight=2.0,
         whole_batch=True,
     ),
     "fitnet": Method(
-        "Romero et al. 2015, arXiv:1412.6550",
-        feature_loss=fitnet_loss,
-        strides=(16,),
-        weight=1.0,
-        adapter=True,
+        "Romero et al. 2015", feature_loss=fitnet_loss, strides=(16,), weight=1.0, adapter=True
     ),
     "attention": Method(
-        "Zagoruyko and Komodakis 2017, arXiv:1612.03928",
+        "Zagoruyko and Komodakis 2017",
         feature_loss=attention_loss,
         strides=(4, 8, 16, 32),
         weight=100.0,
     ),
-    "rkd": Method(
-        "Park et al. 2019, arXiv:1904.05068",
-        feature_loss=rkd_loss,
-        strides=(32,),
-        weight=0.1,  # of 25 distance + 50 angle
-        whole_batch=True,
+    "rkd": Method(  # weight of 25 distance + 50 angle
+        "Park et al. 2019", feature_loss=rkd_loss, strides=(32,), weight=0.1, whole_batch=True
     ),
     "sp": Method(
-        "Tung and Mori 2019, arXiv:1907.09682",
-        feature_loss=sp_loss,
-        strides=(32,),
-        weight=100.0,
-        whole_batch=True,
+        "Tung and Mori 2019", feature_loss=sp_loss, strides=(32,), weight=100.0, whole_batch=True
     ),
 }
 
@@ -145,44 +124,36 @@ class Distillation:
     def __call__(
         self, model: nn.Module, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        method, strides = self.method, self.method.strides
+        method, kd, weight = self.method, self.kd, float(self.kd.weight or 0)
         with torch.no_grad():
             teacher_logits, teacher_maps = forward_with_features(
-                self.teacher_model, self.teacher, strides, images
+                self.teacher_model, self.teacher, method.strides, images
             )
-        logits, maps = forward_with_features(model, self.student, strides, images)
+        logits, maps = forward_with_features(model, self.student, method.strides, images)
         logits, teacher_logits = logits.float(), teacher_logits.float()
 
         hard, plain = hard_loss(logits, labels, self.label_smoothing)
-        name, soft = self.soft_loss(logits, teacher_logits, labels)
-        alpha = self.kd.alpha
-        loss = (1 - alpha) * hard + alpha * soft
+        if method.logits_loss:
+            pair = self.compared(logits, teacher_logits)
+            name, soft = kd.method, method.logits_loss(*pair, labels, kd.temperature, weight)
+        else:
+            name, soft = "kd", kd_loss(logits, teacher_logits, kd.temperature)
+        loss = (1 - kd.alpha) * hard + kd.alpha * soft
         parts = {"ce": plain, name: soft.detach()}
         if method.feature_loss:
-            terms = [
-                method.feature_loss(*self.comparable(stride, student, teacher))
-                for stride, student, teacher in zip(strides, maps, teacher_maps, strict=True)
-            ]
+            terms = []
+            for stride, student, teacher in zip(method.strides, maps, teacher_maps, strict=True):
+                if method.adapter:
+                    student = self.adapters[str(stride)](student)
+                terms.append(method.feature_loss(*self.compared(student, teacher)))
             term = torch.stack(terms).sum()
-            loss = loss + float(self.kd.weight or 0) * term
-            parts[self.kd.method] = term.detach()
+            loss = loss + weight * term
+            parts[kd.method] = term.detach()
         same = logits.argmax(1) == teacher_logits.argmax(1)
         return loss, logits, parts | {"agreement": same.float().mean()}
 
-    def soft_loss(self, logits: Tensor, teacher: Tensor, labels: Tensor) -> tuple[str, Tensor]:
-        """The name and value of what alpha weighs: how far the logits are from the teacher's."""
-        if self.method.logits_loss is None:
-            return "kd", kd_loss(logits, teacher, self.kd.temperature)
-        pair = logits, teacher
-        if self.method.whole_batch:
-            pair = whole_batch(logits), whole_batch(teacher)
-        weight = float(self.kd.weight or 0)
-        return self.kd.method, self.method.logits_loss(*pair, labels, self.kd.temperature, weight)
-
-    def comparable(self, stride: int, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps of one stride as the method's loss compares them."""
-        if self.method.adapter:
-            student = self.adapters[str(stride)](student)
+    def compared(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits or maps of the photos that the method's loss is to compare."""
         if self.method.whole_batch:
             return whole_batch(student), whole_batch(teacher)
         return student, teacher

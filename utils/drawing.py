@@ -9,7 +9,6 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 # A wrongly classified photo (H, W, 3) uint8, its true class, the predicted one, its probability.
 WrongPhoto = tuple[np.ndarray, str, str, float]
-
 FULL = (8, 48, 107)  # colour of a cell with all photos of its true class; an empty one is white
 GAP = 8
 
@@ -33,19 +32,18 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Image.Image:
 
     names = [name[:24] if cell >= 11 else "" for name in drawable(classes).values()]
     font = ImageFont.load_default(max(8, min(16, 0.75 * cell)))
-    strip = Image.new("RGB", (math.ceil(max(map(font.getlength, names))) + GAP, side), "white")
-    draw = ImageDraw.Draw(strip)
-    for row, name in enumerate(names):
-        draw.text((strip.width - 4, (row + 0.5) * cell), name, "black", font, anchor="rm")
-
+    width = math.ceil(max(map(font.getlength, names))) + GAP
+    left, top = GAP + width, 60
+    picture = Image.new("RGB", (max(left + side, 300) + GAP, top + side + width), "white")
+    draw = ImageDraw.Draw(picture)
     title = "rows: true class, columns: predicted class\nnumber: photos, colour: share of the row"
-    left, top = GAP + strip.width, 60
-    picture = Image.new("RGB", (max(left + side, 300) + GAP, top + side + strip.width), "white")
-    ImageDraw.Draw(picture).text((GAP, GAP), title, "black", ImageFont.load_default(14))
-    picture.paste(strip, (GAP, top))
+    draw.text((GAP, GAP), title, "black", ImageFont.load_default(14))
+    for row, name in enumerate(names):
+        draw.text((left - 4, top + (row + 0.5) * cell), name, "black", font, anchor="rm")
     picture.paste(cells, (left, top))
     # Turned by a quarter, the names of the rows are those of the columns and end at the matrix.
-    picture.paste(strip.transpose(Image.Transpose.ROTATE_90), (left, top + side))
+    strip = picture.crop((GAP, top, left, top + side)).transpose(Image.Transpose.ROTATE_90)
+    picture.paste(strip, (left, top + side))
     return picture
 
 

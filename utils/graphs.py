@@ -1,5 +1,5 @@
-"""A training step as a CUDA graph: with small networks and batches a GPU waits for the host, which
-launches some hundred kernels a step; a graph launches them all at once."""
+"""A training step as a CUDA graph, which launches all its kernels at once: with small networks and
+batches, a GPU waits for the host."""
 
 from collections.abc import Callable
 from functools import cache
@@ -13,14 +13,13 @@ Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
 # The graph, the tensors that it reads its batch from, and those that it writes to.
 Recorded = tuple[torch.cuda.CUDAGraph, Tensor, Tensor, dict[str, Tensor]]
 
-# Steps that run as they are, before one is recorded: they create the optimizer's averages and let
-# cuDNN choose its kernels. They are real steps, on real batches.
+# Real steps before one is recorded: they create the optimizer's averages and let cuDNN choose.
 WARM_UP = 3
 
 
 def keep_rates_on_device(optimizer: torch.optim.Optimizer) -> None:
-    """Turn the learning rates into tensors on the device, which recorded steps can read; once,
-    since a recorded step keeps reading the tensor that it was recorded with."""
+    """Turn the learning rates into tensors on the device, once: a recorded step keeps reading the
+    tensor that it was recorded with."""
     for group in optimizer.param_groups:
         device, rate = group["params"][0].device, group["lr"]
         if not isinstance(rate, Tensor) or rate.device != device:
@@ -35,8 +34,7 @@ def side_stream() -> torch.cuda.Stream:
 
 
 class GraphedStep:
-    """`step` recorded, and from then on replayed, as long as batches keep their shape; where it
-    changes, as when images grow, the old recording is freed and a new one is made.
+    """`step` recorded and then replayed; where the batches' shape changes, it is recorded anew.
 
     What it returns is valid until the next call. `step` may depend on nothing on the host but the
     learning rates, and may not read a value back from the GPU.
@@ -73,9 +71,8 @@ class GraphedStep:
         return outputs
 
     def record(self, images: Tensor, labels: Tensor) -> Recorded:
-        """The step on copies of this batch, which is not trained on before a replay.
-
-        Raises UserError where CUDA refuses, as where the step reads a value back."""
+        """The step on copies of this batch, which is not trained on before a replay. Raises
+        UserError where CUDA refuses, as where the step reads a value back."""
         own_images, own_labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         try:

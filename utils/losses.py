@@ -1,37 +1,30 @@
-"""Knowledge distillation losses: how far a student is from its teacher, as functions of tensors.
+"""Knowledge distillation losses of logits (kd, dkd, dist), of features (fitnet, attention), and of
+the relations between the photos of a batch (rkd, sp).
 
-Three families: of the logits (kd, dkd, dist), of features (fitnet, attention), and of the relations
-between the photos of a batch (rkd, sp). All are zero where student and teacher agree, average over
-the batch to a scalar ≥ 0, and compute in float32, also under autocast (in float64 where they are
-given it). `student` and `teacher` are logits (N, C), embeddings (N, D) or maps (N, C, H, W) of the
-same photos; the teacher's may have another number of channels.
+All are zero where student and teacher agree, average over the batch to a scalar ≥ 0, and compute in
+float32, also under autocast (in float64 where they are given it). `student` and `teacher` are
+logits (N, C), embeddings (N, D) or maps (N, C, H, W) of the same photos; the teacher's may have
+another number of channels.
 """
 
-import functools
 from collections.abc import Callable
+from functools import partial, wraps
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import (
-    adaptive_avg_pool2d,
-    kl_div,
-    log_softmax,
-    mse_loss,
-    normalize,
-    smooth_l1_loss,
-)
+
+_kl = partial(F.kl_div, reduction="batchmean", log_target=True)
 
 
 def _full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Let a loss of tensors compute in float32 at least, whatever autocast is around it."""
 
-    @functools.wraps(loss)
+    @wraps(loss)
     def widened(student: Tensor, teacher: Tensor, *others: object, **settings: object) -> Tensor:
-        student, teacher = (
-            x if x.dtype == torch.float64 else x.float() for x in (student, teacher)
-        )
+        wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in (student, teacher)]
         with torch.autocast(student.device.type, enabled=False):
-            return loss(student, teacher, *others, **settings)
+            return loss(*wide, *others, **settings)
 
     return widened
 
@@ -43,8 +36,8 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     T² keeps the gradient's scale, which falls by 1/T², beside that of the cross-entropy.
     """
-    log_s, log_t = log_softmax(student / temperature, 1), log_softmax(teacher / temperature, 1)
-    return temperature**2 * kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+    log_s, log_t = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
+    return temperature**2 * _kl(log_s, log_t)
 
 
 @_full_precision
@@ -58,30 +51,25 @@ def dkd_loss(
     the distributions over the other classes. kd_loss is TCKD + (1 − p_t) · NCKD, where p_t, the
     teacher's probability of the label, suppresses NCKD exactly where the teacher is confident.
 
-    Of logits (N, C) and labels (N,); ValueError for mixed labels, and for two classes, which leave
-    nothing for NCKD.
+    Of logits (N, C) and labels (N,); ValueError for mixed labels and for fewer than three classes.
     """
-    classes = student.shape[1]
     if labels.ndim != 1:
         raise ValueError("dkd needs one class for each photo, not a mixture")
-    if classes < 3:
+    if student.shape[1] < 3:
         raise ValueError("dkd needs three classes or more")
-    log_s, log_t = log_softmax(student / temperature, 1), log_softmax(teacher / temperature, 1)
+    log_s, log_t = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
     # All class numbers but the label's, by arithmetic: a mask would have to be counted on the host.
-    others = torch.arange(classes - 1, device=labels.device).expand(len(labels), -1)
-    others = others + (others >= labels[:, None]).long()
+    label = labels[:, None]
+    others = torch.arange(student.shape[1] - 1, device=labels.device).expand(len(labels), -1)
+    others = others + (others >= label).long()
 
     def label_or_not(log_p: Tensor) -> Tensor:
-        rest = log_p.gather(1, others).logsumexp(1)
-        return torch.stack([log_p.gather(1, labels[:, None])[:, 0], rest], 1)
+        rest = log_p.gather(1, others).logsumexp(1, keepdim=True)
+        return torch.cat([log_p.gather(1, label), rest], 1)
 
-    def among_others(log_p: Tensor) -> Tensor:
-        return log_softmax(log_p.gather(1, others), 1)
-
-    target, non_target = (
-        kl_div(of(log_s), of(log_t), reduction="batchmean", log_target=True)
-        for of in (label_or_not, among_others)
-    )
+    target = _kl(label_or_not(log_s), label_or_not(log_t))
+    others_s, others_t = log_s.gather(1, others), log_t.gather(1, others)
+    non_target = _kl(F.log_softmax(others_s, 1), F.log_softmax(others_t, 1))
     return temperature**2 * (target + beta * non_target)
 
 
@@ -91,9 +79,8 @@ def dist_loss(student: Tensor, teacher: Tensor, temperature: float, beta: float)
     2022, https://arxiv.org/abs/2205.10536) with one weight for both, as in the paper.
 
     inter is 1 − Pearson's correlation of the two distributions of a photo, intra the same of a
-    class over the photos of the batch: the student has to rank as the teacher does, not to be as
-    confident. Where the teacher ranks nothing, 1 − correlation counts as 0: in a batch of one
-    photo, intra is 0.
+    class over the photos of the batch, 0 for a single one: the student has to rank as the teacher
+    does, not to be as confident.
     """
     p_s, p_t = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
     return temperature**2 * beta * (_disagreement(p_s, p_t) + _disagreement(p_s.T, p_t.T))
@@ -111,109 +98,91 @@ def _deviations(rows: Tensor) -> Tensor:
     deviations = rows - rows.mean(1, keepdim=True)
     rounding = rows.detach().abs().amax(1, keepdim=True) * rows.shape[1]
     varies = deviations.abs().amax(1, keepdim=True) > rounding * torch.finfo(rows.dtype).eps
-    return normalize(deviations * varies, dim=1)
+    return F.normalize(deviations * varies)
 
 
 @_full_precision
 def fitnet_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two feature maps (FitNets: Romero et al. 2015,
-    https://arxiv.org/abs/1412.6550), trained along with the rest and not in a stage before it.
-    The student's map (N, C, H, W) has passed the adapter.
-    """
-    return mse_loss(*_same_size(student, teacher))
+    """Mean squared difference of two feature maps, the student's after its adapter (FitNets: Romero
+    et al. 2015, https://arxiv.org/abs/1412.6550), trained with the rest, not in a stage before."""
+    return F.mse_loss(*_same_size(student, teacher))
 
 
 @_full_precision
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two attention maps (Zagoruyko and Komodakis 2017,
-    https://arxiv.org/abs/1612.03928).
-
-    A map's attention is its mean square over the channels, as a vector of length 1 over the pixels.
-    """
+    """Mean squared difference of two attention maps: mean squares over the channels, as a vector of
+    length 1 over the pixels (Zagoruyko and Komodakis 2017, https://arxiv.org/abs/1612.03928)."""
 
     def attention(maps: Tensor) -> Tensor:
-        return normalize(maps.square().mean(1).flatten(1))
+        return F.normalize(maps.square().mean(1).flatten(1))
 
     student, teacher = _same_size(student, teacher)
-    return mse_loss(attention(student), attention(teacher))
+    return F.mse_loss(attention(student), attention(teacher))
 
 
 def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps of one stride: where the networks round odd sides differently, the larger is
     averaged down to the smaller."""
-    height, width = (min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True))
     if student.shape[2:] == teacher.shape[2:]:
         return student, teacher
-    return (
-        adaptive_avg_pool2d(student, (height, width)),
-        adaptive_avg_pool2d(teacher, (height, width)),
-    )
+    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
 
 
 @_full_precision
 def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Huber difference of the distances between all photos of the batch, in units of their mean
-    (RKD-D: Park et al. 2019, https://arxiv.org/abs/1904.05068).
-    """
-    return smooth_l1_loss(_distances(student), _distances(teacher))
+    (RKD-D: Park et al. 2019, https://arxiv.org/abs/1904.05068)."""
 
+    def distances(points: Tensor) -> Tensor:
+        _, squares, apart = _pairs(points)
+        lengths = squares.sqrt() * apart
+        return lengths * (apart.sum() / lengths.sum().clamp(min=1e-12))
 
-def _distances(points: Tensor) -> Tensor:
-    """(N, N) Euclidean distances over their mean; 0, and without a gradient, for equal points.
-
-    The square root has no finite gradient at zero, where every point is from itself.
-    """
-    squares = (points[:, None] - points).square().sum(2)
-    apart = squares > _tiny(squares)
-    distances = torch.where(apart, squares, 1).sqrt() * apart
-    return distances * (apart.sum() / distances.sum().clamp(min=1e-12))
+    return F.smooth_l1_loss(distances(student), distances(teacher))
 
 
 @_full_precision
 def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber difference of the cosines of the angles that all triples of photos form
-    (RKD-A: Park et al. 2019, https://arxiv.org/abs/1904.05068).
-    """
-    return smooth_l1_loss(_cosines(student), _cosines(teacher))
+    """Huber difference of the cosines of the angles that all triples of photos form, 0 where two of
+    them coincide (RKD-A: Park et al. 2019, https://arxiv.org/abs/1904.05068)."""
+
+    def cosines(points: Tensor) -> Tensor:
+        differences, squares, apart = _pairs(points)
+        directions = differences * apart * squares.rsqrt()
+        return directions @ directions.transpose(1, 2)
+
+    return F.smooth_l1_loss(cosines(student), cosines(teacher))
 
 
-def _cosines(points: Tensor) -> Tensor:
-    """(N, N, N) cosines of the angle at point i between j and k; 0 where two of them coincide."""
+def _pairs(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all pairs of points: differences (N, N, D), squared distances (N, N, 1), and whether these
+    are more than rounding errors and float32 can divide by them; elsewhere they are set to 1, as
+    the square root has no finite gradient at 0, where every point is from itself."""
     differences = points[:, None] - points
     squares = differences.square().sum(2, keepdim=True)
-    apart = squares > _tiny(squares)
-    directions = differences * apart * torch.where(apart, squares, 1).rsqrt()
-    return directions @ directions.transpose(1, 2)
-
-
-def _tiny(squares: Tensor) -> Tensor:
-    """The squared distance below which two points differ by rounding errors only, and not below
-    what float32 can still divide by."""
     rounding = squares.detach().max() * torch.finfo(squares.dtype).eps ** 2
-    return rounding.clamp(min=1e-24)
+    apart = squares > rounding.clamp(min=1e-24)
+    return differences, torch.where(apart, squares, 1), apart
 
 
 @_full_precision
 def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """25 · distance + 50 · angle, the paper's weights for classification. A photo's embedding is
-    what the classifier reads, each channel's mean.
-    """
+    """25 · distance + 50 · angle, the paper's weights for classification, of what the classifier
+    reads: each channel's mean."""
     student, teacher = student.mean((2, 3)), teacher.mean((2, 3))
     return 25 * rkd_distance_loss(student, teacher) + 50 * rkd_angle_loss(student, teacher)
 
 
 @_full_precision
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the similarities between the photos of the batch (Tung and Mori
-    2019, https://arxiv.org/abs/1907.09682).
-
-    The similarities of a photo to all photos of the batch are the products of their flattened
-    maps, as a vector of length 1.
-    """
+    """Mean squared difference of the similarities between the photos of the batch: the products of
+    a photo's flattened map with those of all, as a vector of length 1 (Tung and Mori 2019,
+    https://arxiv.org/abs/1907.09682)."""
 
     def similarities(maps: Tensor) -> Tensor:
         flat = maps.flatten(1)
         # A photo whose map is all zero has no direction, and must not get an infinite gradient.
-        return normalize(flat @ flat.T, eps=1e-3)
+        return F.normalize(flat @ flat.T, eps=1e-3)
 
-    return mse_loss(similarities(student), similarities(teacher))
+    return F.mse_loss(similarities(student), similarities(teacher))

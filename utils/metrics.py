@@ -25,10 +25,8 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def macro_f1(confusion: Tensor) -> float:
-    """Mean over the classes that have photos of 2·TP / (2·TP + FP + FN), 0..1; a class that is
-    never predicted counts as 0."""
-    hits = confusion.diag()
-    f1 = 2 * hits / (confusion.sum(0) + confusion.sum(1))
+    """Mean of 2·TP / (2·TP + FP + FN), 0..1, over the classes that have photos."""
+    f1 = 2 * confusion.diag() / (confusion.sum(0) + confusion.sum(1))
     return f1[confusion.sum(1) > 0].double().mean().item()
 
 
@@ -37,9 +35,8 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     photo's bin, of `bins` equal ones (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
     confidence, predicted = logits.double().softmax(1).max(1)
     gap = (predicted == labels).double() - confidence
-    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, which, gap)
-    return (sums.abs().sum() / len(labels)).item()
+    which = (confidence * bins).ceil().long().clamp(1, bins)
+    return (which.bincount(gap).abs().sum() / len(labels)).item()
 
 
 def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -72,13 +69,13 @@ def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
 
 
 def mean_interval(splits: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """The mean over all photos of what was measured of each, and the ends of its 95 % interval.
+    """The mean over all photos and the ends of its 95 % interval.
 
     `splits` holds one (seeds, photos) array for each split or fold: 1 or 0 for a photo that was
     classified rightly or not, or the difference of two such runs. The interval is Student's t over
-    the means of several splits; over seeds and photos of one split, both drawn at random (Hillis
-    2007, https://doi.org/10.1002/sim.2532); or over the photos of one run, which says nothing about
-    other seeds. It is never narrower than photos alone allow, as few runs may be alike by chance.
+    several splits; over seeds and photos of one, both drawn at random (Hillis 2007,
+    https://doi.org/10.1002/sim.2532); or over the photos of one run, which says nothing about other
+    seeds. It is never narrower than photos alone allow, as few runs may be alike by chance.
     """
     means = np.array([split.mean() for split in splits])
     sizes = np.array([split.shape[1] for split in splits])

@@ -1,13 +1,12 @@
-"""Classify photos with a trained network.
+"""Classify photos with a trained network, as a run's evaluation does, in float32 on the CPU.
 
     python -m utils.predict output/checkpoints/RUN/best.pt PHOTO_OR_FOLDER ... [--top 3]
 
-prints one line per photo, in the order given, with the most probable classes:
+prints one line per photo, in the order given, such as
 
     rain/1.jpg: rain 93.1 %, snow 4.0 %, fogsmog 1.2 %
 
-Photos are decoded, resized and normalised as in a run's evaluation, and classified in float32 on
-the CPU. The exit status is 2 if the checkpoint or a photo cannot be used; stderr says why.
+The exit status is 2 if the checkpoint or a photo cannot be used; stderr says why.
 """
 
 import argparse
@@ -16,7 +15,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +28,6 @@ from data.cache import read_square
 from data.photos import UnreadablePhoto, is_named_as_photo
 from models.checkpoint import load_classifier
 from utils.tables import printable
-
-NO_PHOTO = "no readable photo directly in this folder; give its sub-folders or files"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +52,9 @@ def main(arguments: Sequence[str]) -> int:
         try:
             pixels = read_square(Path(path), cached_side(about["image_size"]))
         except UnreadablePhoto as problem:
-            reason = NO_PHOTO if os.path.isdir(path) else problem
+            reason = str(problem)
+            if os.path.isdir(path):
+                reason = "no readable photo directly in this folder; give its sub-folders or files"
             print(f"error: {printable(path)}: {reason}", file=sys.stderr)
             status = 2
             continue
@@ -71,16 +69,15 @@ def main(arguments: Sequence[str]) -> int:
 
 def photos_at(given: str) -> list[str]:
     """The photos directly in a folder, sorted and without hidden ones; any other path as it is."""
-    names: list[str] = []
-    with suppress(OSError):
-        names = [name for name in sorted(os.listdir(given)) if is_named_as_photo(name)]
-    paths = [os.path.join(given, name) for name in names if not name.startswith(".")]
+    _, _, names = next(os.walk(given), ("", [], []))
+    names = [name for name in sorted(names) if is_named_as_photo(name) and name[0] != "."]
+    paths = [os.path.join(given, name) for name in names]
     return [path for path in paths if os.path.isfile(path)] or [given]
 
 
 def classify(model: nn.Module, about: dict[str, Any], pixels: np.ndarray) -> Tensor:
-    """Probabilities (classes,) float32 of a photo (side, side, 3) uint8, the softmax of the logits
-    that a run's evaluation gives. `about` is the description of load_classifier."""
+    """Probabilities (classes,) float32 of a photo (side, side, 3) uint8; `about` is the description
+    of load_classifier."""
     normalise = Normalise(about["mean"], about["std"], torch.device("cpu"))
     images = whole_images(torch.tensor(pixels)[None], about["image_size"], normalise)
     with torch.inference_mode():

@@ -4,11 +4,12 @@ Every rank runs the whole script on its shard of each batch, with the same rando
 alone prints and writes files. Without torchrun, everything here does nothing and costs nothing.
 """
 
+import io
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 import torch.distributed as dist
@@ -20,23 +21,16 @@ from config import UserError
 
 @contextmanager
 def init_distributed() -> Iterator[None]:
-    """Join the ranks that torchrun started, if it did; all but rank 0 are silent on stdout.
-
-    Raises UserError for a WORLD_SIZE that torchrun did not set.
-    """
+    """Join the ranks that torchrun started, if it did; all but rank 0 are silent on stdout. Raises
+    UserError for a WORLD_SIZE that torchrun did not set."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
     if not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise UserError("WORLD_SIZE is set, but not by torchrun: unset it")
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    stdout = sys.stdout
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        sys.stdout = stdout if is_first() else nowhere
-        try:
-            yield
-        finally:
-            sys.stdout = stdout
+    with redirect_stdout(sys.stdout if is_first() else io.StringIO()):
+        yield
     # Not after an error: it would wait for the other ranks.
     dist.destroy_process_group()
 
@@ -53,11 +47,6 @@ def count() -> int:
 def is_first() -> bool:
     """Whether this is the rank that prints and writes."""
     return rank() == 0
-
-
-def local_rank() -> int:
-    """The number of this rank on its machine, which is that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def barrier() -> None:
@@ -89,14 +78,13 @@ def all_reduce(mine: Tensor) -> Tensor:
 
 def whole_batch(mine: Tensor) -> Tensor:
     """(B, ...) the rows of a batch that is in equal shards on all ranks, for losses that compare
-    the photos of a batch with each other.
-
-    Outside of training, where shards may differ, every rank compares its own.
+    photos with each other. Without gradients, where shards may differ, every rank compares its own.
     """
     if count() == 1 or not torch.is_grad_enabled():
         return mine
-    rows = [torch.empty_like(mine.contiguous()) for _ in range(count())]
-    dist.all_gather(rows, mine.detach().contiguous())
+    own = mine.detach().contiguous()
+    rows = [torch.empty_like(own) for _ in range(count())]
+    dist.all_gather(rows, own)
     # Each rank computes the same loss of all rows, and passes back the gradient of its own rows
     # alone: so many times, since the ranks' gradients are averaged.
     rows[rank()] = mine.detach() + count() * (mine - mine.detach())
@@ -104,12 +92,8 @@ def whole_batch(mine: Tensor) -> Tensor:
 
 
 def parallel(module: nn.Module) -> nn.Module:
-    """The module with gradients that are averaged over all ranks, which all start from rank 0's
-    parameters.
-
-    On GPUs, BatchNorm takes its statistics from the whole batch; on CPUs, where PyTorch cannot,
-    from each rank's shard.
-    """
+    """The module with gradients averaged over all ranks, which start from rank 0's parameters. On
+    CPUs, PyTorch's BatchNorm cannot take its statistics from the whole batch, only from a shard."""
     if count() == 1:
         return module
     # Kernels of 1×1 in channels_last are the same bytes in either order; only the strides differ.

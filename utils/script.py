@@ -17,10 +17,7 @@ from utils.tracking import from_here, tensorboard_command
 
 def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
     """Run `main` and return the exit status: 2 for the user's mistakes, 130 or 143 when SIGINT
-    (Ctrl-C) or SIGTERM (a scheduler's, before it kills) stops it, 141 when stdout has no reader.
-
-    Files that are being written then are complete or absent.
-    """
+    (Ctrl-C) or SIGTERM (a scheduler's, before it kills) stops it, 141 when stdout has no reader."""
     before = signal.signal(signal.SIGTERM, _terminate)
     # A stream that was closed by the shell (>&-) is None.
     sys.stdout = sys.stdout or io.StringIO()
@@ -47,40 +44,35 @@ def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
         if "--overwrite" in arguments:
             how = "to continue once an epoch is done, give --resume instead of --overwrite"
         print(f"\nstopped; {how}", file=sys.stderr)
-        return 143 if isinstance(stopped, _Terminated) else 130
+        return 143 if stopped.args else 130
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, handled as Ctrl-C is."""
-
-
 def _terminate(*_: object) -> None:
+    """SIGTERM is handled as Ctrl-C is, whose KeyboardInterrupt has no arguments."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the clean-up
-    raise _Terminated
+    raise KeyboardInterrupt(signal.SIGTERM)
 
 
 def describe(runs: Sequence[Run]) -> None:
     """Print which photos and device are used, and what was found wrong with the photos."""
     config, dataset, device = runs[0].config, runs[0].data, runs[0].device
-    fold = ""
+    photos, unreadable = dataset.decoded.photos, dataset.decoded.unreadable
+    counts = ", ".join(f"{part} {count:,}" for part, count in dataset.counts.items())
     if config.folds:
         folds = len({run.config.fold for run in runs})
-        fold = f"{folds} of {config.folds} folds; in fold {config.fold}: "
+        counts = f"{folds} of {config.folds} folds; in fold {config.fold}: {counts}"
     print(
-        f"photos   {dataset.name}: {len(dataset.decoded.photos):,} in {len(dataset.classes)} "
-        f"classes, {fold}"
-        + ", ".join(f"{part} {count:,}" for part, count in dataset.counts.items())
-        + f"; split {dataset.split.hash}"
+        f"photos   {dataset.name}: {len(photos):,} in {len(dataset.classes)} classes, {counts}; "
+        f"split {dataset.split.hash}"
     )
     if config.data == "sample":
         print(
             "NOTE     synthetic weather: these numbers show that the code works and say nothing\n"
             "         about photos; --data FOLDER uses yours, docs/usage.md says where to get some"
         )
-    unreadable = dataset.decoded.unreadable
     if unreadable:
         print(f"WARNING  {len(unreadable)} files cannot be read and are skipped:")
         for path, reason in unreadable[:5]:
@@ -88,7 +80,7 @@ def describe(runs: Sequence[Run]) -> None:
         if len(unreadable) > 5:
             listed = config.output / "results" / "<run>" / "unreadable.csv"
             print(f"         and {len(unreadable) - 5} more; a run lists all in {listed}")
-    for note in describe_duplicates(dataset.decoded.photos, dataset.decoded.groups):
+    for note in describe_duplicates(photos, dataset.decoded.groups):
         print(f"         {note}")
     print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
 
@@ -101,11 +93,7 @@ def print_paths(output: Path) -> None:
 
 
 class ETA:
-    """How long the runs take that a command still has to train, from those that are done.
-
-    eta = ETA(runs)
-    results = [eta.done(run, train_and_test(run, ...)) for run in runs]
-    """
+    """How long the runs take that a command still has to train, from those that are done."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.waiting = {run.name: run for run in runs if not run.finished}
@@ -113,18 +101,16 @@ class ETA:
         self.paces: dict[tuple[str, str], float] = {}  # seconds an epoch, by kind of run
 
     def done(self, run: Run, result: dict[str, Any]) -> dict[str, Any]:
-        """Record a run's time and, if others are waiting, print how long they will take; returns
+        """Record the result's time and, if other runs wait, print how long they will take; returns
         the result. Runs that were finished before are not counted, but their times are."""
         self.paces[_kind(run)] = result["seconds"] / result["epochs"]
         if self.waiting.pop(run.name, None) and self.waiting:
             mean = sum(self.paces.values()) / len(self.paces)
-            seconds = sum(
-                self.paces.get(_kind(run), mean) * run.config.epochs
-                for run in self.waiting.values()
-            )
+            waiting = self.waiting.values()
+            seconds = sum(self.paces.get(_kind(run), mean) * run.config.epochs for run in waiting)
             left = timedelta(seconds=round(seconds))
             print(
-                f"{self.total - len(self.waiting)} of {self.total} runs done; the others take "
+                f"{self.total - len(waiting)} of {self.total} runs done; the others take "
                 f"about {left}, until {datetime.now() + left:%H:%M}\n"
             )
         return result

@@ -3,9 +3,9 @@
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
@@ -19,11 +19,12 @@ from utils.drawing import WrongPhoto, confusion_matrix, photo_grid
 Row = Mapping[str, float]
 
 
-class Tracker:
-    """Writes one run's TensorBoard events to disk, or raises UserError. Each start replaces earlier
-    event files and writes `history`, the epochs so far (see `epoch`), again: a resumed run has one
-    point per epoch. `settings` maps names to values of any type; those that are None get no column
-    in the table of runs."""
+class Tracker(AbstractContextManager["Tracker"]):
+    """Writes one run's TensorBoard events to disk, or raises UserError.
+
+    Each start replaces earlier event files and writes `history`, the epochs so far, again, so that
+    a resumed run has one point per epoch. Settings that are None get no column in TensorBoard.
+    """
 
     def __init__(self, folder: Path, history: Sequence[Row], settings: dict[str, Any]) -> None:
         self.folder, self.step = folder, 0
@@ -48,12 +49,10 @@ class Tracker:
         """Write one epoch: `epoch` (from 1 up), `wall_time`, `seconds`, and curves by name."""
         if self.step == 0:
             parts = [tag.removesuffix("/train") for tag in row if tag.endswith("/train")]
-            compared = ("accuracy/val", "loss/val")
-            charts = {
-                "train and val": {p: ["Multiline", [f"^{p}/(train|val)$"]] for p in parts},
-                "runs side by side": {tag: ["Multiline", [f"^{tag}$"]] for tag in compared},
-            }
-            self._write(row["wall_time"], summary.custom_scalars(charts))
+            both = {part: ["Multiline", [f"^{part}/(train|val)$"]] for part in parts}
+            runs = {tag: ["Multiline", [f"^{tag}$"]] for tag in ("accuracy/val", "loss/val")}
+            charts = summary.custom_scalars({"train and val": both, "runs side by side": runs})
+            self._write(row["wall_time"], charts)
         self.step = int(row["epoch"])
         curves = [tag for tag in row if tag not in ("epoch", "wall_time", "seconds")]
         self._write(row["wall_time"], *(summary.scalar(tag, row[tag]) for tag in curves))
@@ -61,8 +60,8 @@ class Tracker:
     def finish(
         self, metrics: Row, confusion: np.ndarray, classes: Sequence[str], wrong: list[WrongPhoto]
     ) -> None:
-        """Write the test results: metrics by name, counts (C, C) int64 with rows = true class and
-        columns = predicted class, and wrongly classified photos, perhaps none."""
+        """Write the test results: metrics by name, counts (C, C) int64 with rows = true class, and
+        wrongly classified photos, perhaps none."""
         scalars = [summary.scalar(tag, value) for tag, value in metrics.items()]
         pictures = {"test/confusion_matrix": confusion_matrix(confusion, classes)}
         if wrong:
@@ -76,9 +75,6 @@ class Tracker:
                 event = Event(summary=content, step=self.step, wall_time=wall_time)
                 self.records.write(event.SerializeToString())
             self.file.flush()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         with _user_errors(self.folder):
@@ -95,11 +91,11 @@ def _user_errors(folder: Path) -> Iterator[None]:
 
 
 def tensorboard_command(log_folder: Path) -> str:
-    """The shell command that shows all runs under `log_folder`, relative to the current folder."""
+    """The shell command that shows all runs under `log_folder`."""
     return f"tensorboard --logdir={shlex.quote(str(from_here(log_folder)))}"
 
 
 def from_here(path: Path) -> Path:
-    """The path relative to the current folder if it lies below it, absolute otherwise."""
+    """The path, relative to the current folder if it lies below it."""
     path, here = path.absolute(), Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
