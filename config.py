@@ -65,7 +65,7 @@ def matching(pattern: str, what: str, kind: type = str) -> Callable[[str], Any]:
 # An empty path, from an unset shell variable, would be the current folder.
 PATH = matching(r"(?s:.+)", "a path", Path)
 TAG = matching(r"[\w.]{1,60}", "1 to 60 letters, digits, '.' or '_'")
-DEVICE = matching("auto|cpu|cuda(:[0-9]{1,2})?", "auto, cpu, cuda or cuda:N")
+DEVICE = matching("auto|cpu|cuda(:[1-9]?[0-9])?", "auto, cpu, cuda or cuda:N")
 
 
 def setting(

@@ -76,8 +76,7 @@ class GraphedStep:
         own_images, own_labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         try:
-            # Another thread may be fetching photos from the host meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph):
                 outputs = self.step(own_images, own_labels)
         except torch.cuda.OutOfMemoryError:
             raise
