@@ -12,8 +12,7 @@ from tqdm import tqdm
 from config import UserError
 from data.files import atomic_folder, atomic_write, lock
 
-# Photos are compressed already, and drawn BMP images pack to a twentieth at best; a bomb unpacks to
-# a thousand times its size or more. 256 MB are harmless on any disk.
+# Drawn BMP images pack to a twentieth at best; a bomb unpacks to a thousand times its size or more.
 MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
 
 

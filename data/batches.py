@@ -1,14 +1,5 @@
-"""Decoded photos as batches on the device: gathered, cropped, resized and normalised there.
+"""Decoded photos as batches on the device: gathered, cropped, resized and normalised there."""
 
-    pixels = to_device(decoded.pixels, device, "auto")
-    train = TrainBatches(pixels, rows, labels, 11, config, device)   # train.epoch(3) is repeatable
-    val = EvalBatches(pixels, rows, labels, config.image_size, device)
-
-Cropping, flipping and antialiased resizing of one photo is a product with two small matrices,
-rows · photo · columns, so on a GPU a whole batch of different crops is two batched matrix products.
-"""
-
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -19,7 +10,7 @@ from torch.nn.functional import interpolate, one_hot
 
 from config import Config
 
-# Of ImageNet, since its weights expect photos that are normalised so; also used from scratch.
+# Of ImageNet, as its weights expect; also used from scratch.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 EVAL_BATCH = 128
@@ -27,43 +18,32 @@ TRIES = 10  # to draw a crop that fits, as torchvision does
 
 
 def cached_side(image_size: int) -> int:
-    """The resolution to decode to for networks that see `image_size` pixels.
-
-    Crops are cut from it and enlarged or reduced to `image_size`: 256 for the usual 224, and for
-    small images twice their size, so that a crop shows detail and not just larger pixels.
-    """
+    """The resolution to decode to for networks that see `image_size` pixels: 256 for the usual 224,
+    and twice the size of small images, so that a crop shows detail and not just larger pixels."""
     return max(round(image_size * 8 / 7), min(2 * image_size, 256))
 
 
 def to_device(pixels: np.ndarray, device: torch.device, where: str) -> Tensor:
     """The (N, side, side, 3) uint8 photos as a tensor: on the device, or left on the host.
 
-    `where` is `device`, `host` or `auto`, which copies them to a GPU if they need less than half of
-    its free memory. On the CPU nothing is copied: the tensor is the memory map.
+    where: "device", "host", or "auto", which copies to a GPU if half of its free memory is enough
+    On the CPU nothing is copied: the tensor is the memory map.
     """
-    with warnings.catch_warnings():
-        # torch cannot keep a read-only array from being written to; nothing here writes.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    with warnings.catch_warnings(action="ignore"):  # the array is read-only; nothing writes to it
         mapped = torch.from_numpy(pixels)
-    if device.type == "cpu" or where == "host":
-        return mapped
     if where == "auto" and device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        if pixels.nbytes > free / 2:
-            return mapped
-    return mapped.to(device)
+        where = "host" if pixels.nbytes > free / 2 else "device"
+    return mapped if where == "host" or device.type == "cpu" else mapped.to(device)
 
 
 def crop_and_resize(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Cut `boxes` out of `photos` and resize them to squares, bilinear and antialiased, as Pillow's
     `crop` and `resize` do to within a grey level.
 
-    Args:
-        photos: (N, side, side, 3) uint8.
-        boxes: (N, 4) int64 top, bottom, left, right in pixels; right < left mirrors.
-        size: side of the result.
-    Returns:
-        (N, 3, size, size) float32 in 0..255, channels_last in memory.
+    photos: (N, side, side, 3) uint8
+    boxes: (N, 4) int64 top, bottom, left, right in pixels; right < left mirrors
+    Returns (N, 3, size, size) float32 in 0..255, channels_last in memory.
     """
     crop = crops_one_by_one if photos.device.type == "cpu" else crops_as_products
     return crop(photos, boxes, size).contiguous(memory_format=torch.channels_last)
@@ -80,12 +60,11 @@ def crops_one_by_one(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def crops_as_products(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """What crop_and_resize does, on a GPU: two batched matrix products for all photos at once."""
+    """What crop_and_resize does, on a GPU: rows · photo · columns, two matrix products a batch."""
     count, side, _, _ = photos.shape
     rows = resampling(boxes[:, 0], boxes[:, 1], side, size)
     columns = resampling(boxes[:, 2], boxes[:, 3], side, size)
-    # Evaluation gets its batches under the network's autocast: bfloat16 would blur the grey levels.
-    with torch.autocast(photos.device.type, enabled=False):
+    with torch.autocast(photos.device.type, enabled=False):  # bfloat16 would blur the grey levels
         half = rows @ photos.view(count, side, side * 3).float()
         half = half.view(count, size, side, 3).transpose(2, 3).reshape(count, size * 3, side)
         whole = half @ columns.transpose(1, 2)
@@ -95,9 +74,9 @@ def crops_as_products(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
 def resampling(low: Tensor, high: Tensor, source: int, size: int) -> Tensor:
     """(N, size, source) float32 matrices that resample the stretch low..high of an axis.
 
-    `low` and `high` (N,) are positions between source pixels; high < low mirrors. Each row holds
-    the weights of one target pixel: bilinear, widened to the pixel's footprint when shrinking
-    (antialiased, the filter of Pillow's `resize`), none outside of the stretch, summing to 1.
+    low, high: (N,) positions between source pixels; high < low mirrors
+    Each row holds the weights of a target pixel, which sum to 1: bilinear, widened to its footprint
+    when shrinking (antialiased, as Pillow's `resize`), none outside of the stretch.
     """
     step = (high - low) / size
     centre = low[:, None] + (torch.arange(size, device=low.device) + 0.5) * step[:, None]
@@ -110,25 +89,22 @@ def resampling(low: Tensor, high: Tensor, source: int, size: int) -> Tensor:
 
 
 def growing_side(epoch: int, config: Config) -> int:
-    """Side of the training images in an epoch, counted from 1: from `grow_from` of `image_size` it
-    grows to all of it, which the last fifth of the epochs have, to fit the network to whole photos.
-
-    In steps of 16 pixels: for every new size a GPU has to record its training step again.
-    """
+    """Side of the training images in an epoch, counted from 1: it grows from `grow_from` of
+    `image_size` to all of it, which the last fifth of the epochs have. In steps of 16 pixels, since
+    a GPU records its training step again for every new size."""
     side, grow = config.image_size, 0.8 * config.epochs
     if epoch >= grow:
         return side
     smallest = max(1, round(config.grow_from * side))
-    return smallest + math.floor((side - smallest) * (epoch - 1) / (grow - 1) / 16) * 16
+    return smallest + int((side - smallest) * (epoch - 1) / (grow - 1) // 16) * 16
 
 
 class Normalise:
-    """uint8 levels 0..255 to the (x/255 − mean)/std that the networks take, in place."""
+    """Levels 0..255 to the (x/255 − mean)/std that the networks take, in place."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
-        spread = torch.tensor(std, device=device).view(1, 3, 1, 1)
-        self.gain = 1 / (255 * spread)
-        self.offset = -torch.tensor(mean, device=device).view(1, 3, 1, 1) / spread
+        centre, spread = torch.tensor([mean, std], device=device).view(2, 1, 3, 1, 1)
+        self.gain, self.offset = 1 / (255 * spread), -centre / spread
 
     def __call__(self, images: Tensor) -> Tensor:
         return images.mul_(self.gain).add_(self.offset)
@@ -143,24 +119,20 @@ def whole_images(photos: Tensor, size: int, normalise: Normalise) -> Tensor:
 
 
 def gather(pixels: Tensor, rows: Tensor, device: torch.device) -> Tensor:
-    """Photos by their row numbers, on the device.
-
-    From the host they come through pinned memory, while the device is busy with the last batch.
-    """
-    # Types, since a tensor on `cuda` says that it is on `cuda:0`.
-    if pixels.device.type == device.type:
+    """Photos by their row numbers, on the device; from the host through pinned memory, while the
+    device is busy with the last batch."""
+    if pixels.device.type == device.type:  # not the devices: a tensor on `cuda` names `cuda:0`
         return pixels[rows]
     return pixels[rows].pin_memory().to(device, non_blocking=True)
 
 
 class TrainBatches:
-    """Shuffled, augmented batches; `epoch(n)` depends on the seed and n alone.
+    """Shuffled, augmented batches. Photos beyond the last full one wait for another epoch: batches
+    of a few photos would disturb the statistics of BatchNorm.
 
-    Every epoch draws its order, crops, flips and mixing weights at once, on the host, from one
-    generator seeded by (seed, epoch), so that a resumed run repeats them on any device. Photos
-    beyond the last full batch wait for another epoch: batches of a few photos would only disturb
-    the BatchNorm statistics. `shard` is the part of each batch that this process makes, where
-    several make one batch; by default all.
+    Every epoch draws its order, crops, flips and mixing weights on the host, from a generator
+    seeded by (seed, epoch), so that a resumed run repeats them on any device. `shard` is the part
+    of each batch that this process makes.
     """
 
     def __init__(
@@ -192,7 +164,7 @@ class TrainBatches:
         rng = np.random.Generator(np.random.PCG64([self.config.seed, number]))
         order = rng.permutation(len(self.labels))
         drawn = random_boxes(rng, count, self.pixels.shape[1], self.config.crop_scale)
-        lams = rng.beta(alpha, alpha, len(self)) if alpha else None
+        lams = rng.beta(alpha, alpha, len(self)).tolist() if alpha else [1.0] * len(self)
         # To be mixed, a photo needs the one before it in the batch, and the first needs the last.
         places = np.arange(self.shard.start - bool(alpha), self.shard.stop) % batch_size
         mine = (np.arange(0, count, batch_size)[:, None] + places).ravel()
@@ -201,13 +173,13 @@ class TrainBatches:
         labels = self.labels[which.to(self.device)].split(len(places))
         batches = self.rows[which].split(len(places))
         size = growing_side(number, self.config)
-        for step, (rows, box, truth) in enumerate(zip(batches, boxes, labels, strict=True)):
+        for rows, box, truth, lam in zip(batches, boxes, labels, lams, strict=True):
             photos = gather(self.pixels, rows, self.device)
             images = self.normalise(crop_and_resize(photos, box, size))
-            if lams is None:
-                yield images, truth
+            if alpha:
+                yield mixup(images, lam), mixup(one_hot(truth, self.classes).float(), lam)
             else:
-                yield mixup(images, one_hot(truth, self.classes).float(), float(lams[step]))
+                yield images, truth
 
 
 class EvalBatches:
@@ -223,39 +195,33 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images (B, 3, size, size) float32 and labels (B,) int64."""
-        batches = zip(self.rows.split(EVAL_BATCH), self.labels.split(EVAL_BATCH), strict=True)
-        for rows, truth in batches:
+        labels = self.labels.split(EVAL_BATCH)
+        for rows, truth in zip(self.rows.split(EVAL_BATCH), labels, strict=True):
             photos = gather(self.pixels, rows, self.device)
             yield whole_images(photos, self.size, self.normalise), truth
 
 
 def random_boxes(rng: np.random.Generator, count: int, side: int, smallest: float) -> np.ndarray:
-    """(count, 4) int64 top, bottom, left, right, in pixels of photos with sides of `side`, of
-    random crops; half of them are mirrored, with right < left.
+    """(count, 4) int64 top, bottom, left, right of random crops, in pixels of photos with sides of
+    `side`; half of them are mirrored, with right < left.
 
-    Distributed as torchvision's RandomResizedCrop(scale=(smallest, 1)) has them (Szegedy et al.
-    2014, https://arxiv.org/abs/1409.4842): the area is between `smallest` and all of the photo's,
-    the aspect ratio between 3/4 and 4/3. Both are drawn again where the crop does not fit into the
-    photo; after ten tries it is the whole photo.
+    Distributed as those of torchvision's RandomResizedCrop(scale=(smallest, 1)) (Szegedy et al.
+    2014, https://arxiv.org/abs/1409.4842): of at least `smallest` of the area, 3:4 to 4:3. Drawn
+    again where a crop does not fit; the whole photo after ten tries.
     """
     area = rng.uniform(smallest, 1, (count, TRIES)) * side**2
     ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), (count, TRIES)))
     sizes = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], 2).round().astype(np.int64)
     fits = (sizes.min(2) >= 1) & (sizes.max(2) <= side)
-    sizes[:, -1][~fits.any(1)] = side
-    fits[:, -1] |= ~fits.any(1)
-    height, width = sizes[np.arange(count), fits.argmax(1)].T
+    first = sizes[np.arange(count), fits.argmax(1)]
+    height, width = np.where(fits.any(1), first.T, side)
     top, left = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
     mirrored = rng.uniform(0, 1, count) < 0.5
-    right = left + width
-    left, right = np.where(mirrored, right, left), np.where(mirrored, left, right)
-    return np.stack([top, top + height, left, right], 1)
+    ends = np.where(mirrored, (left + width, left), (left, left + width))
+    return np.stack([top, top + height, *ends], 1)
 
 
-def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
-    """Blend each photo but the first, and its target, with the one before it, which is a random
-    one in a batch of random order (mixup, Zhang et al. 2017, https://arxiv.org/abs/1710.09412)."""
-    return (
-        images[1:] * lam + images[:-1] * (1 - lam),
-        targets[1:] * lam + targets[:-1] * (1 - lam),
-    )
+def mixup(values: Tensor, lam: float) -> Tensor:
+    """Blend each photo or target but the first with the one before it, a random one in a batch of
+    random order (mixup, Zhang et al. 2017, https://arxiv.org/abs/1710.09412)."""
+    return values[1:] * lam + values[:-1] * (1 - lam)

@@ -1,8 +1,7 @@
 """Photos decoded once: a uint8 array on disk, memory-mapped, that training reads from.
 
-A dataset's folder in the cache holds one folder per resolution, which appears complete or not at
-all. Its name carries a fingerprint of the files it was made from, and its bytes are summed when
-they are written and whenever they are loaded: a damaged cache is decoded anew.
+Each resolution has a folder, named by a fingerprint of the photos' files, that appears complete or
+not at all. Its bytes are summed whenever they are loaded: a damaged one is decoded anew.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ ROUND = 256  # photos at a time: the decoded ones wait in memory for the slowest
 
 @dataclass(frozen=True)
 class Decoded:
-    """The N readable ones of M photos, and their pixels."""
+    """M photos, of which N are readable, and their pixels."""
 
     photos: Photos  # the readable ones, in order
     pixels: np.ndarray  # (M, side, side, 3) uint8 RGB, memory-mapped read-only
@@ -54,15 +53,13 @@ def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int, stric
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder):
-            decoded = _load(ready, photos, side)
-            if decoded is None:
+            if (decoded := _load(ready, photos, side)) is None:
                 with atomic_folder(ready) as unfinished:
                     _decode_into(unfinished, photos, side, workers)
                 for older in set(folder.glob(f"{side}px-*")) - {ready}:
                     shutil.rmtree(older, ignore_errors=True)
-                decoded = _load(ready, photos, side)
-            if decoded is None:
-                raise OSError("other bytes are read than were written")
+                if (decoded := _load(ready, photos, side)) is None:
+                    raise OSError("other bytes are read than were written")
     except OSError as error:
         raise UserError(
             f"{str(folder)!r}: the decoded photos could not be written "
@@ -119,7 +116,7 @@ def _load(ready: Path, photos: Photos, side: int) -> Decoded | None:
         pixels=pixels,
         rows=np.flatnonzero(readable),
         groups=groups,
-        digest=hashlib.sha256(sums[readable].tobytes()).hexdigest()[:16],
+        digest=hashlib.sha256(sums[readable].astype("<u4").tobytes()).hexdigest()[:16],
         unreadable=tuple((photos.paths[i], str(reasons[i])) for i in np.flatnonzero(~readable)),
     )
 
@@ -134,29 +131,27 @@ def _decode_into(folder: Path, photos: Photos, side: int, workers: int) -> None:
         tqdm(total=len(paths), desc="decoding photos, once", unit="photo", disable=None) as bar,
     ):
         for start in range(0, len(paths), ROUND):
-            for row, square in pool.map(partial(_decode, side), paths[start : start + ROUND]):
+            for *row, square in pool.map(partial(_decode, side), paths[start : start + ROUND]):
                 rows.append(row)
                 pixel_sum = zlib.crc32(square.data, pixel_sum)
                 file.write(square.data)
                 bar.update()
     reasons, signatures, sums = map(np.array, zip(*rows, strict=True))
     groups = group_duplicates(signatures[reasons == ""])
-    arrays = {"reasons": reasons, "sums": sums.astype("<u4"), "groups": groups}
-    np.savez(folder / "index.npz", pixel_sum=pixel_sum, **arrays)  # type: ignore[arg-type]
+    np.savez(folder / "index.npz", reasons=reasons, sums=sums, groups=groups, pixel_sum=pixel_sum)
 
 
-def _decode(side: int, path: Path) -> tuple[tuple[str, np.ndarray, int], np.ndarray]:
-    """Why a photo cannot be read, "" if it can, its signature, its file's sum; and its pixels."""
+def _decode(side: int, path: Path) -> tuple[str, np.ndarray, int, np.ndarray]:
+    """Why a photo cannot be read, "" if it can; its signature, its file's sum, and its pixels."""
     try:
         data = read_photo(path)
         image = decode_rgb(data, path.suffix, SIGNATURE_SIDE)
-        row = "", signature(image), zlib.crc32(data)
+        thumbnail = signature(image)
         if side > SIGNATURE_SIDE:
             image = decode_rgb(data, path.suffix, side)
-        return row, _squash(image, side)
+        return "", thumbnail, zlib.crc32(data), _squash(image, side)
     except UnreadablePhoto as problem:
-        blank = np.zeros((side, side, 3), np.uint8)
-        return (str(problem) or "broken", np.zeros(1024, np.uint8), 0), blank
+        return str(problem), np.zeros(1024, np.uint8), 0, np.zeros((side, side, 3), np.uint8)
     except (OSError, MemoryError) as error:  # not of the photo, so not to be remembered of it
         why = getattr(error, "strerror", None) or "too little memory"
         raise UserError(f"{str(path)!r} could not be read: {why}") from error

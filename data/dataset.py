@@ -1,4 +1,4 @@
-"""From settings to photos on the device: everything that happens before the first training step."""
+"""From settings to photos on the device, split into train, val and test."""
 
 import os
 from collections.abc import Sequence
@@ -44,31 +44,27 @@ class Dataset:
 def load_datasets(
     configs: Sequence[Config], device: torch.device, ranks: int = 1
 ) -> dict[int | None, Dataset]:
-    """Find, decode and split the photos: one dataset for each fold of the configurations, or one
-    under None without folds.
+    """Find, decode and split the photos: a dataset for each fold, or one under None without folds.
 
-    Raises UserError for photos that cannot be used, and for more ranks than they allow; OSError
-    for folders that cannot be made.
+    Raises UserError for photos that cannot be used or are too few for the batch size and the ranks,
+    and OSError for folders that cannot be made.
     """
     config = configs[0]
     for folder in (config.output, config.cache):  # or fail now rather than after decoding
         folder.mkdir(parents=True, exist_ok=True)
-    name, path = "sample", Path(config.data)
     if config.data == "sample":
         from data.sample import draw_sample  # rarely needed
 
-        path = draw_sample(config.cache / "sample")
+        name, path = "sample", draw_sample(config.cache / "sample")
     else:
+        path = Path(config.data)
         stem = path.resolve().name.split(".")[0] or "photos"
         name = "".join(c if c.isalnum() and c.isascii() else "_" for c in stem)[:60]
         name = "sample_folder" if name == "sample" else name
-    decoded = decode_photos(
-        find_photos(path, config.cache / "unpacked"),
-        cached_side(config.image_size),
-        config.cache,
-        workers=config.workers or os.cpu_count() or 1,
-        strict=config.strict,
-    )
+    photos = find_photos(path, config.cache / "unpacked")
+    side = cached_side(config.image_size)
+    workers = config.workers or os.cpu_count() or 1
+    decoded = decode_photos(photos, side, config.cache, workers=workers, strict=config.strict)
     pixels = to_device(decoded.pixels, device, config.photos_on)
     split = split_photos(decoded.photos, decoded.groups, config.split_seed, config.folds)
     division = split.hash if config.folds else None
@@ -77,16 +73,13 @@ def load_datasets(
         for fold in dict.fromkeys(config.fold for config in configs)
     }
     smallest = {part: min(d.counts[part] for d in datasets.values()) for part in PARTS}
-    if config.batch_size > smallest["train"]:
-        raise UserError(
-            f"--batch-size {config.batch_size}: there are {smallest['train']} training photos; "
-            "give a smaller one, or more photos"
-        )
-    if config.batch_size % ranks or config.batch_size < 2 * ranks:
-        raise UserError(
-            f"--batch-size {config.batch_size}: must be a multiple of the {ranks} ranks, with two "
-            "photos or more for each"
-        )
+    size, train = config.batch_size, smallest["train"]
+    if size > train:
+        why = f"there are {train} training photos; give a smaller one, or more photos"
+        raise UserError(f"--batch-size {size}: {why}")
+    if size % ranks or size < 2 * ranks:
+        why = f"must be a multiple of the {ranks} ranks, with two photos or more for each"
+        raise UserError(f"--batch-size {size}: {why}")
     if min(smallest.values()) < ranks:
         raise UserError(f"there are more ranks, {ranks}, than photos to validate or test")
     return datasets

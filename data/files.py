@@ -23,10 +23,8 @@ except ImportError:  # Windows: two processes are not kept apart there
 
 
 def atomic_write(path: Path, content: bytes | str | memoryview) -> None:
-    """Write a file that appears under its name only when it is complete and on the disk.
-
-    A killed process leaves at most a hidden file `.NAME.*.tmp` beside it. Raises OSError.
-    """
+    """Write a file that appears under its name only when it is complete and on the disk; a killed
+    process leaves at most a hidden file `.NAME.*.tmp` beside it. Raises OSError."""
     data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name[:60]}.{secrets.token_hex(8)}.tmp")
@@ -43,9 +41,7 @@ def atomic_write(path: Path, content: bytes | str | memoryview) -> None:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new empty folder to fill, which replaces `path` when the block ends without an error.
-
-    Hold `lock(path.parent)` around it: what a killed process left unfinished is removed first.
-    """
+    Hold `lock(path.parent)` around it: what a killed process left unfinished is removed first."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
@@ -62,8 +58,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold a folder for this process; with `wait=False`, yields False where another one has it.
 
-    Nothing is written, and the lock of a killed process is gone. Yields True without a lock where
-    the system or the disk knows none. A line on stderr tells that it waits.
+    Without a lock it yields True where the system or the disk knows none. A line on stderr tells
+    that it waits. A killed process leaves nothing behind.
     """
     if fcntl is None:
         yield True  # type: ignore[unreachable]

@@ -73,12 +73,11 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
             "of a class into one folder, and they are split here"
         )
     paths = sorted(path for name in names for path in _photos_below(root, name))
-    labels = [names.index(path.split("/")[0]) for path in paths]
-    for label in set(range(len(names))) - set(labels):
-        raise UserError(
-            f"no photo (*.jpg, *.png, ...) in class folder {str(root / names[label])!r}"
-        )
-    return Photos(root, tuple(names), tuple(paths), np.array(labels, np.int64))
+    classes = [path.split("/")[0] for path in paths]
+    for name in sorted(set(names) - set(classes)):
+        raise UserError(f"no photo (*.jpg, *.png, ...) in class folder {str(root / name)!r}")
+    labels = np.array([names.index(name) for name in classes], np.int64)
+    return Photos(root, tuple(names), tuple(paths), labels)
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -109,10 +108,9 @@ def is_named_as_photo(name: str) -> bool:
 def open_rgb(path: Path, short_side: int) -> Image.Image:
     """The first frame of a photo as an upright RGB image, whatever format its name says.
 
-    Transparency is laid over white, and values of 16 or 32 bits are scaled to 8. A JPEG is decoded
-    at 1/2, 1/4 or 1/8 of its size where its shorter side keeps short_side (1 up) pixels or more.
-    Raises UnreadablePhoto: missing, empty, not an image, too large, truncated or broken. OSError
-    and MemoryError are the machine's, and say nothing about the photo.
+    Transparency is laid over white; 16 and 32 bits are scaled to 8. A JPEG is decoded at 1/2, 1/4
+    or 1/8 of its size where its shorter side keeps short_side (1 up) pixels or more.
+    Raises UnreadablePhoto for faults of the photo, OSError and MemoryError for the machine's.
     """
     return decode_rgb(read_photo(path), path.suffix, short_side)
 

@@ -42,21 +42,19 @@ class Split:
         return np.flatnonzero(self.part == self.names.index(part))
 
     def fold(self, number: int) -> "Split":
-        """The split whose test photos are those of one of k folds. It validates on the next k/5
-        folds, on one at least, and trains on the rest."""
+        """Tests on one of k folds, validates on the next k/5, at least one, trains on the rest."""
         folds = len(self.names)
         after = (self.part - number) % folds
         val = max(1, round(FRACTIONS[1] * folds))
-        part = np.where(after == 0, 2, np.where(after <= val, 1, 0)).astype(np.int8)
+        part = np.select([after == 0, after <= val], [2, 1], 0).astype(np.int8)
         return replace(self, part=part, names=PARTS)
 
 
 def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | None = None) -> Split:
-    """The photos split by 70/20/10, or into so many folds, as `make_split` does it."""
+    """The photos split by 70/20/10, or into so many folds, by `make_split`."""
     names = PARTS if folds is None else tuple(map(str, range(folds)))
     fractions = FRACTIONS if folds is None else (1 / folds,) * folds
-    part = make_split(photos.labels, groups, photos.classes, seed, fractions)
-    return Split(photos, part, names)
+    return Split(photos, make_split(photos.labels, groups, photos.classes, seed, fractions), names)
 
 
 def describe_duplicates(photos: Photos, groups: np.ndarray) -> list[str]:
@@ -70,8 +68,8 @@ def describe_duplicates(photos: Photos, groups: np.ndarray) -> list[str]:
     ]
     two_labels = np.unique(groups[photos.labels != photos.labels[groups]])
     if len(two_labels):
-        same = [photos.paths[photo] for photo in np.flatnonzero(groups == two_labels[0])]
-        shown = " = ".join(map(repr, same))
+        same = np.flatnonzero(groups == two_labels[0])
+        shown = " = ".join(repr(photos.paths[photo]) for photo in same)
         notes.append(f"WARNING: {len(two_labels):,} pictures carry two labels, such as {shown}")
     return notes
 
@@ -87,8 +85,7 @@ def make_split(
 
     labels: (N,) int, index into classes; each has at least one photo in each part
     groups: (N,) int, equal for photos that must stay together
-    fractions: of the parts, adding up to 1; met to within the size of the class's largest group,
-        unless groups hold two classes
+    fractions: of the parts, met to within a class's largest group unless groups hold two classes
     Raises UserError: a class that has fewer groups than parts, or shares nearly all of them.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -101,20 +98,20 @@ def make_split(
         if counts.all():
             return part[group]
     label = int(counts.min(0).argmin())
-    own, photos = (held[:, label] > 0).sum(), held[:, label].sum()
+    own, photos = np.count_nonzero(held[:, label]), held[:, label].sum()
+    fewer = ", or give fewer --folds" if len(fractions) > len(PARTS) else ""
     raise UserError(
         f"class {classes[label]!r} has too few photos: {own} different ones ({photos} with "
         f"duplicates); {len(fractions)} are needed that are not duplicates of other classes' "
-        "photos, one for each part of the split"
-        + (", or give fewer --folds" if len(fractions) > len(PARTS) else "")
+        f"photos, one for each part of the split{fewer}"
     )
 
 
 def _deal(held: np.ndarray, fractions: Sequence[float], rng: np.random.Generator) -> np.ndarray:
-    """(G,) int8 part of each group, dealt one by one to the part that needs its photos most.
+    """(G,) int8: each group is dealt to the part that needs its photos most; those of several
+    classes and large ones first, since small ones can even out what these leave.
 
-    held: (G, C) int, photos of each class in each group. Groups of several classes and large ones
-    are dealt first, so that the small ones can even out what these leave.
+    held: (G, C) int, photos of each class in each group
     """
     order = rng.permutation(len(held))
     order = order[np.lexsort((-held[order].sum(1), -(held[order] > 0).sum(1)))]
@@ -125,7 +122,7 @@ def _deal(held: np.ndarray, fractions: Sequence[float], rng: np.random.Generator
     for group in order:
         own = np.flatnonzero(held[group])
         photos = held[group, own, None]
-        # Before all else, a class's last groups go to those of its parts that are still empty.
+        # A class's last groups must go to those of its parts that are still empty.
         urgent = empty[own] & (left[own] <= empty[own].sum(1))[:, None]
         number = np.lexsort((-(photos * need[own]).sum(0), -urgent.sum(0)))[0]
         part[group] = number
