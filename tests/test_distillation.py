@@ -4,7 +4,7 @@ word: a teacher in train mode, other pixels for teacher and student, a method th
 import copy
 import io
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -17,27 +17,24 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from config import MODELS, Config, KDConfig, UserError
 from models.factory import create_model
 from models.features import feature_channels
-from tests.toys import CLASSES, CPU, tensors, train_batches, val_batches
+from tests.toys import CLASSES, CPU, resnet_by_hand, tensors, train, train_batches
 from utils import losses
 from utils.device import Device
 from utils.distillation import METHODS, Distillation, Method, check_method
-from utils.engine import CrossEntropy, Training, evaluate, fit, train_epoch
+from utils.engine import CrossEntropy, Training, train_epoch
 
 each_method = pytest.mark.parametrize("method", METHODS)
 FLOAT32, BF16 = Device(CPU), Device(CPU, bf16=True)
 TRUTH = torch.tensor([1, 0, 4, 2])
 CONFIG = Config(image_size=16, batch_size=4, epochs=2, label_smoothing=0.1)
-PHOTOS = 12  # three steps and one batch of validation an epoch
+PHOTOS = 12  # three steps an epoch
 
-
-@cache
-def _network(seed: int, arch: str) -> nn.Module:
-    return create_model(arch, CLASSES, pretrained=False, seed=seed)
+initial_network = cache(partial(create_model, classes=CLASSES, pretrained=False))
 
 
 def network(seed: int, arch: str = "resnet18") -> nn.Module:
-    """A new one in train mode."""
-    return copy.deepcopy(_network(seed, arch))
+    """A copy in train mode."""
+    return copy.deepcopy(initial_network(arch, seed=seed))
 
 
 def with_kd(method: str, config: Config = CONFIG, **changed: Any) -> Config:
@@ -54,20 +51,6 @@ def images_of(side: int) -> Tensor:
     return torch.randn(4, 3, side, side, generator=generator, dtype=torch.float64).float()
 
 
-def train(training: Training, after_epoch=lambda _: None) -> Training:
-    config = training.config
-    fit(training, train_batches(config, PHOTOS), val_batches(config, PHOTOS), after_epoch)
-    return training
-
-
-def by_hand(model: Any, images: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-    """Logits of a ResNet, and its maps by stride."""
-    x = model.maxpool(model.bn1(model.conv1(images)).relu())
-    layers = {4: model.layer1, 8: model.layer2, 16: model.layer3, 32: model.layer4}
-    maps = {stride: (x := layer(x)) for stride, layer in layers.items()}
-    return model.fc(x.mean((2, 3))), maps
-
-
 @each_method
 def test_the_objective_and_its_gradients_are_the_formula_written_out(method):
     """With the loss of the method's name or, of a new method, the one that its entry names."""
@@ -78,9 +61,9 @@ def test_the_objective_and_its_gradients_are_the_formula_written_out(method):
     images = images_of(64)  # for a last map of more than one pixel
     loss, logits, parts = objective(student, images, TRUTH)
 
-    s, maps = by_hand(student, images)
+    s, maps = resnet_by_hand(student, images)
     with torch.no_grad():
-        t, teacher_maps = by_hand(network(2).eval(), images)
+        t, teacher_maps = resnet_by_hand(network(2).eval(), images)
     plain = -s.log_softmax(1)[range(4), TRUTH].mean()
     smoothed = 0.9 * plain - 0.1 * s.log_softmax(1).mean()
     kd: Any = losses.kd_loss(s, t, 3.0)
@@ -115,14 +98,6 @@ def test_the_objective_and_its_gradients_are_the_formula_written_out(method):
         assert (gradient - other).norm() <= 1e-3 * other.norm()
 
 
-def test_every_method_has_a_loss_of_its_own():
-    found = {}
-    for method in METHODS:
-        objective = distillation(with_kd(method, alpha=0.6))
-        found[method] = objective(network(1), images_of(32), TRUTH)[0].item()
-    assert len(set(found.values())) == len(METHODS), found
-
-
 @pytest.mark.parametrize(
     "incomplete",
     [
@@ -148,18 +123,6 @@ def test_a_method_that_needs_one_class_of_three_or_more_says_so():
 
 
 @each_method
-@pytest.mark.parametrize("device", [FLOAT32, BF16], ids=["float32", "bf16"])
-def test_a_student_that_is_its_teacher_agrees_with_it(method, device):
-    objective = distillation(with_kd(method))
-    _, _, parts = evaluate(network(2), objective, val_batches(CONFIG, PHOTOS), device)
-    assert parts.pop("agreement") == 1
-    assert parts.pop("ce") > 0.1
-    if METHODS[method].adapter:
-        assert parts.pop(method) > 0  # an adapter is no identity
-    assert all(abs(value) < 1e-4 for value in parts.values())
-
-
-@each_method
 def test_alpha_and_weight_zero_are_the_baseline_to_the_bit(method):
     mixed = torch.tensor([[0.7, 0, 0, 0.3, 0]]).repeat(4, 1)
     labels, found = TRUTH if METHODS[method].hard_labels else mixed, []
@@ -179,14 +142,15 @@ def run(request) -> SimpleNamespace:
     config, file = with_kd(request.param, replace(CONFIG, mixup=mixup)), io.BytesIO()
     training = Training(network(1), distillation(config), config, FLOAT32)
     teacher = training.objective.teacher_model  # type: ignore[attr-defined]
-    calls: dict[nn.Module, list[tuple[Tensor, tuple[bool, bool]]]] = {}
-    for model in (training.model, teacher):
-        model.register_forward_hook(
-            lambda model, inputs, _: calls.setdefault(model, []).append(
-                (inputs[0], (any(m.training for m in model.modules()), torch.is_grad_enabled()))
-            )
-        )
-    train(training, lambda now: torch.save(now.state(), file) if not file.tell() else None)
+    calls: dict[nn.Module, list[Any]] = {training.model: [], teacher: []}
+
+    def note(model: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+        modes = any(m.training for m in model.modules()), torch.is_grad_enabled()
+        calls[model].append((inputs[0], modes))
+
+    for model in calls:
+        model.register_forward_hook(note)
+    train(training, lambda now: None if file.tell() else torch.save(now.state(), file), PHOTOS)
     file.seek(0)
     return SimpleNamespace(training=training, teacher=teacher, calls=calls, file=file)
 
@@ -195,7 +159,7 @@ def test_a_teacher_sees_the_very_pixels_of_its_student_in_eval_mode(run):
     (images, modes), (pixels, of_teacher) = (
         zip(*run.calls[model], strict=True) for model in (run.training.model, run.teacher)
     )
-    assert list(modes) == ([(True, True)] * 3 + [(False, False)]) * 2
+    assert list(modes) == ([(True, True)] * 3 + [(False, False)] * 2) * 2
     assert set(of_teacher) == {(False, False)}
     assert all(s is t for s, t in zip(images, pixels, strict=True))
     first = [images for images, _ in train_batches(run.training.config, PHOTOS).epoch(1)]
@@ -216,75 +180,59 @@ def test_a_resumed_run_ends_with_the_same_bits(run):
     config = run.training.config
     again = Training(network(9), distillation(config), config, FLOAT32)
     again.load_state(torch.load(run.file, weights_only=True))
-    train(again)
+    train(again, count=PHOTOS)
     assert all(map(torch.equal, tensors(run.training.state()), tensors(again.state())))
     assert again.history[1]["loss/train"] == run.training.history[1]["loss/train"]
 
 
-def test_an_adapter_is_drawn_from_the_seed_alone_and_is_trained(monkeypatch):
-    seeds: list[int] = []
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)  # no GPU is needed
-    network(2, "densenet169")
+def test_an_adapter_is_drawn_from_the_seed_alone(monkeypatch):
+    network(2, "resnet50")
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("a GPU was seeded"))
     drawn = []
     for noise, seed in ((1, 0), (2, 0), (3, 1)):
-        torch.manual_seed(noise)
-        seeds.clear()
+        torch.default_generator.manual_seed(noise)
         feature_channels.cache_clear()
         rng = torch.get_rng_state()
-        config = with_kd("fitnet", replace(CONFIG, image_size=32, seed=seed, weight_decay=0.0))
-        objective = distillation(config, "densenet169")
+        objective = distillation(with_kd("fitnet", replace(CONFIG, seed=seed)), "resnet50")
         assert torch.equal(torch.get_rng_state(), rng)
-        assert seeds == []  # other random numbers, those of GPUs as well, stay as they are
-        drawn.append(copy.deepcopy(objective.adapters.state_dict())["16.weight"])
-    assert drawn[0].shape == (1280, 256, 1, 1)
+        drawn.append(objective.adapters.state_dict()["16.weight"])
+    assert drawn[0].shape == (1024, 256, 1, 1)
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
-    state = train(Training(network(1), objective, config, FLOAT32)).state()
-    assert not torch.equal(state["adapters"]["16.weight"], drawn[2])
 
 
 @pytest.mark.parametrize(
     ("method", "models", "device"),
-    # Every method and every pair twice or more often, not each with each.
-    [*zip([*METHODS] * 3, [*product(MODELS, MODELS)] * 9, [FLOAT32, BF16] * 99, strict=False)],
+    # Every method twice and every pair, not each with each.
+    [*zip([*METHODS] * 2, [*product(MODELS, MODELS)] * 2, [FLOAT32, BF16] * 99, strict=False)],
 )
 def test_every_architecture_teaches_every_other(method, models, device):
     """At 75 pixels, where some of DenseNet's maps are a pixel smaller than those of ResNets."""
     teacher, student = models
-    config = with_kd(method, replace(CONFIG, model=student, optimizer="sgd"))
-    training = Training(network(1, student), distillation(config, teacher), config, device)
+    config, model = with_kd(method, replace(CONFIG, model=student)), network(1, student)
+    objective = distillation(config, teacher)
     with device.autocast():
-        loss, logits, parts = training.module(images_of(75), TRUTH)
+        loss, logits, parts = objective(model, images_of(75), TRUTH)
     assert loss.dtype == logits.dtype == torch.float32
     assert all(value.isfinite() for value in (loss, *parts.values()))
     loss.backward()
-    training.optimizer.step()
-    moved, first = ([*model.parameters()] for model in (training.model, network(1, student)))
-    for layer in (0, -2):  # kernels of the first and the last
-        assert moved[layer].isfinite().all()
-        assert not torch.equal(moved[layer], first[layer])
+    for parameter in (*model.parameters(), *objective.adapters.parameters()):
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.any() or parameter.ndim == 1
 
 
-class Endless:
-    """An epoch of so many steps that the third is not its last."""
-
-    done = 0
-
-    def __len__(self) -> int:
-        return 99
-
+class Batches(list[Any]):
     def epoch(self, _number: int):
-        for _ in range(3):
-            yield torch.empty(4, 3, 64, 64), torch.empty(4, dtype=torch.long)
-            self.done += 1
+        return self
 
 
 @each_method
 def test_no_step_reads_a_number_back_from_the_device(method):
     """A GPU would wait for it, and a recorded step could not be replayed. Tensors without values
     show it on any machine: whatever needs one raises an error."""
-    config = replace(with_kd(method), clip_norm=1.0)
-    model, objective, batches = network(1), distillation(config, "resnet50"), Endless()
+    config, steps = replace(with_kd(method), clip_norm=1.0), []
+    model, objective = network(1), distillation(config, "resnet50")
     trees = (model, objective.teacher_model, objective.adapters)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         for module in (module for tree in trees for module in tree.modules()):
@@ -292,6 +240,8 @@ def test_no_step_reads_a_number_back_from_the_device(method):
             for held in (module._parameters, module._buffers):
                 held.update({k: v if v is None else fake.from_tensor(v) for k, v in held.items()})
         training = Training(model, objective, config, BF16)
+        training.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+        batches: Any = Batches([(torch.empty(4, 3, 64, 64), torch.empty(4).long())] * 3)
         with pytest.raises(DataDependentOutputException):  # at the means of the epoch
-            train_epoch(training, batches, 1)  # type: ignore[arg-type]
-    assert batches.done == 3
+            train_epoch(training, batches, 1)
+    assert len(steps) == 3

@@ -20,7 +20,6 @@ from models import checkpoint
 from models.checkpoint import FORMAT, load_checkpoint, load_classifier, weights_digest
 from models.factory import channels_last, check_models, create_model
 
-HEADS = {"densenet169": "classifier", "resnet50": "fc", "resnet18": "fc"}
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -42,11 +41,9 @@ def test_images_that_a_network_would_shrink_to_nothing_are_refused(name):
         assert model(torch.zeros(2, 3, least, least)).shape == (2, 3)
     check_models([name], Config(image_size=least))
     if least > 1:
-        with pytest.raises(RuntimeError):
-            model(torch.zeros(2, 3, least - 1, least - 1, device="meta"))
         with pytest.raises(UserError, match=f"--image-size {least - 1}: {name} needs"):
             check_models([name], Config(image_size=least - 1))
-        with pytest.raises(UserError, match=f"--grow-from {0.1}: {name} needs"):
+        with pytest.raises(UserError, match=f"--grow-from 0.1: {name} needs"):
             check_models([name], Config(image_size=64, grow_from=0.1))
 
 
@@ -77,7 +74,7 @@ def imagenet_state(name: str) -> dict[str, torch.Tensor]:
 
 @each_model
 def test_pretrained_takes_all_but_the_head_from_the_file(name, weights_folder):
-    state, head = imagenet_state(name), HEADS[name]
+    state, head = imagenet_state(name), "classifier" if name == "densenet169" else "fc"
     # DenseNet's files are older than its layers' names: norm1 is called norm.1 in them.
     layer = re.compile(r"(denselayer\d+\.(?:norm|conv))(\d)")
     published = {layer.sub(r"\1.\2", key): value for key, value in state.items()}
@@ -180,7 +177,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
 
 
 GOOD = saved({"format": FORMAT} | CONTENT)
-OTHERS: list[Any] = [[1], torch.zeros(3), {"model": {}}, {"format": FORMAT}]
+OTHERS: tuple[Any, ...] = [1], torch.zeros(3), {"model": {}}, {"format": FORMAT}
 
 
 @pytest.mark.parametrize(
@@ -189,7 +186,6 @@ OTHERS: list[Any] = [[1], torch.zeros(3), {"model": {}}, {"format": FORMAT}]
         *((GOOD[: len(GOOD) * eighth // 8], "can be read safely") for eighth in range(8)),
         *((saved(other), "not a checkpoint of train.py") for other in OTHERS),
         (saved({"format": FORMAT + 1, "model": {}}), "another version"),
-        (saved({"format": "x", "model": {}}), "another version"),
         (None, "there is no such checkpoint"),
     ],
 )

@@ -1,11 +1,14 @@
 """Small photos in memory, as batches: what trains in a moment and can be learnt from colour."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from config import Config
 from data.batches import EvalBatches, TrainBatches
+from utils.engine import Training, fit
 
 CPU = torch.device("cpu")
 CLASSES = 5
@@ -30,6 +33,21 @@ def val_batches(config: Config, count: int = 200, shard: slice = slice(None)) ->
     pixels, rows, labels = photos(count)
     which = rows[shard], labels[shard]
     return EvalBatches(torch.from_numpy(pixels), *which, config.image_size, CPU)
+
+
+def train(training: Training, after_epoch=lambda _: None, count: int = 46) -> Training:
+    """The training run at its end, on so many photos."""
+    config = training.config
+    fit(training, train_batches(config, count), val_batches(config), after_epoch)
+    return training
+
+
+def resnet_by_hand(model: Any, images: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    """Logits of a ResNet, and its maps by stride."""
+    x = model.maxpool(model.bn1(model.conv1(images)).relu())
+    layers = {4: model.layer1, 8: model.layer2, 16: model.layer3, 32: model.layer4}
+    maps = {stride: (x := layer(x)) for stride, layer in layers.items()}
+    return model.fc(x.mean((2, 3))), maps
 
 
 def tensors(state: object) -> list[Tensor]:
