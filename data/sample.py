@@ -28,26 +28,23 @@ def draw_sample(folder: Path, seed: int = 0, per_class: int = 48, size: int = 96
 
     The photos are RGB JPEGs of size × size pixels, the same bytes for the same arguments. A
     complete sample of this version and these settings is reused, any other sample is replaced.
-    Raises UserError if `folder` holds something else than a sample or cannot be written.
+    Raises UserError if `folder` holds something else than a sample, OSError if it cannot be written.
     """
     marker = json.dumps({"version": VERSION, "seed": seed, "per_class": per_class, "size": size})
     photos = [f"{name}/{number:04d}.jpg" for name in CLASSES for number in range(per_class)]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with lock(folder.parent):  # two processes may draw it at once
-            if (folder / MARKER).is_file():
-                complete = all((folder / photo).is_file() for photo in photos)
-                if complete and (folder / MARKER).read_bytes() == marker.encode():
-                    return folder
-            elif folder.exists() and any(folder.iterdir()):
-                raise UserError(f"{folder} holds something else than a drawn sample; move it away")
-            with atomic_folder(folder) as new:
-                for path in map(new.joinpath, photos):
-                    path.parent.mkdir(exist_ok=True)
-                    draw_photo(path.parent.name, int(path.stem), seed, size).save(path, quality=92)
-                (new / MARKER).write_text(marker)
-    except OSError as error:
-        raise UserError(f"cannot draw the sample into {folder}: {error}") from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folder.parent):  # two processes may draw it at once
+        if (folder / MARKER).is_file():
+            complete = all((folder / photo).is_file() for photo in photos)
+            if complete and (folder / MARKER).read_bytes() == marker.encode():
+                return folder
+        elif folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds something else than a drawn sample; move it away")
+        with atomic_folder(folder) as new:
+            for path in map(new.joinpath, photos):
+                path.parent.mkdir(exist_ok=True)
+                draw_photo(path.parent.name, int(path.stem), seed, size).save(path, quality=92)
+            (new / MARKER).write_text(marker)
     return folder
 
 

@@ -22,10 +22,10 @@ from data.batches import EvalBatches, TrainBatches
 from utils import ranks
 from utils.cpu import keep_freed_memory
 from utils.device import Device
-from utils.graphs import GraphedStep, Step
 from utils.metrics import accuracy
 
 Row = dict[str, float]
+Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
 class Objective(Protocol):
@@ -212,6 +212,8 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
 
     step: Step = train_step
     if device.graphs:
+        from utils.graphs import GraphedStep  # on GPUs alone
+
         step = training.step = training.step or GraphedStep(train_step, optimizer)
     training.model.train()
     torch.manual_seed(config.seed * 1_000_003 + epoch)  # for models with dropout

@@ -2,8 +2,8 @@
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,25 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from config import UserError
 from utils.drawing import WrongPhoto, confusion_matrix, photo_grid
 
 Row = Mapping[str, float]
 
 
 class Tracker(AbstractContextManager["Tracker"]):
-    """Writes one run's TensorBoard events to disk, or raises UserError.
+    """Writes one run's TensorBoard events to disk, or raises OSError.
 
     Each start replaces earlier event files and writes `history`, the epochs so far, again, so that
     a resumed run has one point per epoch. Settings that are None get no column in TensorBoard.
     """
 
     def __init__(self, folder: Path, history: Sequence[Row], settings: dict[str, Any]) -> None:
-        self.folder, self.step = folder, 0
-        with _user_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            for earlier in folder.glob("events.out.tfevents.*"):
-                earlier.unlink()
-            # A new name, since an open TensorBoard reads no file from its beginning again.
-            self.file = (folder / f"events.out.tfevents.{time.time():.6f}").open("xb")
+        self.step = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        for earlier in folder.glob("events.out.tfevents.*"):
+            earlier.unlink()
+        # A new name, since an open TensorBoard reads no file from its beginning again.
+        self.file = (folder / f"events.out.tfevents.{time.time():.6f}").open("xb")
         self.records = RecordWriter(self.file)  # SummaryWriter's thread prints tracebacks
         columns = {k: str(v) for k, v in settings.items() if v is not None}
         columns |= {k: v for k, v in settings.items() if type(v) in (int, float)}
@@ -70,24 +68,13 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._write(time.time(), *scalars, *images, self.session_end)
 
     def _write(self, wall_time: float, *contents: Summary) -> None:
-        with _user_errors(self.folder):
-            for content in contents:
-                event = Event(summary=content, step=self.step, wall_time=wall_time)
-                self.records.write(event.SerializeToString())
-            self.file.flush()
+        for content in contents:
+            event = Event(summary=content, step=self.step, wall_time=wall_time)
+            self.records.write(event.SerializeToString())
+        self.file.flush()
 
     def __exit__(self, *_: object) -> None:
-        with _user_errors(self.folder):
-            self.file.close()
-
-
-@contextmanager
-def _user_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = f"cannot write TensorBoard events in {folder} ({error.strerror})"
-        raise UserError(f"{what}; free some space or change --output, then --resume") from error
+        self.file.close()
 
 
 def tensorboard_command(log_folder: Path) -> str:
