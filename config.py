@@ -90,8 +90,7 @@ class KDConfig:
     teacher: str | None = setting(None, MODELS, "instead of the experiment's teacher")
     teacher_tag: str | None = setting(None, TAG, "the teacher is train.py's run with this --tag")
     teacher_checkpoint: Path | None = setting(None, PATH, "a best.pt that teaches all seeds")
-    allow_other_split: bool = setting(False, bool, "accept a --teacher-checkpoint of another "
-        "split, which may have seen the test photos; the tables say so")
+    allow_other_split: bool = setting(False, bool, "accept a --teacher-checkpoint of another split")
     method: str = setting("kd", str, "how the teacher teaches", several=True)
     alpha: float = setting(0.7, number(float, 0, 1), "weight of the teacher in (1-alpha)*CE + "
         "alpha*T^2*KL", several=True)
@@ -138,27 +137,22 @@ class Config:
     weight_decay: float = setting(0.05, number(float, 0), "of weights, not of biases and norms")
     schedule: str = setting("cosine", ("cosine", "constant"), "after the warm-up; cosine ends at 0")
     warmup_epochs: float = setting(1.0, number(float, 0), "epochs of linear warm-up")
-    label_smoothing: float = setting(0.0, number(float, 0, 0.99), "share of the target that is "
-        "spread over all classes")
-    mixup: float = setting(0.0, number(float, 0), "alpha of the Beta distribution from which the "
-        "mixing weight is drawn; 0 is off")
+    label_smoothing: float = setting(0.0, number(float, 0, 0.99), "share spread over all classes")
+    mixup: float = setting(0.0, number(float, 0), "alpha of the mixing weight's Beta; 0 is off")
     crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "least area of a crop")
     grow_from: float = setting(1.0, number(float, 0, 1, above=True), "share of --image-size at the "
         "first epoch; images grow over four fifths of the epochs")
     clip_norm: float = setting(0.0, number(float, 0), "largest gradient norm; 0 is off")
     pretrained: bool = setting(False, bool, "start from torchvision's ImageNet weights")
-    precision: str = setting("auto", ("auto", "bf16", "float32"), "auto is bfloat16 autocast where "
-        "the hardware computes in it")
+    precision: str = setting("auto", ("auto", "bf16", "float32"), "auto: bf16 where it is faster")
 
     # Machine and files
     device: str = setting("auto", DEVICE, "cpu, cuda or cuda:N; auto is the GPU if there is one")
     eager: bool = setting(False, bool, "no CUDA graphs: run the step kernel by kernel, to debug it")
     photos_on: str = setting("auto", ("auto", "device", "host"), "where decoded photos are kept; "
         "auto is the GPU if they need less than half of its free memory")
-    workers: int | None = setting(None, number(int, 1, 1024), "threads that decode photos "
-        "(default: one per core)")
-    output: Path = setting(ROOT / "output", PATH, "folder for logs/, checkpoints/ and results/ "
-        "(default: output)")
+    workers: int | None = setting(None, number(int, 1, 1024), "decoding threads (default: cores)")
+    output: Path = setting(ROOT / "output", PATH, "folder of all results (default: output)")
     cache: Path = setting(ROOT / "output" / "cache", PATH, "folder for decoded photos, 200 kB each "
         "at 224 px; safe to delete (default: output/cache)")
     resume: bool = setting(False, bool, "continue unfinished runs, skip finished ones")

@@ -28,7 +28,7 @@ def draw_sample(folder: Path, seed: int = 0, per_class: int = 48, size: int = 96
 
     The photos are RGB JPEGs of size × size pixels, the same bytes for the same arguments. A
     complete sample of this version and these settings is reused, any other sample is replaced.
-    Raises UserError if `folder` holds something else than a sample, OSError if it cannot be written.
+    Raises UserError if `folder` holds something else, OSError if it cannot be written.
     """
     marker = json.dumps({"version": VERSION, "seed": seed, "per_class": per_class, "size": size})
     photos = [f"{name}/{number:04d}.jpg" for name in CLASSES for number in range(per_class)]

@@ -17,10 +17,10 @@ from utils.device import Device
 from utils.engine import (
     CrossEntropy,
     Training,
+    evaluate,
     fit,
     learning_rate,
     make_optimizer,
-    predict,
     set_rate,
     validation_rank,
 )
@@ -132,8 +132,8 @@ def test_a_resumed_run_ends_with_the_same_bits(order):
 def test_measuring_drops_nothing_out_and_leaves_the_model_as_it_was():
     model = small_model(dropout=0.5)
     before = copy.deepcopy(model.state_dict())
-    first, labels = predict(model, val_batches(CONFIG), Device(CPU))
-    again, _ = predict(model, val_batches(CONFIG), Device(CPU))
+    first, labels, _ = evaluate(model, CrossEntropy(), val_batches(CONFIG), Device(CPU))
+    again, _, _ = evaluate(model, CrossEntropy(), val_batches(CONFIG), Device(CPU))
     assert model.training
     assert torch.equal(first, again)
     assert not first.requires_grad
@@ -182,8 +182,10 @@ def test_the_best_epoch_has_the_highest_accuracy_then_the_lowest_loss():
 
 
 def test_bfloat16_computes_logits_close_to_float32_and_returns_float32():
-    exact, _ = predict(small_model(), val_batches(CONFIG), Device(CPU))
-    rough, _ = predict(small_model(), val_batches(CONFIG), Device(CPU, bf16=True))
+    exact, _, _ = evaluate(small_model(), CrossEntropy(), val_batches(CONFIG), Device(CPU))
+    rough, _, _ = evaluate(
+        small_model(), CrossEntropy(), val_batches(CONFIG), Device(CPU, bf16=True)
+    )
     assert rough.dtype == torch.float32
     assert not torch.equal(exact, rough)
     torch.testing.assert_close(exact, rough, atol=0.05, rtol=0.05)

@@ -18,7 +18,7 @@ from models.factory import channels_last, create_model
 from tests.photo_folders import make_photos
 from utils.device import Device
 from utils.distillation import METHODS, Distillation
-from utils.engine import CrossEntropy, Objective, Training, fit, predict
+from utils.engine import CrossEntropy, Objective, Training, evaluate, fit
 from utils.graphs import keep_rates_on_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -161,8 +161,8 @@ def test_a_step_that_reads_a_value_back_is_refused_and_runs_eagerly():
 
 
 def test_validation_counts_an_odd_last_batch():
-    logits, labels = predict(network(1), val_batches(200, GPU), Device(GPU))
-    expected, _ = predict(network(1, CPU), val_batches(200, CPU), Device(CPU))
+    logits, labels, _ = evaluate(network(1), CrossEntropy(), val_batches(200, GPU), Device(GPU))
+    expected, _, _ = evaluate(network(1, CPU), CrossEntropy(), val_batches(200, CPU), Device(CPU))
     assert labels.tolist() == photos(200)[2].tolist()
     torch.testing.assert_close(logits, expected, atol=0.02, rtol=0.02)
 

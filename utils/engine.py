@@ -270,9 +270,3 @@ def evaluate(
     labels = ranks.all_gather(batches.labels.cpu())
     means = {name: ranks.all_reduce(total).item() / len(logits) for name, total in sums.items()}
     return logits, labels, means
-
-
-def predict(model: nn.Module, batches: EvalBatches, device: Device) -> tuple[Tensor, Tensor]:
-    """Logits and labels of a split, as `evaluate` returns them."""
-    logits, labels, _ = evaluate(model, CrossEntropy(), batches, device)
-    return logits, labels

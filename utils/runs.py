@@ -26,7 +26,7 @@ from models.factory import channels_last, check_models, create_model
 from utils import ranks
 from utils.device import Device, find_device
 from utils.drawing import WrongPhoto
-from utils.engine import Objective, Row, Training, fit, predict, validation_rank
+from utils.engine import CrossEntropy, Objective, Row, Training, evaluate, fit, validation_rank
 from utils.metrics import agreement, measure
 from utils.tables import Result
 from utils.tracking import Tracker
@@ -129,7 +129,8 @@ class Run:
 
     def measure(self, model: nn.Module, part: str) -> tuple[dict[str, Any], Tensor, Tensor]:
         """A model's metrics on `val` or `test`, its logits and the labels."""
-        logits, labels = predict(model, self.eval_batches(part), self.device)
+        batches = self.eval_batches(part)
+        logits, labels, _ = evaluate(model, CrossEntropy(), batches, self.device)
         return measure(logits, labels, self.data.classes), logits, labels
 
 

@@ -74,12 +74,10 @@ def describe(runs: Sequence[Run]) -> None:
             "         about photos; --data FOLDER uses yours, docs/usage.md says where to get some"
         )
     if unreadable:
-        print(f"WARNING  {len(unreadable)} files cannot be read and are skipped:")
+        print(f"WARNING  {len(unreadable)} files cannot be read and are skipped, such as (each run")
+        print("         lists all in its unreadable.csv):")
         for path, reason in unreadable[:5]:
             print(f"         {path!r}: {reason}")
-        if len(unreadable) > 5:
-            listed = config.output / "results" / "<run>" / "unreadable.csv"
-            print(f"         and {len(unreadable) - 5} more; a run lists all in {listed}")
     for note in describe_duplicates(photos, dataset.decoded.groups):
         print(f"         {note}")
     print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
