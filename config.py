@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "experiment_1": ("densenet169", "resnet18"),
     "experiment_2": ("resnet50", "resnet18"),
 }
+SMALLEST = 32  # side of images in pixels: networks halve them five times
 MODELS = ("densenet169", "resnet50", "resnet18")
 WEATHER = (ROOT / "data" / "weather", ROOT / "data" / "weather.zip")
 
@@ -120,7 +121,7 @@ class Config:
     data: str = setting("sample", matching(r"(?s:.+)", "a path"), "folder with a sub-folder of "
         "photos per class, a zip or tar of one, or `sample`: synthetic weather (default: "
         "data/weather or data/weather.zip if it exists, else sample)")
-    image_size: int = setting(64, number(int, 8, 4096), "side of the square images that the "
+    image_size: int = setting(64, number(int, SMALLEST, 4096), "side of the square images that the "
         "network sees, in pixels (default: 224; 64 on the sample)")
     split_seed: int = setting(0, number(int, 0), "draws the 70/20/10 split")
     folds: int | None = setting(None, number(int, 3, 100), "cross-validation: fold K of so many "
@@ -141,7 +142,7 @@ class Config:
     mixup: float = setting(0.0, number(float, 0), "alpha of the mixing weight's Beta; 0 is off")
     crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "least area of a crop")
     grow_from: float = setting(1.0, number(float, 0, 1, above=True), "share of --image-size at the "
-        "first epoch; images grow over four fifths of the epochs")
+        "first epoch, from 32 pixels; images grow over four fifths of the epochs")
     clip_norm: float = setting(0.0, number(float, 0), "largest gradient norm; 0 is off")
     pretrained: bool = setting(False, bool, "start from torchvision's ImageNet weights")
     precision: str = setting("auto", ("auto", "bf16", "float32"), "auto: bf16 where it is faster")

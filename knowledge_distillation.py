@@ -100,4 +100,4 @@ def report_teacher(teacher: Teacher, baseline: Result) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, sys.argv[1:]))
+    sys.exit(run_script(main, sys.argv[1:], resumes=True))

@@ -38,4 +38,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, sys.argv[1:]))
+    sys.exit(run_script(main, sys.argv[1:], resumes=True))

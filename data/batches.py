@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
-from config import Config
+from config import SMALLEST, Config
 
 # Of ImageNet, as its weights expect; also used from scratch.
 MEAN = (0.485, 0.456, 0.406)
@@ -95,7 +95,7 @@ def growing_side(epoch: int, config: Config) -> int:
     side, grow = config.image_size, 0.8 * config.epochs
     if epoch >= grow:
         return side
-    smallest = max(1, round(config.grow_from * side))
+    smallest = max(min(side, SMALLEST), round(config.grow_from * side))
     return smallest + int((side - smallest) * (epoch - 1) / (grow - 1) // 16) * 16
 
 

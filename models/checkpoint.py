@@ -31,27 +31,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises UserError for a file that is missing, damaged, or no checkpoint of this version.
     """
     try:
-        # torch does not look at the sums in its own zip files.
         with zipfile.ZipFile(path) as packed:
-            damaged = packed.testzip()
+            damaged = packed.testzip()  # torch does not look at the sums in its own zip files
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if damaged or content["format"] != FORMAT or "model" not in content:
+            raise ValueError("another format, or bytes that have changed")
     except FileNotFoundError as problem:
         raise UserError(f"{path}: there is no such checkpoint") from problem
     except Exception as problem:  # torch raises errors of any kind on bytes that are not its own
         raise UserError(
-            f"{path}: not a checkpoint that can be read safely; it may be cut off or come from "
-            "elsewhere"
+            f"{path}: cut off, damaged, or not a checkpoint of this version of train.py or "
+            "knowledge_distillation.py; use another copy, or train it again"
         ) from problem
-    if damaged:
-        raise UserError(
-            f"{path}: damaged since it was written ({damaged}), as on a failing disk or in a "
-            "broken transfer; use another copy, or train it again"
-        )
-    if not isinstance(content, dict) or "format" not in content or "model" not in content:
-        raise UserError(f"{path}: not a checkpoint of train.py or knowledge_distillation.py")
-    if content["format"] != FORMAT:
-        raise UserError(f"{path}: written by another version of this repo; train it again")
-    return content
+    return dict(content)
 
 
 def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,29 +1,12 @@
 """torchvision classifiers by name, from scratch or with ImageNet weights."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
-from config import Config, UserError
-from data.batches import growing_side
-
-
-def check_models(names: Iterable[str], config: Config) -> None:
-    """Raise UserError for images that a model's layers would shrink to nothing, and for ImageNet
-    weights that cannot be had."""
-    for name in names:
-        least = max(get_model_weights(name)["DEFAULT"].meta["min_size"])
-        for flag, side in (
-            (f"--image-size {config.image_size}", config.image_size),
-            (f"--grow-from {config.grow_from:g}", growing_side(1, config)),
-        ):
-            if side < least:
-                raise UserError(f"{flag}: {name} needs images of {least} pixels or more")
-        if config.pretrained:
-            create_model(name, classes=2, pretrained=True, seed=0)
+from config import UserError
 
 
 def create_model(name: str, classes: int, *, pretrained: bool, seed: int) -> nn.Module:
@@ -51,13 +34,9 @@ def _imagenet_model(name: str) -> nn.Module:
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     try:
         return get_model(name, weights="DEFAULT")
-    except OSError as problem:  # URLError and time-outs are OSErrors
+    except Exception as problem:  # of the network, the disk, or bytes that are no weights
+        why = " ".join(str(problem).split())[:200]
         raise UserError(
-            f"--pretrained: the weights of {name} did not download ({problem}). "
+            f"--pretrained: no weights of {name} ({why}). "
             f"Put {url} at {file} by hand, or omit --pretrained."
-        ) from problem
-    except Exception as problem:  # torch raises errors of any kind on bytes that are not its own
-        raise UserError(
-            f"--pretrained: {file} does not hold the weights of {name}. "
-            "Delete the file, so that it is downloaded again, or omit --pretrained."
         ) from problem

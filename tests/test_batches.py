@@ -182,14 +182,14 @@ def test_evaluation_has_each_photo_once_whole_in_order_and_normalised(count):
     assert next(iter(batches))[0].is_contiguous(memory_format=torch.channels_last)
 
 
-@given(st.integers(1, 200), st.integers(8, 512), st.floats(0.01, 1))
+@given(st.integers(1, 200), st.integers(32, 512), st.floats(0.01, 1))
 def test_images_grow_from_their_first_size_to_all_of_it_for_the_last_fifth(epochs, side, first):
     config = Config(epochs=epochs, image_size=side, grow_from=first)
     sides = [growing_side(epoch, config) for epoch in range(1, epochs + 1)]
     assert sides == sorted(sides)
     assert set(sides[math.ceil(0.8 * epochs) - 1 :]) == {side}
     if epochs > 2:
-        assert sides[0] == max(1, round(first * side))
+        assert sides[0] == max(32, round(first * side))
     assert all((later - sides[0]) % 16 == 0 for later in sides if later < side)
 
 

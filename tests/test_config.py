@@ -26,7 +26,7 @@ BAD = [
     ("--experiment experiment_3", "--experiment: .*experiment_1"),
     ("--seeds -1", "--seeds: '-1' is not a whole number from 0 to 2147483647"),
     ("--tag a/b", "--tag: 'a/b' is not 1 to 60 letters"),
-    ("--image-size 7", "--image-size: '7' is not a whole number from 8 to 4096"),
+    ("--image-size 7", "--image-size: '7' is not a whole number from 32 to 4096"),
     ("--fold 3", "--fold 3: it needs --folds"),
     ("--folds 5 --fold 1 5", "--fold 5: --folds 5 has 0 to 4"),
     ("--epochs 1.5", "--epochs: '1.5' is not a whole number from 1"),

@@ -184,11 +184,10 @@ def test_photos_that_changed_under_the_same_names_are_noticed(copied, photos, tm
     [
         ("--data nowhere", "nowhere"),
         ("--batch-size 57", "--batch-size 57: there are 40 training photos"),
-        ("--models densenet169 --image-size 28", "--image-size 28: densenet169 needs .* 29 pixels"),
         ("--device cuda:77", "--device cuda:77: this machine has . GPUs"),
         ("--output {file}", "File exists: .*file"),
         ("--cache {file}/below", "Not a directory: .*file/below"),
-        ("--pretrained", "--pretrained: .*did not download"),
+        ("--pretrained", "--pretrained: no weights of resnet18 .*by hand"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(more, says, photos, tmp_path, monkeypatch):

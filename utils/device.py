@@ -5,12 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from config import Config, UserError
-from data.batches import growing_side
 from utils import ranks
-
-# On images up to this side ResNets halve maps of one pixel, and in bfloat16 on a CPU oneDNN leaves
-# part of the gradient of such a kernel uninitialised (seen with torch 2.11 and 2.12).
-NO_BF16_ON_CPU = 16
 
 
 @dataclass(frozen=True)
@@ -45,8 +40,7 @@ class Device:
 
 
 def find_device(config: Config) -> Device:
-    """The device and precision of the settings. Raises UserError for a GPU that does not exist, and
-    for bf16 where it would train wrongly."""
+    """The device and precision of the settings; raises UserError for a GPU that does not exist."""
     best = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(best if config.device == "auto" else config.device)
     if device.type == "cuda":
@@ -66,13 +60,7 @@ def find_device(config: Config) -> Device:
         # at 224 px, and the 15 epochs after it took 36.
         torch.set_float32_matmul_precision("high")
     graphs = device.type == "cuda" and ranks.count() == 1 and not config.eager
-    small = device.type == "cpu" and growing_side(1, config) <= NO_BF16_ON_CPU
-    if config.precision == "bf16" and small:
-        raise UserError(
-            f"--precision bf16: images of {NO_BF16_ON_CPU} pixels or less train wrongly in "
-            "bfloat16 on a CPU; float32 works"
-        )
-    auto = config.precision == "auto" and not small and gains_from_bf16(device)
+    auto = config.precision == "auto" and gains_from_bf16(device)
     return Device(device, auto or config.precision == "bf16", graphs)
 
 

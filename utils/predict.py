@@ -10,9 +10,7 @@ The exit status is 2 if the checkpoint or a photo cannot be used; stderr says wh
 """
 
 import argparse
-import io
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +25,12 @@ from data.batches import Normalise, cached_side, whole_images
 from data.cache import read_square
 from data.photos import UnreadablePhoto, is_named_as_photo
 from models.checkpoint import load_classifier
+from utils.script import run_script
 from utils.tables import printable
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print the classes of every photo and return the exit status."""
+def main(arguments: Sequence[str]) -> None:
+    """Print the classes of every photo; raises UserError at the end if some could not be read."""
     parser = argparse.ArgumentParser("python -m utils.predict", allow_abbrev=False)
     parser.description = "Classify photos with a trained network."
     parser.add_argument("checkpoint", type=Path, help="a run's best.pt or last.pt")
@@ -40,14 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.top < 1:
         parser.error(f"--top {options.top}: must be at least 1")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # the stdout of a notebook is none
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    try:
-        model, about = load_classifier(options.checkpoint)
-    except UserError as problem:
-        print(f"error: {printable(str(problem))}", file=sys.stderr)
-        return 2
-    status = 0
+    model, about = load_classifier(options.checkpoint)
+    unreadable = 0
     for path in [path for given in options.photos for path in photos_at(given)]:
         try:
             pixels = read_square(Path(path), cached_side(about["image_size"]))
@@ -56,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
             if os.path.isdir(path):
                 reason = "no readable photo directly in this folder; give its sub-folders or files"
             print(f"error: {printable(path)}: {reason}", file=sys.stderr)
-            status = 2
+            unreadable += 1
             continue
         probabilities, labels = classify(model, about, pixels).sort(descending=True, stable=True)
         answers = [
@@ -64,7 +57,8 @@ def main(arguments: Sequence[str]) -> int:
             for probability, label in zip(probabilities, labels, strict=True)
         ]
         print(f"{printable(path)}: {', '.join(answers[: options.top])}")
-    return status
+    if unreadable:
+        raise UserError(f"{unreadable} of these could not be read")
 
 
 def photos_at(given: str) -> list[str]:
@@ -85,8 +79,4 @@ def classify(model: nn.Module, about: dict[str, Any], pixels: np.ndarray) -> Ten
 
 
 if __name__ == "__main__":
-    # Ctrl-C and `| head` end the command at once and quietly. Windows has no SIGPIPE.
-    for ending in ("SIGINT", "SIGPIPE"):
-        if hasattr(signal, ending):
-            signal.signal(getattr(signal, ending), signal.SIG_DFL)
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_script(main, sys.argv[1:]))

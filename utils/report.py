@@ -7,7 +7,6 @@ every number of every run to runs.csv.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from config import ROOT, UserError
 from data.files import atomic_write, csv_text, read_json
+from utils.script import run_script
 from utils.tables import (
     COMPARED,
     PARAMETERS,
@@ -134,20 +134,12 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, value
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> None:
+    """Print and write the report of the --output that is given."""
     parser = argparse.ArgumentParser(prog="python -m utils.report", allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=ROOT / "output", help="that of the scripts")
-    folder = parser.parse_args(arguments).output / "results"
-    try:
-        code = sys.stdout.encoding or "utf-8"  # a terminal may lack letters
-        print(write_report(folder).encode(code, "backslashreplace").decode(code), flush=True)
-    except BrokenPipeError:  # whoever reads has read enough, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UserError, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    print(write_report(parser.parse_args(arguments).output / "results"))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -22,7 +22,7 @@ from data.batches import MEAN, STD, EvalBatches, TrainBatches
 from data.dataset import Dataset, load_datasets
 from data.files import atomic_write, csv_text, lock, read_json, write_json
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
-from models.factory import channels_last, check_models, create_model
+from models.factory import channels_last, create_model
 from utils import ranks
 from utils.device import Device, find_device
 from utils.drawing import WrongPhoto
@@ -30,9 +30,6 @@ from utils.engine import CrossEntropy, Objective, Row, Training, evaluate, fit, 
 from utils.metrics import agreement, measure
 from utils.tables import Result
 from utils.tracking import Tracker
-
-# Raised whenever a reader of older results would misread newer ones.
-RESULT_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,8 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
     """
     device = find_device(configs[0])
     models = {c.model for c in configs} | {c.kd.teacher for c in configs if c.kd and c.kd.teacher}
-    check_models(models, configs[0])
+    for name in models if configs[0].pretrained else ():
+        create_model(name, classes=2, pretrained=True, seed=0)
     datasets = load_datasets(configs, device.device, ranks.count())
     return [Run(config, datasets[config.fold], device) for config in configs]
 
@@ -321,7 +319,6 @@ def measure_run(
     # The first epoch also pays for warming up.
     steady = [row["images_per_second"] for row in history[1:] or history]
     result = {
-        "format": RESULT_FORMAT,
         "run": run.name,
         "model": config.model,
         "seed": config.seed,

@@ -1,6 +1,8 @@
 """What every script does around its work: report problems in a line, print paths and the ETA."""
 
 import io
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,12 +14,14 @@ from config import UserError
 from data.split import describe_duplicates
 from utils.ranks import init_distributed
 from utils.runs import Run
-from utils.tracking import from_here, tensorboard_command
 
 
-def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
+def run_script(
+    main: Callable[[Sequence[str]], None], arguments: Sequence[str], *, resumes: bool = False
+) -> int:
     """Run `main` and return the exit status: 2 for the user's mistakes, 130 or 143 when SIGINT
-    (Ctrl-C) or SIGTERM (a scheduler's, before it kills) stops it, 141 when stdout has no reader."""
+    (Ctrl-C) or SIGTERM (a scheduler's, before it kills) stops it, 141 when stdout has no reader.
+    `resumes` tells whether it has --resume."""
     before = signal.signal(signal.SIGTERM, _terminate)
     # A stream that was closed by the shell (>&-) is None.
     sys.stdout = sys.stdout or io.StringIO()
@@ -32,18 +36,19 @@ def run_script(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) 
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # as after `| head -1`
-        print("stopped, as nothing reads its output; --resume continues", file=sys.stderr)
+        hint = "; --resume continues" if resumes else ""
+        print(f"stopped, as nothing reads its output{hint}", file=sys.stderr)
         return 141
     except OSError as problem:  # a full disk, a folder that may not be written, too many files
         what = f"{problem.filename}: " if problem.filename else ""
-        why = problem.strerror or problem
-        print(f"error: {what}{why}; once fixed, --resume continues", file=sys.stderr)
+        hint = "; once fixed, --resume continues" if resumes else ""
+        print(f"error: {what}{problem.strerror or problem}{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        how = "the same command with --resume continues"
+        hint = "; the same command with --resume continues" if resumes else ""
         if "--overwrite" in arguments:
-            how = "to continue once an epoch is done, give --resume instead of --overwrite"
-        print(f"\nstopped; {how}", file=sys.stderr)
+            hint = "; to continue once an epoch is done, give --resume instead of --overwrite"
+        print(f"\nstopped{hint}", file=sys.stderr)
         return 143 if stopped.args else 130
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -85,9 +90,10 @@ def describe(runs: Sequence[Run]) -> None:
 
 def print_paths(output: Path) -> None:
     """Print where a command's results are and how to look at its curves."""
+    here = Path(os.path.relpath(output))
     for what in ("results", "checkpoints"):
-        print(f"{what:12} {from_here(output / what)}")
-    print(f"{'curves':12} {tensorboard_command(output / 'logs')}")
+        print(f"{what:12} {here / what}")
+    print(f"{'curves':12} tensorboard --logdir={shlex.quote(str(here / 'logs'))}")
 
 
 class ETA:

@@ -1,6 +1,5 @@
 """TensorBoard for one run: curves, settings, and pictures of the test set."""
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -75,14 +74,3 @@ class Tracker(AbstractContextManager["Tracker"]):
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
-
-
-def tensorboard_command(log_folder: Path) -> str:
-    """The shell command that shows all runs under `log_folder`."""
-    return f"tensorboard --logdir={shlex.quote(str(from_here(log_folder)))}"
-
-
-def from_here(path: Path) -> Path:
-    """The path, relative to the current folder if it lies below it."""
-    path, here = path.absolute(), Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
