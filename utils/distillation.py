@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from config import Config, KDConfig, UserError
 from models.features import feature_channels, forward_with_features
-from utils.engine import hard_loss
+from utils.engine import Output, hard_loss
 from utils.losses import (
     attention_loss,
     dist_loss,
@@ -121,9 +121,7 @@ class Distillation:
                     narrow, wide = (feature_channels(a, stride) for a in (config.model, teacher))
                     self.adapters[str(stride)] = nn.Conv2d(narrow, wide, 1).to(device)
 
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Output:
         method, kd, weight = self.method, self.kd, float(self.kd.weight or 0)
         with torch.no_grad():
             teacher_logits, teacher_maps = forward_with_features(

@@ -25,6 +25,7 @@ from utils.device import Device
 from utils.metrics import accuracy
 
 Row = dict[str, float]
+Output = tuple[Tensor, Tensor, dict[str, Tensor]]  # loss, logits, parts
 Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
@@ -33,9 +34,7 @@ class Objective(Protocol):
 
     adapters: nn.ModuleDict
 
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]: ...
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Output: ...
 
 
 class CrossEntropy:
@@ -48,9 +47,7 @@ class CrossEntropy:
         self.label_smoothing = label_smoothing
         self.adapters = nn.ModuleDict()
 
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Output:
         logits = model(images).float()
         loss, plain = hard_loss(logits, labels, self.label_smoothing)
         return loss, logits, {"ce": plain}
@@ -70,7 +67,7 @@ class TrainModule(nn.Module):
         super().__init__()
         self.model, self.adapters, self.objective = model, objective.adapters, objective
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def forward(self, images: Tensor, labels: Tensor) -> Output:
         return self.objective(self.model, images, labels)
 
 
@@ -234,11 +231,9 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
             check_finite(mean_loss, "training", epoch)
     ranks.average_buffers(training.model)
     photos *= ranks.count()
-    means = {
-        f"{name}/train": ranks.all_reduce(total).item() / photos for name, total in sums.items()
-    }
+    row = {f"{name}/train": ranks.all_reduce(sums[name]).item() / photos for name in sums}
     seconds = time.perf_counter() - started
-    return {**means, "lr": rate, "images_per_second": photos / seconds}
+    return row | {"lr": rate, "images_per_second": photos / seconds}
 
 
 def check_finite(loss: float, part: str, epoch: int) -> None:
