@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+PROCESS: dict[str, Any] = {"cwd": ROOT, "stdout": -1, "stderr": -1, "text": True}  # -1 is a pipe
 CLASSES = ("fog", "hail", "rain", "snow")
 
 
@@ -35,10 +36,14 @@ def training(photos: Path, folder: Path, *more: object) -> list[str]:
     return [str(word) for word in (*words, *more)]  # of flags that are given twice, the last holds
 
 
-def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """What became of a Python process with these arguments."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, **options)
+def python(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """What became of a process of Python with these arguments."""
+    return subprocess.run([sys.executable, *map(str, words)], **PROCESS | options)
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    """A process of Python that goes on beside the test."""
+    return subprocess.Popen([sys.executable, *map(str, words)], **PROCESS)
 
 
 def encoded(image, name="JPEG", **options):

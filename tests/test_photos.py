@@ -12,7 +12,7 @@ from PIL import Image
 from config import UserError
 from data.photos import UnreadablePhoto, decode_rgb, find_photos, open_rgb, read_photo
 from tests.odd_photos import readable, unreadable
-from tests.photo_folders import CLASSES, ROOT, encoded, make_photos, run, training
+from tests.photo_folders import CLASSES, ROOT, encoded, make_photos, python, training
 
 ORIGINALS = ROOT.parent / "shared" / "originals"
 READABLE, UNREADABLE = readable(), unreadable()
@@ -151,7 +151,7 @@ def test_too_little_memory_is_not_the_photos(tmp_path, form):
         "try:\n    open_rgb(Path(sys.argv[1]), 8)\n"
         "except MemoryError:\n    print('of the machine')\n"
     )
-    done = run("-c", code, tmp_path / "large.png", timeout=60)
+    done = python("-c", code, tmp_path / "large.png", timeout=60)
     assert (done.stdout, done.stderr) == ("of the machine\n", "")
 
 
@@ -204,7 +204,7 @@ def test_training_writes_down_every_file_that_is_left_out(tmp_path):
         (folder / path).write_bytes(data)
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
     words = training(folder, tmp_path, "--models", "resnet18")
-    done = run("train.py", *words, env=ascii_only, timeout=120)
+    done = python("train.py", *words, env=ascii_only, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert f": {4 * 24 + len(shown)} in 4 classes" in done.stdout
     assert f"{len(broken)} files cannot be read" in done.stdout
