@@ -4,8 +4,6 @@ import csv
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +12,14 @@ import torch
 
 from data.cache import read_square
 from models.checkpoint import load_classifier
-from tests.photo_folders import CLASSES, make_photos
+from tests.photo_folders import CLASSES, make_photos, python, training
 from utils.predict import classify, main
 
 
-def command(*words, stdout=subprocess.PIPE, env=None):
+def command(*words, **options):
     """Exit status, lines of stdout and lines of stderr."""
-    command, root = [sys.executable, "-m", *map(str, words)], Path(__file__).parents[1]
-    streams = {"stdout": stdout, "stderr": subprocess.PIPE, "text": True}
-    run = subprocess.run(command, cwd=root, env=env, timeout=120, **streams)
-    return run.returncode, (run.stdout or "").splitlines(), run.stderr.splitlines()
+    done = python("-m", *words, timeout=120, **options)
+    return done.returncode, (done.stdout or "").splitlines(), done.stderr.splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +30,8 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def best(photos):
     """The checkpoint of a finished run in float32."""
-    words = "--image-size 32 --batch-size 8 --models resnet18 --epochs 1 --precision float32"
-    folders = ("--data", photos, "--output", photos.parent / "output", "--cache", photos.parent)
-    assert command("train", *words.split(), "--device", "cpu", *folders)[0] == 0
+    more = ("--models", "resnet18", "--precision", "float32", "--device", "cpu")
+    assert command("train", *training(photos, photos.parent, *more))[0] == 0
     return photos.parent / "output/checkpoints/weather-32px-resnet18-seed0/best.pt"
 
 
