@@ -41,9 +41,9 @@ def python(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *map(str, words)], **PROCESS | options)
 
 
-def start(*words: object) -> subprocess.Popen[str]:
+def start(*words: object, **options: Any) -> subprocess.Popen[str]:
     """A process of Python that goes on beside the test."""
-    return subprocess.Popen([sys.executable, *map(str, words)], **PROCESS)
+    return subprocess.Popen([sys.executable, *map(str, words)], **PROCESS | options)
 
 
 def encoded(image, name="JPEG", **options):
