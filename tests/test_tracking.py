@@ -1,9 +1,14 @@
-"""Event files as TensorBoard shows them, and the pictures in them."""
+"""Event files as a real TensorBoard shows them, asked over HTTP, and the pictures in them."""
 
 import html
 import io
+import json
 import re
 import shlex
+import time
+from contextlib import contextmanager
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -12,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from config import UserError
-from tests.boards import tensorboard, wait_for
+from tests.photo_folders import start
 from utils.drawing import FULL, confusion_matrix, photo_grid
 from utils.tracking import Tracker, tensorboard_command
 
@@ -25,6 +30,55 @@ EPOCHS = [
     {"epoch": n, "wall_time": 1e9 + n} | {tag: n + i / 8 for i, tag in enumerate(CURVES)}
     for n in (1, 2, 3, 4)
 ]
+
+
+def wait_for(find):
+    """The first true value of `find()`; fails when there is none within a minute."""
+    deadline = time.monotonic() + 60
+    while not (found := find()):
+        assert time.monotonic() < deadline, "TensorBoard did not get that far in a minute"
+        time.sleep(0.05)
+    return found
+
+
+class Board:
+    def __init__(self, address):
+        self.address = address
+
+    def fetch(self, route, **query):
+        with urlopen(f"{self.address}/data{route}?{urlencode(query)}", timeout=30) as answer:
+            return answer.read()
+
+    def ask(self, route, **query):
+        return json.loads(self.fetch(route, **query))
+
+    def scalars(self, run, tag):
+        """The points of a curve: wall time, step, value."""
+        known = tag in self.ask("/plugin/scalars/tags").get(run, {})
+        return self.ask("/plugin/scalars/scalars", run=run, tag=tag) if known else []
+
+    def sessions(self):
+        """The rows of the hyper-parameters table by the name of their run."""
+        states = [f"STATUS_{state}" for state in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]
+        wanted = {"allowedStatuses": states, "colParams": [], "startIndex": 0, "sliceSize": 99}
+        table = self.ask("/plugin/hparams/session_groups", request=json.dumps(wanted))
+        return {group["name"]: group for group in table["sessionGroups"]}
+
+
+@contextmanager
+def tensorboard(logs):
+    """TensorBoard on the folder `logs`, answering on a free port until the block ends."""
+    flags = (f"--logdir={logs}", "--host=127.0.0.1", "--port=0", "--reload_interval=1")
+    output = logs.parent / "tensorboard.txt"
+    with (
+        output.open("w") as out,
+        start("-m", "tensorboard.main", *flags, stdout=out, stderr=out) as server,
+    ):
+        try:
+            address = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", output.read_text()))
+            yield Board(address[0])
+        finally:
+            server.kill()
 
 
 @pytest.fixture(scope="module")
