@@ -47,7 +47,7 @@ def read_requirements(name: str) -> dict[str, tuple[str, set[str]]]:
     return packages
 
 
-def test_the_lock_was_made_from_this_pyproject() -> None:
+def test_the_lock_was_made_from_this_pyproject_and_has_each_package_once() -> None:
     # The hash as Poetry 2.3 and later take it, over the parts that decide which versions fit.
     pyproject = read_toml("pyproject.toml")
     project, poetry = pyproject["project"], pyproject["tool"]["poetry"]
@@ -57,14 +57,11 @@ def test_the_lock_was_made_from_this_pyproject() -> None:
         "tool": {"poetry": {"group": poetry["group"]}},
     }
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
-    assert read_toml("poetry.lock")["metadata"]["content-hash"] == digest, "run `make lock`"
-
-
-def test_no_package_is_locked_twice_or_from_a_private_place() -> None:
-    packages = read_toml("poetry.lock")["package"]
-    names = [package["name"] for package in packages]
+    lock = read_toml("poetry.lock")
+    assert lock["metadata"]["content-hash"] == digest, "run `make lock`"
+    names = [package["name"] for package in lock["package"]]
     assert sorted(set(names)) == sorted(names)
-    assert not [package["name"] for package in packages if "source" in package]
+    assert not [package for package in lock["package"] if "source" in package]  # a private place
 
 
 @pytest.mark.parametrize(
