@@ -11,7 +11,6 @@ import random
 import shutil
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,6 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from config import UserError
-from data.cache import decode_photos
-from data.photos import find_photos
 from models.checkpoint import load_checkpoint
 from tests.faults import WHOLE, only_whole
 from tests.photo_folders import make_photos, python, start, training
@@ -208,9 +204,7 @@ def test_a_full_or_read_only_disk_is_one_line_and_with_room_the_run_resumes(disk
     compare(BASELINE, whole(BASELINE)[0], disk)
 
 
-def test_a_cache_that_is_removed_while_training_changes_nothing_and_while_decoding_is_an_error(
-    photos, whole, tmp_path
-):
+def test_a_cache_that_is_removed_while_training_changes_nothing(photos, whole, tmp_path):
     process = start(*words(BASELINE, photos, tmp_path / "bare"))
     assert process.stdout
     assert any(line.startswith("epoch   1/") for line in iter(process.stdout.readline, ""))
@@ -218,18 +212,3 @@ def test_a_cache_that_is_removed_while_training_changes_nothing_and_while_decodi
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     compare(BASELINE, whole(BASELINE)[0], tmp_path / "bare")
-
-    (listed, cache) = find_photos(photos, tmp_path), tmp_path / "gone"
-
-    def remove() -> None:
-        while not (begun := list(cache.glob("*/.*.tmp/pixels.raw"))):
-            pass
-        shutil.rmtree(begun[0].parent)
-
-    thread = threading.Thread(target=remove)
-    thread.start()
-    with pytest.raises(UserError, match="could not be written") as problem:
-        decode_photos(listed, 64, cache, workers=1, strict=False)
-    thread.join()
-    assert "\n" not in str(problem.value)
-    assert not list(cache.rglob("*.tmp"))
