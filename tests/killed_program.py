@@ -18,36 +18,31 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-def main(
-    folder: str, name: str, ending: int, number: int, milliseconds: float, script: str, *words: str
-) -> None:
-    changes = 0
-
-    def watch(event: str, about: tuple[Any, ...]) -> None:
-        nonlocal changes
-        if not (event in CHANGES or (event == "open" and about[2] & WRITES)):
-            return
-        # Where a folder is emptied, names come without it.
-        path = "" if isinstance(about[0], int) else os.fsdecode(about[0])
-        if name not in path or (os.path.isabs(path) and not path.startswith(folder + os.sep)):
-            return
-        changes += 1
-        if changes != number:
-            return
-        if milliseconds:
-            threading.Timer(milliseconds / 1000, os.kill, (os.getpid(), ending)).start()
-        else:
-            os.kill(os.getpid(), ending)
-
-    sys.addaudithook(watch)
-    sys.argv = [script, *words]
-    try:
-        runpy.run_path(script, run_name="__main__")
-    finally:
-        if not number:
-            print(changes, file=sys.stderr)
+folder, name = sys.argv[1:3]
+ending, number = map(int, sys.argv[3:5])
+seconds = float(sys.argv[5]) / 1000
+changes = 0
 
 
-if __name__ == "__main__":
-    folder, name, ending, number, milliseconds, *command = sys.argv[1:]
-    main(folder, name, int(ending), int(number), float(milliseconds), *command)
+def watch(event: str, about: tuple[Any, ...]) -> None:
+    global changes
+    if not (event in CHANGES or (event == "open" and about[2] & WRITES)):
+        return
+    # Where a folder is emptied, names come without it.
+    path = "" if isinstance(about[0], int) else os.fsdecode(about[0])
+    if name not in path or (os.path.isabs(path) and not path.startswith(folder + os.sep)):
+        return
+    changes += 1
+    if changes == number and seconds:
+        threading.Timer(seconds, os.kill, (os.getpid(), ending)).start()
+    elif changes == number:
+        os.kill(os.getpid(), ending)
+
+
+sys.addaudithook(watch)
+sys.argv = sys.argv[6:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    if not number:
+        print(changes, file=sys.stderr)

@@ -1,11 +1,16 @@
-"""Folders of made photos for tests that run whole commands."""
+"""Folders of made photos, and whole commands on them, as a user runs them."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+ROOT = Path(__file__).parents[1]
+PROCESS: dict[str, Any] = {"cwd": ROOT, "stdout": -1, "stderr": -1, "text": True}  # -1 is a pipe
 CLASSES = ("fog", "hail", "rain", "snow")
 
 
@@ -22,6 +27,23 @@ def make_photos(folder: Path, per_class: int = 14, side: int = 48) -> Path:
             photo = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             photo.save(folder / name / f"{number}.jpg", quality=92)
     return folder
+
+
+def training(photos: Path, folder: Path, *more: object) -> list[str]:
+    """Arguments of a short training that keeps all files in the folder."""
+    words = ["--data", photos, "--output", folder / "output", "--cache", folder / "cache"]
+    words += ["--image-size", 32, "--batch-size", 8, "--epochs", 1]
+    return [str(word) for word in (*words, *more)]  # of flags that are given twice, the last holds
+
+
+def python(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """What became of a process of Python with these arguments."""
+    return subprocess.run([sys.executable, *map(str, words)], **PROCESS | options)
+
+
+def start(*words: object, **options: Any) -> subprocess.Popen[str]:
+    """A process of Python that goes on beside the test."""
+    return subprocess.Popen([sys.executable, *map(str, words)], **PROCESS | options)
 
 
 def encoded(image, name="JPEG", **options):

@@ -73,22 +73,40 @@ def test_an_archive_is_unpacked_once_and_anew_where_it_or_its_files_change(tmp_p
         change(folder / "rain" / "1.jpg")
         assert unpack(archive, tmp_path) == folder
         assert contents(folder) == FILES
-    write(archive, {**FILES, "rain/1.jpg": b"other"})
-    assert contents(unpack(archive, tmp_path))["rain/1.jpg"] == b"other"
+    write(archive, {**FILES, "rain/1.jpg": b"two"})  # of the same size
+    assert contents(unpack(archive, tmp_path))["rain/1.jpg"] == b"two"
+
+
+def stays_inside(base):
+    """The archive `a` is refused, or unpacked without writing outside of the folder for it."""
+    with suppress(UserError):
+        unpack(base / "a", base / "deep" / "into")
+    assert sorted(os.listdir(base)) == ["a", "deep"]
+    assert os.listdir(base / "deep") == ["into"]
 
 
 @pytest.mark.parametrize("mode", ["zip", "w:"])
 @pytest.mark.parametrize("name", ["/evil", "../evil", "rain/../../evil", "//evil", "..", "rain/.."])
 def test_nothing_is_written_outside(tmp_path, mode, name):
-    """Refused, or written inside under the rest of its name."""
     for odd in (name, name.replace("/", "\\"), f"{tmp_path}{name}"):
-        archive = write(tmp_path / "a", {"rain/1.jpg": b"1", odd: b"evil"}, mode)
-        with suppress(UserError):
-            unpack(archive, tmp_path / "deep" / "into")
-        assert sorted(os.listdir(tmp_path)) == ["a", "deep"]
-        assert os.listdir(tmp_path / "deep") == ["into"]
+        write(tmp_path / "a", {"rain/1.jpg": b"1", odd: b"evil"}, mode)
+        stays_inside(tmp_path)
 
 
+@given(st.sampled_from(["zip", "w:", "w:gz"]), st.data())
+@settings(max_examples=60)
+def test_flipped_bytes_are_refused_or_yield_files_inside(tmp_path_factory, mode, data):
+    base = tmp_path_factory.mktemp("flipped")
+    path = write(base / "a", FILES, mode)
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw)
+    stays_inside(base)
+
+
+# Symbolic links, even those that lead nowhere else: chains of them trick the filter of older
+# Pythons (CVE-2025-4517).
 LINKS = [(tarfile.SYMTYPE, to) for to in ("1.jpg", "/etc/passwd", "../../..", "s.jpg")]
 LINKS += [(tarfile.LNKTYPE, to) for to in ("/etc/passwd", "../a", "nowhere", "s.jpg")]
 LINKS += [(kind, "") for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)]
@@ -102,22 +120,8 @@ def test_links_and_devices_are_refused(tmp_path, kind, to):
 def test_a_link_in_a_zip_becomes_a_file(tmp_path):
     info = zipfile.ZipInfo("link.jpg")
     info.external_attr = 0o120777 << 16
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
-        packed.writestr(info, "/etc/passwd")
-    (link,) = unpack(tmp_path / "a.zip", tmp_path).iterdir()
-    assert (link.is_symlink(), link.read_text()) == (False, "/etc/passwd")
-
-
-def test_links_that_trick_the_filter_of_older_pythons(tmp_path):
-    """CVE-2025-4517: a chain of links whose path is too long to be resolved."""
-    odd, path, steps = [], "", "abcdefghijklmnop"
-    for step in steps:
-        odd.append((f"{path}{'d' * 247}", tarfile.DIRTYPE, ""))
-        odd.append((f"{path}{step}", tarfile.SYMTYPE, "d" * 247))
-        path += "d" * 247 + "/"
-    out = "/".join(steps) + "/" + "l" * 254
-    odd += [(out, tarfile.SYMTYPE, "../" * len(steps)), ("x", tarfile.SYMTYPE, out + "/..")]
-    refused(tmp_path, write(tmp_path / "a", {}, "w:", [*odd, ("x/evil", tarfile.DIRTYPE, "")]))
+    archive = write(tmp_path / "a.zip", {info: "/etc/passwd"})
+    assert not (unpack(archive, tmp_path) / "link.jpg").is_symlink()
 
 
 @pytest.mark.parametrize("mode", ["zip", "w:"])
@@ -156,18 +160,3 @@ def test_an_encrypted_zip(tmp_path):
         data = data.replace(before + b"\0", before + b"\1")
     (tmp_path / "a.zip").write_bytes(data)
     refused(tmp_path, tmp_path / "a.zip", "encrypted.*unpack it by hand")
-
-
-@given(st.sampled_from(["zip", "w:", "w:gz"]), st.data())
-@settings(max_examples=60)
-def test_flipped_bytes_are_refused_or_yield_files_inside(tmp_path_factory, mode, data):
-    base = tmp_path_factory.mktemp("flipped")
-    path = write(base / "a", FILES, mode)
-    raw = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(raw)
-    with suppress(UserError):
-        unpack(path, base / "deep" / "into")
-    assert sorted(os.listdir(base)) == ["a", "deep"]
-    assert os.listdir(base / "deep") == ["into"]

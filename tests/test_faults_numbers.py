@@ -19,11 +19,8 @@ import train
 from config import UserError
 from models.checkpoint import load_checkpoint, save_checkpoint
 from tests.faults import WHOLE, not_finite
-from tests.photo_folders import CLASSES, make_photos
+from tests.photo_folders import CLASSES, make_photos, training
 from utils.distillation import METHODS
-
-# Of four classes with five photos each, three of a class are for training: two steps an epoch.
-QUICK = ("--image-size", "20", "--batch-size", "6", "--epochs", "1")
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +28,14 @@ def photos(tmp_path_factory) -> Path:
     return make_photos(tmp_path_factory.mktemp("photos") / "weather", per_class=5)
 
 
-def words_for(photos: Path, output: Path, *more: str) -> list[str]:
-    """Arguments that train on these photos and keep all files in a folder."""
-    places = ["--data", str(photos), "--output", str(output), "--cache", str(output / "cache")]
-    return [*QUICK, *places, *more]  # of flags that are given twice, the last one holds
+def words_for(photos: Path, folder: Path, *more: object) -> list[str]:
+    """Of four classes with five photos each, three are for training: two steps an epoch."""
+    return training(photos, folder, "--image-size", 32, "--batch-size", 6, *more)
 
 
-def results_of(output: Path, name: str = "") -> list[dict[str, Any]]:
+def results_of(folder: Path, name: str = "") -> list[dict[str, Any]]:
     """The results of the runs with this in their name, after looking at each of their numbers."""
-    paths = sorted(output.glob(f"results/*{name}*/result.json"))
+    paths = sorted(folder.glob(f"output/results/*{name}*/result.json"))
     results = [dict(json.loads(path.read_text("utf-8"))) for path in paths]
     assert results
     for result in results:
@@ -54,10 +50,10 @@ def results_of(output: Path, name: str = "") -> list[dict[str, Any]]:
     return results
 
 
-def trained(photos: Path, output: Path, *more: str) -> dict[str, Any]:
+def trained(photos: Path, folder: Path, *more: object) -> dict[str, Any]:
     """The result of a ResNet18 with these settings."""
-    train.main(words_for(photos, output, "--models", "resnet18", *more))
-    (result,) = results_of(output)
+    train.main(words_for(photos, folder, "--models", "resnet18", *more))
+    (result,) = results_of(folder)
     return result
 
 
@@ -125,14 +121,14 @@ FEW = [("sure", "1000", "1")]
 def test_odd_teachers_leave_finite_students(kind, temperature, alpha, photos, tmp_path):
     """A teacher that gives all photos the same answer, or one that is far too confident."""
     trained(photos, tmp_path)
-    (path,) = tmp_path.glob("checkpoints/*/best.pt")
+    (path,) = tmp_path.glob("output/checkpoints/*/best.pt")
     content = load_checkpoint(path)
     if kind != "usual":
         content["model"]["fc.weight"].mul_(0 if kind == "constant" else 1e4)
         values = [0.0] * 4 if kind == "constant" else [1e4, 0, -1e4, 0]
         content["model"]["fc.bias"] = torch.tensor(values)
     save_checkpoint(tmp_path / kind / "best.pt", content)
-    more = ["--student", "resnet18", "--teacher-checkpoint", str(tmp_path / kind / "best.pt")]
+    more = ["--student", "resnet18", "--teacher-checkpoint", tmp_path / kind / "best.pt"]
     more += ["--method", *METHODS, "--temperature", temperature, "--alpha", alpha]
     knowledge_distillation.main(words_for(photos, tmp_path, *more))
     students = results_of(tmp_path, f"-a{alpha}-T{temperature}")

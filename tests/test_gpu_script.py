@@ -9,9 +9,8 @@ import tarfile
 from pathlib import Path
 
 from tests.faults import only_whole
-from tests.photo_folders import make_photos
+from tests.photo_folders import ROOT, make_photos
 
-ROOT = Path(__file__).parents[1]
 DONE_BEFORE = [
     "benchmark --distil --experiment experiment_1",
     *(f"experiment experiment_1 {fold}" for fold in range(1, 10)),

@@ -2,12 +2,12 @@
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.photo_folders import ROOT, python
+
 LAYERS = ("config", "data", "models", "utils", "docs", "train", "knowledge_distillation")
 SOURCES = sorted(path for name in LAYERS for path in ROOT.glob(f"{name}*/**/*.py"))
 SOURCES += sorted(ROOT.glob("*.py"))
@@ -70,6 +70,5 @@ def test_the_engine_knows_neither_networks_nor_teachers_and_the_losses_only_torc
 
 def test_torch_is_not_loaded_where_it_is_not_needed():
     code = f"import sys, {', '.join(TORCH_FREE)}; print('torch' in sys.modules)"
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert result.stdout == "False\n"
+    done = python("-c", code)
+    assert (done.stdout, done.stderr) == ("False\n", "")

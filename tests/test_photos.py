@@ -1,9 +1,7 @@
-import errno
+import csv
+import io
 import os
-import subprocess
-import sys
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -12,21 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from config import UserError
-from data.photos import UnreadablePhoto, find_photos, open_rgb, read_photo
-from tests.odd_photos import noise, readable, unreadable
-from tests.photo_folders import encoded
+from data.photos import UnreadablePhoto, decode_rgb, find_photos, open_rgb, read_photo
+from tests.odd_photos import readable, unreadable
+from tests.photo_folders import CLASSES, ROOT, encoded, make_photos, python, training
 
-REPO = Path(__file__).parents[1]
-ORIGINALS = REPO.parent / "shared" / "originals"
+ORIGINALS = ROOT.parent / "shared" / "originals"
 READABLE, UNREADABLE = readable(), unreadable()
 
 # pytest puts its own warning filters in the place of those that data.photos sets.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
-
-
-def opened(folder, data, short_side=10_000, name="photo.jpg"):
-    (folder / name).write_bytes(data)
-    return open_rgb(folder / name, short_side)
 
 
 def make(root, *names):
@@ -123,9 +115,9 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", READABLE, ids=ascii)
-def test_a_photo_shows_what_it_shows(tmp_path, name):
+def test_a_photo_shows_what_it_shows(name):
     data, corners = READABLE[name]
-    image = opened(tmp_path, data, name=Path(name).name)
+    image = decode_rgb(data, Path(name).suffix, 10_000)
     assert image.mode == "RGB"
     pixels = np.asarray(image).reshape(2, image.height // 2, 2, image.width // 2, 3)
     error = np.abs(pixels - corners[:, None, :, None].astype(float))
@@ -133,21 +125,18 @@ def test_a_photo_shows_what_it_shows(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", UNREADABLE, ids=ascii)
-def test_what_cannot_be_decoded_has_a_short_reason(tmp_path, name):
+def test_what_cannot_be_decoded_has_a_short_reason(name):
     data, said = UNREADABLE[name]
     with pytest.raises(UnreadablePhoto, match=said) as error:
-        opened(tmp_path, data, name=name)
+        decode_rgb(data, Path(name).suffix, 10_000)
     assert len(str(error.value).splitlines()) == 1
     assert len(str(error.value)) < 160
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
-def test_errors_of_the_machine_are_not_the_photos(tmp_path, monkeypatch, code):
+def test_errors_of_the_machine_are_not_the_photos():
     """A photo on a disk that fails for a moment must not be remembered as unreadable."""
-    problem = OSError(code, os.strerror(code))
-    monkeypatch.setattr(Path, "read_bytes", MagicMock(side_effect=problem))
-    with pytest.raises(OSError, match=os.strerror(code)):
-        opened(tmp_path, noise())
+    with pytest.raises(OSError, match="Input/output error"):
+        open_rgb(Path("/proc/self/mem"), 8)  # as nothing lies at its beginning
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
@@ -162,32 +151,31 @@ def test_too_little_memory_is_not_the_photos(tmp_path, form):
         "try:\n    open_rgb(Path(sys.argv[1]), 8)\n"
         "except MemoryError:\n    print('of the machine')\n"
     )
-    run = [sys.executable, "-c", code, tmp_path / "large.png"]
-    done = subprocess.run(run, cwd=REPO, capture_output=True, text=True, timeout=60)
+    done = python("-c", code, tmp_path / "large.png", timeout=60)
     assert (done.stdout, done.stderr) == ("of the machine\n", "")
 
 
 @given(width=st.integers(1, 300), height=st.integers(1, 300), short_side=st.integers(1, 400))
 @settings(max_examples=40)
-def test_reduced_jpegs_keep_the_short_side(tmp_path_factory, width, height, short_side):
+def test_reduced_jpegs_keep_the_short_side(width, height, short_side):
     data = encoded(Image.new("RGB", (width, height), "teal"))
-    size = opened(tmp_path_factory.getbasetemp(), data, short_side).size
+    size = decode_rgb(data, ".jpg", short_side).size
     scale = next(n for n in (8, 4, 2, 1) if min(width, height) // n >= short_side or n == 1)
     assert size == (-(-width // scale), -(-height // scale))
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
-def test_a_jpeg_that_is_cut_off_anywhere_is_truncated(tmp_path, options):
+def test_a_jpeg_that_is_cut_off_anywhere_is_truncated(options):
     """Zeros behind are what a broken download leaves; without the marker Pillow shows them grey."""
     y, x = np.mgrid[0:1:100j, 0:1:150j]
     smooth = Image.fromarray((np.stack([x, y, 1 - x * y], axis=2) * 255).astype(np.uint8))
     jpeg = encoded(smooth, exif=b"Exif\0\0" + encoded(smooth.resize((32, 24))), **options)
-    assert opened(tmp_path, jpeg + bytes(5000), 25).size == (38, 25)
+    assert decode_rgb(jpeg + bytes(5000), ".jpg", 25).size == (38, 25)
     start = jpeg.rindex(b"\xff\xda") + 16
     for cut in {*range(start, len(jpeg), 97), *range(len(jpeg) - 8, len(jpeg))}:
         for behind in (b"", bytes(5000)):
             with pytest.raises(UnreadablePhoto, match="truncated"):
-                opened(tmp_path, jpeg[:cut] + behind)
+                decode_rgb(jpeg[:cut] + behind, ".jpg", 10_000)
 
 
 @pytest.mark.skipif(not ORIGINALS.is_dir(), reason="needs the original photos")
@@ -199,3 +187,28 @@ def test_original_photos_decode_like_pillow():
             rgba = image.convert("RGBA")
         expected = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         assert open_rgb(photos.root / path, 10_000).tobytes() == expected.convert("RGB").tobytes()
+
+
+def test_training_writes_down_every_file_that_is_left_out(tmp_path):
+    """In a terminal that knows ASCII alone, too. Every other file is decoded."""
+    folder = make_photos(tmp_path / "weather", per_class=24)
+    names = (os.fsdecode(b"f\xf6g"), "ha\nil | x", "rain", "雪")
+    for plain, odd in zip(CLASSES, names, strict=True):
+        (folder / plain).rename(folder / odd)
+    shown, broken = (
+        {f"{names[n % 4]}/{name}": kind[name][0] for n, name in enumerate(kind)}
+        for kind in (READABLE, UNREADABLE)
+    )
+    make(folder, *shown, *broken)
+    for path, data in (shown | broken).items():
+        (folder / path).write_bytes(data)
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    words = training(folder, tmp_path, "--models", "resnet18")
+    done = python("train.py", *words, env=ascii_only, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f": {4 * 24 + len(shown)} in 4 classes" in done.stdout
+    assert f"{len(broken)} files cannot be read" in done.stdout
+    (listed,) = tmp_path.glob("output/results/*/unreadable.csv")
+    text = listed.read_bytes().decode("utf-8", "surrogateescape")
+    rows = csv.reader(io.StringIO(text, newline=""))
+    assert [path for path, _ in rows] == ["path", *sorted(broken)]

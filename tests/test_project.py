@@ -47,7 +47,7 @@ def read_requirements(name: str) -> dict[str, tuple[str, set[str]]]:
     return packages
 
 
-def test_the_lock_was_made_from_this_pyproject() -> None:
+def test_the_lock_was_made_from_this_pyproject_and_has_each_package_once() -> None:
     # The hash as Poetry 2.3 and later take it, over the parts that decide which versions fit.
     pyproject = read_toml("pyproject.toml")
     project, poetry = pyproject["project"], pyproject["tool"]["poetry"]
@@ -57,14 +57,11 @@ def test_the_lock_was_made_from_this_pyproject() -> None:
         "tool": {"poetry": {"group": poetry["group"]}},
     }
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
-    assert read_toml("poetry.lock")["metadata"]["content-hash"] == digest, "run `make lock`"
-
-
-def test_no_package_is_locked_twice_or_from_a_private_place() -> None:
-    packages = read_toml("poetry.lock")["package"]
-    names = [package["name"] for package in packages]
+    lock = read_toml("poetry.lock")
+    assert lock["metadata"]["content-hash"] == digest, "run `make lock`"
+    names = [package["name"] for package in lock["package"]]
     assert sorted(set(names)) == sorted(names)
-    assert not [package["name"] for package in packages if "source" in package]
+    assert not [package for package in lock["package"] if "source" in package]  # a private place
 
 
 @pytest.mark.parametrize(
@@ -79,39 +76,28 @@ def test_requirements_are_the_lock(name: str, group: str) -> None:
     assert read_requirements(name) == locked, "run `make lock`"
 
 
-def test_conda_installs_the_same_requirements() -> None:
+def test_conda_and_ci_use_the_same_requirements_and_test_command() -> None:
     environment = (ROOT / "environment.yml").read_text(encoding="utf-8")
     assert environment.rstrip().endswith("- pip:\n      - -r requirements.txt")
-
-
-def test_ci_runs_the_test_command_of_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    code = "\n".join(re.findall(r"^```\w*\n(.*?)^```", readme, re.DOTALL | re.MULTILINE))
-    commands = {line.split("#")[0].strip() for line in code.splitlines()}
     runner = ROOT / ".ci/run"
     shebang, *lines = runner.read_text(encoding="utf-8").splitlines()
     assert shebang == "#!/usr/bin/env bash"
     assert lines == ["set -e", 'cd "$(dirname "$0")/.."', "make test"]
-    assert lines[-1] in commands, "README.md shows no `make test` in a block of code"
     assert os.access(runner, os.X_OK)
+    assert re.search(r"^make test\b", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
 
 
 @needs_git
-def test_no_file_is_large_or_holds_photos_or_weights() -> None:
+def test_no_file_is_large_holds_photos_or_weights_or_names_a_place_of_one_machine() -> None:
+    private = re.compile(r"/(home|mnt|opt|private|root|Users|work)/\w|file:/{2}|index[-]url")
     for path in committed_files():
         name = path.relative_to(ROOT).as_posix()
         assert path.stat().st_size < MEBIBYTE, f"{name} is too large to commit"
         assert not WEIGHTS_AND_ARCHIVES.fullmatch(path.suffix), name
-        assert path.suffix.lower() not in PICTURES or name.startswith("docs/"), name
-
-
-@needs_git
-def test_no_file_names_a_place_of_one_machine() -> None:
-    private = re.compile(r"/(home|mnt|opt|private|root|Users|work)/\w|file:/{2}|index[-]url")
-    for path in committed_files():
-        if path.suffix.lower() not in PICTURES:
-            found = private.search(path.read_text(encoding="utf-8"))
-            assert found is None, f"{path.relative_to(ROOT)} names {found}"
+        if path.suffix.lower() in PICTURES:
+            assert name.startswith("docs/"), name
+        else:
+            assert not private.search(path.read_text(encoding="utf-8")), name
 
 
 @needs_git
@@ -131,110 +117,65 @@ def test_git_ignores_photos_and_output_but_no_code():
             "poetry.lock", "data", "models", "utils", "output", "docs"} <= tracked  # fmt: skip
 
 
-# Stands for Python in the tests of the Makefile: notes what it is asked to do, makes a .venv whose
-# python is itself, and fails where the file named in $FAIL says so.
+# Stands for Python in the test of the Makefile: notes what it is asked to do, makes a .venv whose
+# python is itself, and fails where the words named in $FAIL are among its own.
 FAKE_PYTHON = """#!/bin/sh
-echo "$@" >> "$LOG"
+echo ${FAULTS:+FAULTS=$FAULTS} "$@" >> "$LOG"
 case "$*" in
   *venv*--clear*) rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
 esac
 case "$*" in *"$FAIL"*) exit 1 ;; esac
 """
-
-
-class Folder:
-    """A copy of the Makefile in an empty folder, with a Python that only notes its calls."""
-
-    def __init__(self, path: Path) -> None:
-        path.mkdir()
-        self.path = path
-        self.python = path / "python"
-        self.python.write_text(FAKE_PYTHON)
-        self.python.chmod(0o755)
-        for name in ("Makefile", "requirements.txt", "requirements-test.txt"):
-            shutil.copy(ROOT / name, path)
-
-    def make(self, *words: str, fail: str = "nothing") -> tuple[int, str, list[str]]:
-        """Exit status, error text and what Python was asked to do, checks left out."""
-        log = self.path / "log"
-        log.write_text("")
-        result = subprocess.run(
-            ["make", f"PYTHON={self.python}", *words],
-            cwd=self.path,
-            env={"PATH": os.environ["PATH"], "LOG": str(log), "FAIL": fail},
-            capture_output=True,
-            text=True,
-        )
-        calls = [line for line in log.read_text().splitlines() if not line.startswith("-c")]
-        return result.returncode, result.stderr, calls
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path / "a folder")
-
-
 CREATE = "-m venv --clear .venv"
 INSTALL = "-m pip install --disable-pip-version-check --require-hashes -r requirements.txt"
 INSTALL_TEST = INSTALL.replace(".txt", "-test.txt")
 TRAIN = "train.py --data sample --resume"
+DISTIL = "knowledge_distillation.py --data sample --resume"
 CHECKS = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest"]
+SUITES = (
+    "tests/test_faults*.py tests/test_gpu_script.py tests/test_ranks.py tests/test_benchmark.py"
+)
+# One after the other in the same folder: arguments of make, what fails, what Python is asked to do
+# but for looking at itself, and advice.
+STEPS: list[tuple[tuple[str, ...], str, list[str], str]] = [
+    (("train",), "version_info", [], "3.11, 3.12 or 3.13"),
+    (("train",), "ensurepip", [], "python3-venv"),
+    (("train", "PYTHON=nowhere"), "nowhere", [], "there is no nowhere"),
+    # An install that was interrupted is done again.
+    *2 * [(("train",), CREATE, [CREATE], "")],
+    *2 * [(("train",), INSTALL, [CREATE, INSTALL], "")],
+    (("train", "ARGS=--epochs 3"), "", [CREATE, INSTALL, f"{TRAIN} --epochs 3"], ""),
+    (("train",), "", [TRAIN], ""),
+    (("distill",), "", [DISTIL], ""),
+    (("test",), INSTALL_TEST, [INSTALL_TEST], ""),
+    (("test",), "", [INSTALL_TEST, *CHECKS], ""),
+    (("test",), "mypy", CHECKS[:3], ""),
+    (("test",), "", CHECKS, ""),
+    (("test-faults", "ARGS=-x"), "", [f"FAULTS=whole -m pytest {SUITES} -x"], ""),
+    (("clean", "test"), "", [CREATE, INSTALL, INSTALL_TEST, *CHECKS], ""),
+]
 
 
 @needs_make
-def test_make_train_installs_once_and_then_trains(folder: Folder) -> None:
-    assert folder.make("train", "ARGS=--epochs 3") == (
-        0,
-        "",
-        [CREATE, INSTALL, TRAIN + " --epochs 3"],
-    )
-    assert folder.make("train") == (0, "", [TRAIN])
-    later = (folder.path / ".venv/.runtime-installed").stat().st_mtime + 1
-    os.utime(folder.path / "requirements.txt", (later, later))
-    assert folder.make("train")[2] == [CREATE, INSTALL, TRAIN]
+def test_make_installs_once_and_then_runs_what_it_is_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    python, log = folder / "python", folder / "log"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    for name in ("Makefile", "requirements.txt", "requirements-test.txt"):
+        shutil.copy(ROOT / name, folder)
 
+    def check(words: tuple[str, ...], fail: str, expected: list[str], advice: str) -> None:
+        log.write_text("")
+        environment = {"PATH": os.environ["PATH"], "LOG": str(log), "FAIL": fail or "nothing"}
+        command = ["make", f"PYTHON={python}", *words]
+        made = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        calls = [line for line in log.read_text().splitlines() if not line.startswith("-c")]
+        assert (bool(made.returncode), calls) == (bool(fail), expected), (words, fail)
+        assert advice in made.stderr if fail else not made.stderr
 
-@needs_make
-def test_make_test_adds_the_packages_for_testing(folder: Folder) -> None:
-    assert folder.make("train")[0] == 0
-    assert folder.make("test") == (0, "", [INSTALL_TEST, *CHECKS])
-    assert folder.make("test") == (0, "", CHECKS)
-    status, _, calls = folder.make("test", fail="mypy")
-    assert status != 0
-    assert calls == CHECKS[:3]
-
-
-@needs_make
-def test_make_test_faults_runs_the_fault_suites_in_full(folder: Folder) -> None:
-    (folder.path / "tests").mkdir()
-    (folder.path / "tests/test_faults_load.py").touch()
-    folder.python.write_text(FAKE_PYTHON + 'echo "FAULTS=$FAULTS" >> "$LOG"\n')
-    assert folder.make("test-faults", "ARGS=-x")[2][-2:] == [
-        "-m pytest tests/test_faults_load.py tests/test_gpu_script.py tests/test_ranks.py "
-        "tests/test_benchmark.py -x",
-        "FAULTS=whole",
-    ]
-
-
-@needs_make
-@pytest.mark.parametrize("step", [CREATE, INSTALL])
-def test_an_interrupted_install_is_done_again(folder: Folder, step: str) -> None:
-    for _ in range(2):
-        status, _, calls = folder.make("train", fail=step)
-        assert status != 0
-        assert calls[0] == CREATE
-        assert calls[-1] == step
-    assert folder.make("train") == (0, "", [CREATE, INSTALL, TRAIN])
-
-
-@needs_make
-def test_a_missing_or_unfit_python_is_named_with_advice(folder: Folder) -> None:
-    for fail, message in (("version_info", "3.11, 3.12 or 3.13"), ("ensurepip", "python3-venv")):
-        status, errors, calls = folder.make("train", fail=fail)
-        assert status != 0
-        assert message in errors
-        assert calls == []
-    status, errors, _ = folder.make("train", "PYTHON=python-of-nowhere")
-    assert status != 0
-    assert "there is no python-of-nowhere" in errors
-    assert not (folder.path / ".venv").exists()
+    for step in STEPS:
+        check(*step)
+    os.utime(folder / ".venv/.runtime-installed", (0, 0))  # older than the requirements
+    check(("train",), "", [CREATE, INSTALL, TRAIN], "")

@@ -13,22 +13,17 @@ import train
 from config import Config, UserError, parse
 from models.checkpoint import save_checkpoint
 from models.factory import create_model
-from tests.photo_folders import make_photos
+from tests.photo_folders import ROOT, make_photos, training
 from utils import distillation
 from utils.distillation import METHODS
 from utils.script import run_script
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md")]
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", "\n".join([README, *PAGES]), re.M | re.S)
-COMMANDS = list(
-    dict.fromkeys(
-        words
-        for line in "".join(BLOCKS).splitlines()
-        if (words := tuple(shlex.split(line, comments=True)))
-    )
-)
+LINES = [tuple(shlex.split(line, comments=True)) for line in "".join(BLOCKS).splitlines()]
+COMMANDS = list(dict.fromkeys(filter(None, LINES)))
+PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 TRAIN, DISTIL = ("python", "train.py"), ("python", "knowledge_distillation.py")
 TRAINING = [words for words in COMMANDS if words[:2] in (TRAIN, DISTIL)]
 RUN = (
@@ -37,8 +32,7 @@ RUN = (
     "knowledge_distillation.py --reverse",
     "knowledge_distillation.py --teacher-tag long",
 )
-SMALL = ("--image-size", "32", "--batch-size", "8", "--epochs", "1", "--seeds", "0",
-         "--warmup-epochs", "0")  # fmt: skip
+SMALL = ("--seeds", 0, "--warmup-epochs", 0)
 # Other commands, which install, need the network, or are run by make, .ci/run and other tests.
 ELSEWHERE = re.compile(
     r"make (train|test|distill|test-faults)( .*)?|source .venv/bin/activate|python -m venv .venv|"
@@ -77,8 +71,7 @@ def photos(tmp_path_factory) -> Path:
 def test_a_training_command_runs(line, photos, tmp_path, capsys):
     words = ("python", *line.split())
     assert words in TRAINING
-    small = ["--data", str(photos), "--cache", str(photos.parent / "cache"), *SMALL]
-    small += ["--output", str(tmp_path)]
+    small = training(photos, tmp_path, *SMALL)
     small += ("--folds", "3", "--fold", "1") if "--folds" in words else ()
     if "--teacher-tag" in words:  # the command before it trains this teacher
         assert run_script(train.main, [*small, "--models", "densenet169", "--tag", "long"]) == 0
@@ -89,19 +82,14 @@ def test_a_training_command_runs(line, photos, tmp_path, capsys):
     assert "| Test accuracy" in printed.out
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-
-
 def test_the_student_loads_as_the_readme_shows(tmp_path, monkeypatch):
-    code = python_blocks()[0]
-    path = Path(re.findall(r'"(output/.*?)"', code)[0])
+    path = Path(re.findall(r'"(output/.*?)"', PYTHON[0])[0])
     model = create_model("resnet18", 11, pretrained=False, seed=3)
     classes = [str(number) for number in range(11)]
     save_checkpoint(tmp_path / path, {"model": model.state_dict(), "classes": classes})
     monkeypatch.chdir(tmp_path)
     names: dict[str, torch.nn.Module] = {}
-    exec(code, names)
+    exec(PYTHON[0], names)
     student = names["student"].state_dict()
     assert all(torch.equal(value, student[key]) for key, value in model.state_dict().items())
 
@@ -111,9 +99,8 @@ def test_a_method_is_added_as_the_readme_shows(monkeypatch, photos, tmp_path, ca
     monkeypatch.setattr(knowledge_distillation, "METHODS", distillation.METHODS)
     with pytest.raises(UserError, match="invalid choice: 'cosine'"):
         parse(["--method", "cosine"], "", distillation.METHODS)
-    exec(python_blocks()[1], vars(distillation))
-    words = ["--data", str(photos), "--cache", str(photos.parent / "cache"), *SMALL, "--output",
-             str(tmp_path), "--teacher", "resnet18", "--method", "cosine"]  # fmt: skip
+    exec(PYTHON[1], vars(distillation))
+    words = training(photos, tmp_path, *SMALL, "--teacher", "resnet18", "--method", "cosine")
     assert run_script(knowledge_distillation.main, words) == 0
     assert "cosine, α 0.7, T 2, weight 1" in capsys.readouterr().out
 

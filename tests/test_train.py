@@ -4,8 +4,8 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,15 @@ from torchvision.transforms import v2
 from config import UserError
 from data.files import lock
 from data.photos import open_rgb
-from tests.photo_folders import CLASSES, make_photos
+from tests.photo_folders import CLASSES, make_photos, python, start, training
 from train import main
 from utils.script import run_script
 
-ROOT = Path(__file__).parents[1]
-QUICK = ["--image-size", "32", "--batch-size", "8", "--models", "resnet18", "--epochs", "2"]
 NAME = "weather-32px-resnet18-seed0"
 
 
 def words_for(photos: Path, folder: Path) -> list[str]:
-    place = ["--output", str(folder / "output"), "--cache", str(folder / "cache")]
-    return ["--data", str(photos), *QUICK, *place]
+    return training(photos, folder, "--models", "resnet18", "--epochs", 2)
 
 
 def refused(words: list[str], says: str) -> None:
@@ -56,11 +53,10 @@ def photos(tmp_path_factory) -> Path:
 def finished(photos, tmp_path_factory) -> tuple[Path, str]:
     """The output folder of two seeds of one baseline, and what their command printed."""
     folder = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "train.py", *words_for(photos, folder), "--seeds", "0", "1"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = python("train.py", *words_for(photos, folder), "--seeds", 0, 1)
     # Without a terminal, stderr has no bars.
-    assert (run.returncode, run.stderr) == (0, "")
-    return folder / "output", run.stdout
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder / "output", done.stdout
 
 
 @pytest.fixture
@@ -141,13 +137,22 @@ def test_overwrite_never_resumes_and_unlinks_a_folder_of_another_place(copied, t
     assert result_of(output)["digest"] == result_of(tmp_path / "fresh")["digest"]
 
 
-def test_a_killed_run_is_resumed_to_the_same_bits(finished, photos, tmp_path, capsys):
+@pytest.mark.parametrize(("ending", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_is_resumed_to_the_same_bits(
+    ending, status, finished, photos, tmp_path, capsys
+):
     words = words_for(photos, tmp_path)
     last = tmp_path / "output" / "checkpoints" / NAME / "last.pt"
-    with subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, stdout=-3) as run:
-        while not last.exists():
-            assert run.poll() is None
-        run.kill()
+    process = start("train.py", *words)
+    while not last.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(ending)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    if ending == signal.SIGINT:
+        assert errors == "\nstopped; the same command with --resume continues\n"
+        assert not list(tmp_path.rglob("*.tmp"))
     refused(words, f"{NAME} was started before: --resume .*--overwrite")
     saved = torch.load(last, weights_only=True)
     torch.save(saved | {"seed": 1}, last)
