@@ -207,7 +207,7 @@ def test_a_full_disk_and_ranks_without_torchrun_are_one_line(photos, tmp_path, m
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, before[1]))
-    status = run_script(main, words_for(photos, tmp_path))
+    status = run_script(main, words_for(photos, tmp_path), resumes=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert status == 2
     assert re.fullmatch(r"error: .*large; once fixed, --resume .*\n", capsys.readouterr().err)
