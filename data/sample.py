@@ -1,7 +1,7 @@
 """Draws the sample: eleven recognisable classes of weather; every command runs without a download.
 
-The classes share skies, hills and trees, and a camera varies the brightness. So the
-mean colour says little: a classifier has to learn what weather looks like.
+The classes share skies, hills and trees, haze and a camera vary the light. So the mean colour says
+little: a classifier has to learn what weather looks like.
 """
 
 import json
@@ -55,7 +55,9 @@ def draw_photo(name: str, number: int, seed: int = 0, size: int = 96) -> Image.I
     SCENES[CLASSES.index(name)](canvas)
     picture = canvas.picture.reshape(3, size, 2, size, 2).mean((2, 4))
     picture *= np.sqrt(rng.uniform(0.3, 0.6) / picture.mean())  # exposure
-    picture += rng.normal(0, 0.02, (size, size))  # grain
+    mean = picture.mean((1, 2), keepdims=True)
+    picture = mean + rng.uniform(0.25, 1) * (picture - mean)  # haze
+    picture += rng.normal(0, 0.05, (size, size))  # grain
     return Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
