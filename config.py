@@ -10,6 +10,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -40,14 +41,12 @@ def number(
     allowed += f"{low:g}" + ("" if math.isinf(most) else f" to {most}")
 
     def parse(text: str) -> Any:
-        try:
+        with suppress(ValueError):
             value = kind(text)
-        except ValueError:
-            value = math.nan
-        in_range = (low < value if above else low <= value) and value <= most
-        if not in_range or not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
-        return value
+            in_range = (low < value if above else low <= value) and value <= most
+            if in_range and math.isfinite(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
 
     return parse
 

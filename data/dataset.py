@@ -77,9 +77,9 @@ def load_datasets(
     if size > train:
         why = f"there are {train} training photos; give a smaller one, or more photos"
         raise UserError(f"--batch-size {size}: {why}")
-    if size % ranks or size < 2 * ranks:
-        why = f"must be a multiple of the {ranks} ranks, with two photos or more for each"
+    if size % ranks or size < 2 * ranks or min(smallest.values()) < ranks:
+        why = (
+            f"{ranks} ranks need a multiple of {ranks}, from {2 * ranks}, and a test photo for each"
+        )
         raise UserError(f"--batch-size {size}: {why}")
-    if min(smallest.values()) < ranks:
-        raise UserError(f"there are more ranks, {ranks}, than photos to validate or test")
     return datasets

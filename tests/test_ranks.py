@@ -128,7 +128,9 @@ def test_photos_and_batches_that_the_ranks_cannot_share_are_refused(where):
 
     load(8, 2)
     for batch_size, count in ((9, 2), (8, 8)):
-        with pytest.raises(UserError, match=f"--batch-size {batch_size}: must be a multiple"):
+        with pytest.raises(
+            UserError, match=f"--batch-size {batch_size}: {count} ranks need a multiple"
+        ):
             load(batch_size, count)
-    with pytest.raises(UserError, match="there are more ranks, 7, than photos"):
+    with pytest.raises(UserError, match="--batch-size 14: 7 ranks need .* a test photo for each"):
         load(14, 7)

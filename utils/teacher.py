@@ -111,19 +111,13 @@ def check_teacher(path: Path, description: dict[str, Any], student: Run) -> None
     """Raise UserError when a teacher's classes, resolution or normalisation are not the student's,
     and, without --allow-other-split, when it was trained on another split."""
     config, data = student.config, student.data
-    if description["classes"] != list(data.classes):
-        raise UserError(
-            f"{path}: this teacher knows other classes, or the same in another order: "
-            f"{description['classes']}\nthe photos have {list(data.classes)}"
-        )
-    if description["image_size"] != config.image_size:
-        raise UserError(
-            f"{path}: this teacher was trained at {description['image_size']} px and would see "
-            f"the student's {config.image_size}: give --image-size "
-            f"{description['image_size']} or train one at {config.image_size}"
-        )
-    if (description["mean"], description["std"]) != (list(MEAN), list(STD)):
-        raise UserError(f"{path}: this teacher expects photos that are normalised in another way")
+    wanted = {"classes": list(data.classes), "image_size": config.image_size}
+    for name, value in (wanted | {"mean": list(MEAN), "std": list(STD)}).items():
+        if description[name] != value:
+            raise UserError(
+                f"{path}: this teacher has {name} {description[name]}, the student {value}; "
+                "train one on these photos and at this --image-size"
+            )
     if not same_photos(description, data) and not student.kd.allow_other_split:
         raise UserError(
             f"{path}: this teacher was trained on another split or on other photos of the same "
