@@ -78,8 +78,6 @@ def load_datasets(
         why = f"there are {train} training photos; give a smaller one, or more photos"
         raise UserError(f"--batch-size {size}: {why}")
     if size % ranks or size < 2 * ranks or min(smallest.values()) < ranks:
-        why = (
-            f"{ranks} ranks need a multiple of {ranks}, from {2 * ranks}, and a test photo for each"
-        )
+        why = f"{ranks} ranks need a multiple, of two photos or more each, and a test photo each"
         raise UserError(f"--batch-size {size}: {why}")
     return datasets
