@@ -253,11 +253,7 @@ def given(finished, tmp_path) -> tuple[Path, list[str], Path]:
     [
         ({"split": "0123456789abcdef"}, "may have seen the student's test photos", 2),
         ({"photos": "0123456789abcdef"}, "other photos of the same names", 2),
-        (
-            {"classes": ["hail", "fog", "rain", "snow"]},
-            "has classes .*hail.*, the student .*fog",
-            1,
-        ),
+        ({"classes": ["hail", "fog", "rain", "snow"]}, "has classes .*hail.*, the student", 1),
         ({"image_size": 64}, "has image_size 64, the student 32", 1),
         ({"mean": [0.5, 0.5, 0.5]}, "has mean ", 1),
         ({"arch": "resnet18"}, "not those of a resnet18 with 4 classes", 1),

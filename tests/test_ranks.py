@@ -128,9 +128,7 @@ def test_photos_and_batches_that_the_ranks_cannot_share_are_refused(where):
 
     load(8, 2)
     for batch_size, count in ((9, 2), (8, 8)):
-        with pytest.raises(
-            UserError, match=f"--batch-size {batch_size}: {count} ranks need a multiple"
-        ):
+        with pytest.raises(UserError, match=f"--batch-size {batch_size}: {count} ranks need"):
             load(batch_size, count)
-    with pytest.raises(UserError, match="--batch-size 14: 7 ranks need .* a test photo for each"):
+    with pytest.raises(UserError, match=r"--batch-size 14: 7 ranks need .* a test photo each"):
         load(14, 7)
