@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import UserError
+from config import UserError, number
 from data.batches import Normalise, cached_side, whole_images
 from data.cache import read_square
 from data.photos import UnreadablePhoto, is_named_as_photo
@@ -32,13 +32,10 @@ from utils.tables import printable
 def main(arguments: Sequence[str]) -> None:
     """Print the classes of every photo; raises UserError at the end if some could not be read."""
     parser = argparse.ArgumentParser("python -m utils.predict", allow_abbrev=False)
-    parser.description = "Classify photos with a trained network."
     parser.add_argument("checkpoint", type=Path, help="a run's best.pt or last.pt")
     parser.add_argument("photos", nargs="+", help="photos, or folders with photos directly in them")
-    parser.add_argument("--top", type=int, default=3, help="classes to print (default: 3)")
+    parser.add_argument("--top", type=number(int, 1), default=3, help="classes to print")
     options = parser.parse_args(arguments)
-    if options.top < 1:
-        parser.error(f"--top {options.top}: must be at least 1")
     model, about = load_classifier(options.checkpoint)
     unreadable = 0
     for path in [path for given in options.photos for path in photos_at(given)]:

@@ -102,7 +102,7 @@ class ETA:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.waiting = {run.name: run for run in runs if not run.finished}
         self.total = len(self.waiting)
-        self.paces: dict[tuple[str, str], float] = {}  # seconds an epoch, by kind of run
+        self.paces: dict[str, float] = {}  # seconds an epoch, by model and method
 
     def done(self, run: Run, result: dict[str, Any]) -> dict[str, Any]:
         """Record the result's time and, if other runs wait, print how long they will take; returns
@@ -120,6 +120,6 @@ class ETA:
         return result
 
 
-def _kind(run: Run) -> tuple[str, str]:
+def _kind(run: Run) -> str:
     """What an epoch's time depends on, within one command."""
-    return run.config.model, run.config.kd.method if run.config.kd else ""
+    return f"{run.config.model} {run.config.kd and run.config.kd.method}"
