@@ -1,9 +1,6 @@
 """What only a GPU can show: recorded steps, photos on the device, whole commands."""
 
 import io
-import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import data.batches
-from config import ROOT, Config, KDConfig
+from config import Config, KDConfig
 from data.batches import MEAN, STD, EvalBatches, TrainBatches, crops_as_products, to_device
+from data.files import read_json
 from models.factory import channels_last, create_model
-from tests.photo_folders import make_photos
+from tests.photo_folders import make_photos, python, training
 from utils.device import Device
 from utils.distillation import METHODS, Distillation
 from utils.engine import CrossEntropy, Objective, Training, evaluate, fit
@@ -151,11 +149,9 @@ class Reading(nn.Sequential):
 
 def test_a_step_that_reads_a_value_back_is_refused_and_runs_eagerly():
     """In a process of its own: after a failed recording PyTorch is in no usable state."""
-    train_one = "train(start('none', Device(GPU, graphs={}), model=Reading(network(1))))"
     for graphs in (True, False):
-        code = "from tests.test_gpu import *; " + train_one.format(graphs)
-        words = [sys.executable, "-c", code]
-        run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        code = f"train(start('none', Device(GPU, graphs={graphs}), model=Reading(network(1))))"
+        run = python("-c", f"from tests.test_gpu import *; {code}")
         assert ("--eager trains without" in run.stderr) == graphs
         assert (run.returncode == 0) != graphs
 
@@ -176,36 +172,27 @@ def grey_levels(device: torch.device, where: str = "auto") -> tuple[Tensor, Tens
     return (images * std + mean) * 255, labels
 
 
-@pytest.mark.parametrize("where", ["auto", "device", "host"])
-def test_batches_are_those_of_the_cpu(where, monkeypatch):
+def test_batches_are_those_of_the_cpu_wherever_the_photos_are(monkeypatch):
     """The CPU's way rounds to grey levels twice, the GPU's does not at all."""
-    images, labels = grey_levels(GPU, where)
-    expected, same_labels = grey_levels(CPU)
+    images, labels = grey_levels(GPU)
+    for where in ("device", "host"):
+        same_images, same_labels = grey_levels(GPU, where)
+        assert torch.equal(same_images, images)
+        assert torch.equal(same_labels, labels)
+    expected, expected_labels = grey_levels(CPU)
     torch.testing.assert_close(images, expected, atol=1.01, rtol=0)
-    torch.testing.assert_close(labels, same_labels)
+    torch.testing.assert_close(labels, expected_labels)
     monkeypatch.setattr(data.batches, "crops_one_by_one", crops_as_products)
     torch.testing.assert_close(images, grey_levels(CPU)[0], atol=0.3, rtol=0)
 
 
-def test_photos_on_the_host_give_the_very_batches_of_those_on_the_device():
-    for one, other in zip(grey_levels(GPU, "device"), grey_levels(GPU, "host"), strict=True):
-        assert torch.equal(one, other)
-
-
 @pytest.mark.parametrize("flags", [(), ("--eager",)], ids=["graphs", "eager"])
 def test_a_whole_command_states_its_peak_memory(tmp_path, flags):
-    words = (
-        "knowledge_distillation.py", "--data", make_photos(tmp_path / "weather"),
-        "--teacher", "resnet18", "--student", "resnet18", "--image-size", "32",
-        "--batch-size", "8", "--epochs", "2", "--output", tmp_path, "--cache", tmp_path / "cache",
-    )  # fmt: skip
-    run = subprocess.run(
-        [sys.executable, *map(str, words), *flags], cwd=ROOT, capture_output=True, text=True
-    )
+    more = ("--epochs", 2, "--teacher", "resnet18", "--student", "resnet18", *flags)
+    words = training(make_photos(tmp_path / "weather"), tmp_path, *more)
+    run = python("knowledge_distillation.py", *words)
     assert (run.returncode, run.stderr) == (0, "")
-    results = [
-        json.loads(path.read_text("utf-8")) for path in (tmp_path / "results").glob("*/result.json")
-    ]
+    results = [read_json(path) for path in tmp_path.glob("output/results/*/result.json")]
     assert len(results) == 2
     for result in results:
         assert result["environment"]["device"].startswith("cuda:0, ")

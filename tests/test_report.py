@@ -5,8 +5,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 
 from config import ROOT, Config
 from data.files import write_json
+from tests.photo_folders import python
 from utils.metrics import mean_interval
 from utils.report import comparison, write_report
 from utils.tables import SEVEN_ROWS, cell, section
@@ -72,8 +71,7 @@ def tables(text: str) -> list[list[list[str]]]:
 def report(folder: Path, *results: Made) -> str:
     """The text of a report on these results."""
     for made in results:
-        path = folder / "results" / made["run"] / "result.json"
-        write_json(path, made)
+        write_json(folder / "results" / made["run"] / "result.json", made)
     return write_report(folder / "results")
 
 
@@ -84,10 +82,9 @@ def test_the_rows_have_a_column_for_each_model_and_spreads_over_seeds():
     assert [title for title, *_ in first[1:]] == list(SEVEN_ROWS)
     assert more[1] == ["Parameters", "11,182,155", "11,182,155"]
     for (title, single, several), key in zip(first[1:8], runs[0]["table"], strict=True):
-        spec, unit, scale = (".2f", "%", 100) if "accuracy" in title else (".4f", "", 1)
-        values = scale * np.array([run["table"][key] for run in runs])
-        assert single == f"{scale * result('densenet169')['table'][key]:{spec}}{unit}"
-        assert several == f"{values.mean():{spec}} ± {values.std(ddof=1):{spec}}{unit}"
+        spec = ".2%" if "accuracy" in title else ".4f"
+        assert single == format(result("densenet169")["table"][key], spec)
+        assert several == cell(runs, ("table", key, spec))
     test, shown = runs[0]["test"], dict(row[:2] for row in more)
     assert shown["Test macro-F1"] == f"{test['macro_f1']:.4f}"
     assert shown["Test calibration error"] == f"{test['calibration_error']:.4f}"
@@ -122,18 +119,23 @@ def test_photos_resolutions_splits_and_divisions_are_not_mixed(tmp_path):
     assert text.count("Drawn by this repo, not photographed.") == 1
 
 
-def test_a_copy_of_a_run_counts_once_and_runs_csv_has_every_number(tmp_path, capsys):
+def test_the_command_leaves_out_copies_writes_every_number_and_needs_a_finished_run(tmp_path):
     alone = result()
     text = report(tmp_path, alone, student_of(alone, [3]))
     results = tmp_path / "results"
     shutil.copytree(results / alone["run"], results / "a-backup")
-    assert write_report(results) == text == (results / "report.md").read_text("utf-8")
-    assert capsys.readouterr().err.endswith(f"copies of other runs: {results / 'a-backup'}\n")
+    done = python("-m", "utils.report", "--output", tmp_path)
+    note = f"note: left out as copies of other runs: {results / 'a-backup'}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, text + "\n", note)
+    assert (results / "report.md").read_text("utf-8") == text
     with (results / "runs.csv").open(encoding="utf-8", newline="") as file:
         first, second = csv.DictReader(file)
     assert float(first["table.test_loss"]) == alone["table"]["test_loss"]
     assert (first["distillation.method"], second["distillation.method"]) == ("", "kd")
     assert float(second["test.accuracy"]) == 0.9
+    done = python("-m", "utils.report", "--output", tmp_path / "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: \S+: no finished run is there; .*\n", done.stderr)
 
 
 @pytest.mark.parametrize("key", ["recipe_lr", "photos_split", "photos_digest", "photos_image_size"])
@@ -209,15 +211,3 @@ def test_names_are_nothing_but_text():
     assert "<" not in text
     assert "\x1b" not in text
     assert tables(text)[1][-1] == [r"'Test recall, a&#124;b\n# c\x1b[2J'", "50.0%"]
-
-
-@pytest.mark.parametrize("folder", ["", "nowhere"])
-def test_the_command_prints_the_report_or_one_line_with_status_2(folder, tmp_path):
-    text = report(tmp_path, result(), result(seed=1))
-    command = [sys.executable, "-m", "utils.report", "--output", str(tmp_path / folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if not folder:
-        assert (done.returncode, done.stdout, done.stderr) == (0, text + "\n", "")
-    else:
-        assert (done.returncode, done.stdout) == (2, "")
-        assert re.fullmatch(r"error: \S+: no finished run is there; .*\n", done.stderr)
