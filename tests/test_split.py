@@ -34,9 +34,9 @@ def picture(seed: int, contrast: float = 55, width: int = 288, height: int = 192
     return Image.fromarray(levels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def saved(image: Image.Image, kind: str, **options: int) -> Image.Image:
-    """The image as it comes back from a file of this kind."""
-    return Image.open(io.BytesIO(encoded(image, kind, **options))).convert("RGB")
+def saved(image: Image.Image, quality: int) -> Image.Image:
+    """The image as it comes back from a JPEG."""
+    return Image.open(io.BytesIO(encoded(image, quality=quality)))
 
 
 def cut(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
@@ -56,15 +56,15 @@ def groups_of(images: list[Image.Image]) -> list[int]:
 
 
 COPIES = {
-    "jpeg 20": lambda image: saved(image, "JPEG", quality=20),
-    "jpeg 75": lambda image: saved(image, "JPEG", quality=75),
-    "quarter": lambda image: saved(image.resize((73, 48)), "JPEG", quality=40),
+    "jpeg 20": lambda image: saved(image, quality=20),
+    "jpeg 75": lambda image: saved(image, quality=75),
+    "quarter": lambda image: saved(image.resize((73, 48)), quality=40),
     "double": lambda image: image.resize((574, 384), Image.Resampling.BICUBIC),
     "grey": lambda image: ImageOps.grayscale(image).convert("RGB"),
     "darker": lambda image: image.point(lambda level: level**1.3 / 255**0.3),
     "watermark": watermarked,
     "strip cut off": lambda image: cut(image, 0, 0, 0, 0.1),
-    "cropped": lambda image: saved(cut(image, 0.06, 0.1, 0.04, 0.02), "JPEG", quality=70),
+    "cropped": lambda image: saved(cut(image, 0.06, 0.1, 0.04, 0.02), quality=70),
 }
 PAIRS = [(contrast, name) for contrast in (55, 12) for name in COPIES]
 
@@ -110,7 +110,7 @@ def test_copies_are_found_whatever_the_number_of_photos_that_are_compared_at_a_t
     monkeypatch.setattr("data.duplicates.CHUNK_PRODUCTS", 2_000)
     monkeypatch.setattr("data.duplicates.CHUNK", 7)
     images = [picture(seed, width=96, height=64) for seed in range(40)]
-    copies = [saved(images[number], "JPEG", quality=50) for number in (3, 14, 15, 39)]
+    copies = [saved(images[number], quality=50) for number in (3, 14, 15, 39)]
     assert groups_of(images + copies) == [*range(40), 3, 14, 15, 39]
 
 
@@ -220,8 +220,7 @@ def test_copies_are_kept_together_and_reported(folds):
 
 @pytest.mark.skipif(not WEATHER.is_dir(), reason="needs the weather photos")
 def test_the_weather_photos_have_the_split_of_all_runs_so_far(tmp_path):
-    found = find_photos(WEATHER, tmp_path)
-    decoded = decode_photos(found, 32, tmp_path / "cache", workers=2, strict=True)
+    decoded = decode_photos(find_photos(WEATHER, tmp_path), 32, tmp_path, workers=2, strict=True)
     photos, groups = decoded.photos, decoded.groups
     assert (np.bincount(groups) > 1).sum() == 227
     split = split_photos(photos, groups, 0)
