@@ -1,10 +1,7 @@
 import csv
 import io
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +9,7 @@ from hypothesis import strategies as st
 
 from config import UserError
 from data.files import atomic_folder, atomic_write, csv_text, lock, read_json, write_json
+from tests.photo_folders import start
 
 HEAD = """
 import os, sys; from pathlib import Path
@@ -27,9 +25,8 @@ with lock(path) as held, atomic_folder(path / word) as folder: (folder / str(hel
 """
 
 
-def start(code, *arguments):
-    run = [sys.executable, "-c", HEAD + code, *arguments]
-    return subprocess.Popen(run, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stderr=-1)
+def running(code, *arguments):
+    return start("-c", HEAD + code, *arguments, stdin=-1)
 
 
 def test_a_file_is_written_with_the_usual_permissions_and_never_through_a_link(tmp_path):
@@ -50,7 +47,7 @@ def test_a_file_is_written_with_the_usual_permissions_and_never_through_a_link(t
 
 @pytest.mark.parametrize("fcntl", ["there", "hidden"])
 def test_what_several_processes_write_at_once_is_always_whole(tmp_path, fcntl):
-    writers = [start(WRITE, fcntl, tmp_path, letter) for letter in "abc"]
+    writers = [running(WRITE, fcntl, tmp_path, letter) for letter in "abc"]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert names == {"file", "a", "b", "c", "a/True", "b/True", "c/True"}
@@ -64,7 +61,7 @@ def test_a_folder_replaces_another_only_when_it_is_complete(tmp_path):
         assert os.listdir(path) == [number]
     with pytest.raises(KeyError), atomic_folder(path):
         raise KeyError
-    start("with atomic_folder(path): os.kill(os.getpid(), 9)", "there", path, "").communicate()
+    running("with atomic_folder(path): os.kill(os.getpid(), 9)", "there", path, "").communicate()
     assert (os.listdir(path), len(os.listdir(tmp_path))) == (["2"], 2)
     with atomic_folder(path):  # removes what the killed process has left
         pass
@@ -73,20 +70,18 @@ def test_a_folder_replaces_another_only_when_it_is_complete(tmp_path):
 
 def test_a_lock_is_held_until_its_process_ends_and_waited_for_with_a_word(tmp_path):
     code = "with lock(path): (path / word).touch(); input()"
-    first = start(code, "there", tmp_path, "first")
+    first = running(code, "there", tmp_path, "first")
     while not (tmp_path / "first").exists():
         assert first.poll() is None
     with lock(tmp_path, wait=False) as held:
         assert not held
-    second = start(code, "there", tmp_path, "second")
-    assert (
-        second.stderr.readline().decode()
-        == f"waiting for another process in {str(tmp_path)!r} ...\n"
-    )
+    second = running(code, "there", tmp_path, "second")
+    waits = f"waiting for another process in {str(tmp_path)!r} ...\n"
+    assert second.stderr.readline() == waits
     time.sleep(0.5)
     assert not (tmp_path / "second").exists()
     first.kill()
-    assert second.communicate(b"\n", timeout=60) == (None, b"")
+    assert second.communicate("\n", timeout=60) == ("", "")
     assert (tmp_path / "second").exists()
 
 

@@ -12,12 +12,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-MEBIBYTE = 2**20
+from tests.photo_folders import ROOT
+
 PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".svg", ".tif", ".tiff", ".webp"}
-WEIGHTS_AND_ARCHIVES = re.compile(
-    r"\.(7z|bin|ckpt|gz|np[yz]|onnx|pkl|pth?|rar|safetensors|tar|tgz|whl|zip)", re.I
-)
 needs_git = pytest.mark.skipif(
     shutil.which("git") is None or not (ROOT / ".git").exists(), reason="not a git checkout"
 )
@@ -33,18 +30,6 @@ def committed_files() -> list[Path]:
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
-
-
-def read_requirements(name: str) -> dict[str, tuple[str, set[str]]]:
-    """Version and hashes by package, from a requirements file in which nothing else stands."""
-    packages = {}
-    for entry in (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
-        requirement, *hashes = entry.split(" --hash=")
-        match = re.fullmatch(r"([a-z0-9-]+)==([^ ;]+) ;.*", requirement.strip())
-        assert match, f"{name}: {requirement!r} is not a pinned package"
-        assert match[1] not in packages, f"{name}: {match[1]} stands twice"
-        packages[match[1]] = (match[2], {text.strip() for text in hashes})
-    return packages
 
 
 def test_the_lock_was_made_from_this_pyproject_and_has_each_package_once() -> None:
@@ -68,21 +53,26 @@ def test_the_lock_was_made_from_this_pyproject_and_has_each_package_once() -> No
     ("name", "group"), [("requirements.txt", "main"), ("requirements-test.txt", "test")]
 )
 def test_requirements_are_the_lock(name: str, group: str) -> None:
-    locked = {
-        package["name"]: (package["version"], {file["hash"] for file in package["files"]})
+    locked = [
+        (package["name"], package["version"], {file["hash"] for file in package["files"]})
         for package in read_toml("poetry.lock")["package"]
         if group in package["groups"]
-    }
-    assert read_requirements(name) == locked, "run `make lock`"
+    ]
+    listed = []
+    for entry in (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        requirement, *hashes = entry.split(" --hash=")
+        match = re.fullmatch(r"([a-z0-9-]+)==([^ ;]+) ;.*", requirement.strip())
+        assert match, f"{name}: {requirement!r} is not a pinned package"
+        listed.append((match[1], match[2], {text.strip() for text in hashes}))
+    assert sorted(listed) == sorted(locked), "run `make lock`"
 
 
 def test_conda_and_ci_use_the_same_requirements_and_test_command() -> None:
     environment = (ROOT / "environment.yml").read_text(encoding="utf-8")
     assert environment.rstrip().endswith("- pip:\n      - -r requirements.txt")
     runner = ROOT / ".ci/run"
-    shebang, *lines = runner.read_text(encoding="utf-8").splitlines()
-    assert shebang == "#!/usr/bin/env bash"
-    assert lines == ["set -e", 'cd "$(dirname "$0")/.."', "make test"]
+    lines = ["#!/usr/bin/env bash", "set -e", 'cd "$(dirname "$0")/.."', "make test"]
+    assert runner.read_text(encoding="utf-8").splitlines() == lines
     assert os.access(runner, os.X_OK)
     assert re.search(r"^make test\b", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
 
@@ -92,11 +82,10 @@ def test_no_file_is_large_holds_photos_or_weights_or_names_a_place_of_one_machin
     private = re.compile(r"/(home|mnt|opt|private|root|Users|work)/\w|file:/{2}|index[-]url")
     for path in committed_files():
         name = path.relative_to(ROOT).as_posix()
-        assert path.stat().st_size < MEBIBYTE, f"{name} is too large to commit"
-        assert not WEIGHTS_AND_ARCHIVES.fullmatch(path.suffix), name
+        assert path.stat().st_size < 2**20, f"{name} is too large to commit"
         if path.suffix.lower() in PICTURES:
             assert name.startswith("docs/"), name
-        else:
+        else:  # what is no text, as weights and archives, fails here
             assert not private.search(path.read_text(encoding="utf-8")), name
 
 
@@ -111,10 +100,6 @@ def test_git_ignores_photos_and_output_but_no_code():
     command = ["git", "check-ignore", "--no-index", *code.split(), *ignored.split()]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert listed == ignored.split()
-    # The user's top level, in a fresh clone as well.
-    tracked = {path.relative_to(ROOT).parts[0] for path in committed_files()}
-    assert {"README.md", "config.py", "train.py", "knowledge_distillation.py", "pyproject.toml",
-            "poetry.lock", "data", "models", "utils", "output", "docs"} <= tracked  # fmt: skip
 
 
 # Stands for Python in the test of the Makefile: notes what it is asked to do, makes a .venv whose
@@ -145,12 +130,10 @@ STEPS: list[tuple[tuple[str, ...], str, list[str], str]] = [
     *2 * [(("train",), CREATE, [CREATE], "")],
     *2 * [(("train",), INSTALL, [CREATE, INSTALL], "")],
     (("train", "ARGS=--epochs 3"), "", [CREATE, INSTALL, f"{TRAIN} --epochs 3"], ""),
-    (("train",), "", [TRAIN], ""),
     (("distill",), "", [DISTIL], ""),
     (("test",), INSTALL_TEST, [INSTALL_TEST], ""),
     (("test",), "", [INSTALL_TEST, *CHECKS], ""),
     (("test",), "mypy", CHECKS[:3], ""),
-    (("test",), "", CHECKS, ""),
     (("test-faults", "ARGS=-x"), "", [f"FAULTS=whole -m pytest {SUITES} -x"], ""),
     (("clean", "test"), "", [CREATE, INSTALL, INSTALL_TEST, *CHECKS], ""),
 ]

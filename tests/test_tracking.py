@@ -5,7 +5,6 @@ import io
 import json
 import re
 import time
-from contextlib import contextmanager
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -63,39 +62,33 @@ class Board:
         return {group["name"]: group for group in table["sessionGroups"]}
 
 
-@contextmanager
-def tensorboard(logs):
-    """TensorBoard on the folder `logs`, answering on a free port until the block ends."""
-    flags = (f"--logdir={logs}", "--host=127.0.0.1", "--port=0", "--reload_interval=1")
-    output = logs.parent / "tensorboard.txt"
-    with (
-        output.open("w") as out,
-        start("-m", "tensorboard.main", *flags, stdout=out, stderr=out) as server,
-    ):
-        try:
-            address = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", output.read_text()))
-            yield Board(address[0])
-        finally:
-            server.kill()
-
-
 @pytest.fixture(scope="module")
 def board(tmp_path_factory):
     """A finished run, and one that is killed and resumed while TensorBoard is open."""
     if pytest.importorskip("tensorboard_data_server").server_binary() is None:
         pytest.skip("without its data server, TensorBoard has to be started again")
-    logs = tmp_path_factory.mktemp("tensorboard") / "logs"
+    logs, output = (tmp_path_factory.mktemp("tensorboard") / name for name in ("logs", "output"))
     with Tracker(logs / "first", EPOCHS, {"lr": 0.25, "model": "resnet18"}) as tracker:
         tracker.finish({"test/accuracy": 0.75}, COUNTS, CLASSES, [])
-    with tensorboard(logs) as board, Tracker(logs / "resumed", EPOCHS[:1], SETTINGS) as killed:
-        killed.epoch(EPOCHS[1])
-        wait_for(lambda: len(board.scalars("resumed", "lr")) == 2)
-        with Tracker(logs / "resumed", EPOCHS[:1], SETTINGS) as tracker:
-            for row in EPOCHS[1:]:
-                tracker.epoch(row)
-            tracker.finish({"test/accuracy": 0.875}, COUNTS, CLASSES, WRONG)
-        wait_for(lambda: "STATUS_SUCCESS" in str(board.sessions()["resumed"]))
-        yield board
+    words = ("-m", "tensorboard.main", "--host=127.0.0.1", "--port=0", "--reload_interval=1")
+    with (
+        output.open("w") as out,
+        start(*words, f"--logdir={logs}", stdout=out, stderr=out) as server,
+        Tracker(logs / "resumed", EPOCHS[:1], SETTINGS) as killed,
+    ):
+        try:
+            address = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", output.read_text()))
+            board = Board(address[0])
+            killed.epoch(EPOCHS[1])
+            wait_for(lambda: len(board.scalars("resumed", "lr")) == 2)
+            with Tracker(logs / "resumed", EPOCHS[:1], SETTINGS) as tracker:
+                for row in EPOCHS[1:]:
+                    tracker.epoch(row)
+                tracker.finish({"test/accuracy": 0.875}, COUNTS, CLASSES, WRONG)
+            wait_for(lambda: "STATUS_SUCCESS" in str(board.sessions()["resumed"]))
+            yield board
+        finally:
+            server.kill()
 
 
 def test_each_run_has_its_curves_with_one_point_an_epoch(board):
