@@ -117,9 +117,7 @@ INSTALL_TEST = INSTALL.replace(".txt", "-test.txt")
 TRAIN = "train.py --data sample --resume"
 DISTIL = "knowledge_distillation.py --data sample --resume"
 CHECKS = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest"]
-SUITES = (
-    "tests/test_faults*.py tests/test_gpu_script.py tests/test_ranks.py tests/test_benchmark.py"
-)
+SUITES = "tests/test_faults*.py tests/test_gpu_script.py tests/test_ranks.py"
 # One after the other in the same folder: arguments of make, what fails, what Python is asked to do
 # but for looking at itself, and advice.
 STEPS: list[tuple[tuple[str, ...], str, list[str], str]] = [
