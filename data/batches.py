@@ -39,7 +39,7 @@ def to_device(pixels: np.ndarray, device: torch.device, where: str) -> Tensor:
 
 def crop_and_resize(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Cut `boxes` out of `photos` and resize them to squares, bilinear and antialiased, as Pillow's
-    `crop` and `resize` do to within a grey level.
+    `crop` and `resize` do to within two grey levels.
 
     photos: (N, side, side, 3) uint8
     boxes: (N, 4) int64 top, bottom, left, right in pixels; right < left mirrors

@@ -47,7 +47,7 @@ def by_pillow(photo: np.ndarray, box: list[int], size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("crop", [crops_one_by_one, crops_as_products])
 @given(st.data(), st.integers(1, 64), st.integers(1, 64), st.booleans())
-def test_any_crop_is_pillows_within_a_grey_level(crop, data, side, size, mirrored):
+def test_any_crop_is_pillows_within_two_grey_levels(crop, data, side, size, mirrored):
     ends = st.lists(st.integers(0, side), min_size=2, max_size=2, unique=True).map(sorted)
     top, bottom, left, right = box = [*data.draw(ends), *data.draw(ends)]
     photo = noise(1, side)
@@ -56,7 +56,7 @@ def test_any_crop_is_pillows_within_a_grey_level(crop, data, side, size, mirrore
         box, expected = [top, bottom, right, left], expected.flip(2)
     with torch.autocast("cpu", torch.bfloat16):  # as in evaluation
         crops = crop(torch.from_numpy(photo), torch.tensor([box]), size)
-    torch.testing.assert_close(crops[0], expected, atol=1.01, rtol=0)
+    torch.testing.assert_close(crops[0], expected, atol=2.01, rtol=0)  # both round, some twice
 
 
 @given(st.integers(8, 4096))
