@@ -56,8 +56,8 @@ def draw_photo(name: str, number: int, seed: int = 0, size: int = 96) -> Image.I
     picture = canvas.picture.reshape(3, size, 2, size, 2).mean((2, 4))
     picture *= np.sqrt(rng.uniform(0.3, 0.6) / picture.mean())  # exposure
     mean = picture.mean((1, 2), keepdims=True)
-    picture = mean + rng.uniform(0.25, 1) * (picture - mean)  # haze
-    picture += rng.normal(0, 0.05, (size, size))  # grain
+    picture = mean + rng.uniform(0.4, 1) * (picture - mean)  # haze
+    picture += rng.normal(0, 0.04, (size, size))  # grain
     return Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
