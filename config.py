@@ -96,8 +96,8 @@ class KDConfig:
         "alpha*T^2*KL", several=True)
     temperature: float = setting(2.0, number(float, 0.01, 1000), "T, which softens the logits of "
         "both", several=True)
-    weight: float | None = setting(None, number(float, 0), "beta of dkd and dist; weight of the "
-        "other methods' term but kd's (default: the method's)", several=True)
+    weight: float | None = setting(None, number(float, 0), "beta of dkd and dist; for the other "
+        "methods except kd, the weight of their term (default: the method's)", several=True)
 
     def __str__(self) -> str:
         weight = "" if self.weight is None else f"-w{self.weight:.15g}"
@@ -138,7 +138,7 @@ class Config:
     schedule: str = setting("cosine", ("cosine", "constant"), "after the warm-up; cosine ends at 0")
     warmup_epochs: float = setting(1.0, number(float, 0), "epochs of linear warm-up")
     label_smoothing: float = setting(0.0, number(float, 0, 0.99), "share spread over all classes")
-    mixup: float = setting(0.0, number(float, 0), "alpha of the mixing weight's Beta; 0 is off")
+    mixup: float = setting(0.0, number(float, 0), "alpha of its Beta distribution; 0 is off")
     crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "least area of a crop")
     grow_from: float = setting(1.0, number(float, 0, 1, above=True), "share of --image-size at the "
         "first epoch, from 32 pixels; images grow over four fifths of the epochs")

@@ -75,9 +75,9 @@ def load_datasets(
     smallest = {part: min(d.counts[part] for d in datasets.values()) for part in PARTS}
     size, train = config.batch_size, smallest["train"]
     if size > train:
-        why = f"there are {train} training photos; give a smaller one, or more photos"
+        why = f"there are {train} training photos; use a smaller batch size, or more photos"
         raise UserError(f"--batch-size {size}: {why}")
     if size % ranks or size < 2 * ranks or min(smallest.values()) < ranks:
-        why = f"{ranks} ranks need a multiple, of two photos or more each, and a test photo each"
+        why = f"{ranks} ranks need a multiple of {ranks}, two photos each, and as many test photos"
         raise UserError(f"--batch-size {size}: {why}")
     return datasets

@@ -98,7 +98,8 @@ def read_json(path: Path) -> dict[str, Any]:
         if content.pop("sum", "") == _checksum(content):
             return content
     raise UserError(
-        f"{path} is missing, or not as it was written: train the run again with --overwrite"
+        f"{path} is missing, damaged, edited or of another version: train its run again with "
+        "--overwrite (baselines and teachers by train.py)"
     )
 
 

@@ -98,8 +98,8 @@ def test_json_that_is_damaged_edited_or_missing_is_refused(tmp_path):
     edits = whole.replace(b"0.5", b"0.6"), whole.replace(b"1,", b""), whole.replace(b"run", b"ran")
     for broken in (b"", b"\xff", b"[]", b"{}", b"[" * 99_999, whole[:-9], whole + b"{", *edits):
         path.write_bytes(broken)
-        with pytest.raises(UserError, match=r"a\.json is missing, or not as it was .*--overwrite"):
+        with pytest.raises(UserError, match=r"a\.json is missing, damaged, .*--overwrite"):
             read_json(path)
     for missing in (tmp_path, tmp_path / "b.json"):
-        with pytest.raises(UserError, match="is missing, or"):
+        with pytest.raises(UserError, match="is missing, damaged"):
             read_json(missing)

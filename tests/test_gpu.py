@@ -2,11 +2,14 @@
 
 import io
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 import data.batches
 from config import Config, KDConfig
@@ -16,8 +19,8 @@ from models.factory import channels_last, create_model
 from tests.photo_folders import make_photos, python, training
 from utils.device import Device
 from utils.distillation import METHODS, Distillation
-from utils.engine import CrossEntropy, Objective, Training, evaluate, fit
-from utils.graphs import keep_rates_on_device
+from utils.engine import CrossEntropy, Objective, Training, evaluate, fit, make_optimizer, set_rate
+from utils.graphs import GraphedStep, keep_rates_on_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -137,6 +140,36 @@ def test_a_finished_run_leaves_the_gpu_to_the_next():
 
     # Weights of student and teacher, and momenta, are 134 MB.
     assert memory_after_a_run() + 64e6 > memory_after_a_run()
+
+
+def test_two_recorded_steps_of_one_optimizer_alternate():
+    """Each reads the learning rate where the other does."""
+    images = torch.rand(8, 3, SIDE, SIDE, device=GPU).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(8, device=GPU) % CLASSES
+    ends = []
+    for graphs in (False, True):
+        model = network(3)
+        optimizer = make_optimizer(model, CONFIG)
+        keep_rates_on_device(optimizer)
+
+        def step(
+            images: Tensor, labels: Tensor, scale: float, model: nn.Module, optimizer: Any
+        ) -> dict[str, Tensor]:
+            loss = scale * cross_entropy(model(images), labels)
+            model.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss.detach()}
+
+        steps: list[Any]
+        steps = [partial(step, scale=s, model=model, optimizer=optimizer) for s in (1.0, 0.5)]
+        if graphs:
+            steps = [GraphedStep(one, optimizer) for one in steps]
+        for number in range(16):
+            set_rate(optimizer, 0.01 / (1 + number))
+            assert steps[number % 2](images, labels)["loss"].isfinite()
+        ends.append(model.state_dict()["fc.weight"])
+    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
 
 
 class Reading(nn.Sequential):

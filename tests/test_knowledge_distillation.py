@@ -248,6 +248,14 @@ def test_a_baseline_that_is_trained_again_meanwhile_is_the_one_of_the_start(copi
     assert len(re.findall(r"^\| Test accuracy .* ± .* ± .* ± ", printed, re.M)) == 1
 
 
+def test_the_roles_of_an_experiment_are_swapped(copied):
+    output, words = copied
+    printed_by([*words, "--experiment", "experiment_2", "--reverse"])
+    reverse = result_of(output, "resnet50-from-resnet18-kd-a0.7-T2")
+    assert (reverse["model"], reverse["teacher"]["run"]) == ("resnet50", name_of("resnet18"))
+    assert reverse["distillation"]["baseline"] == name_of("resnet50")
+
+
 def test_a_student_keeps_the_teacher_that_it_was_started_with(copied):
     output, words = copied
     teacher = output / "results" / name_of("resnet50") / "result.json"
@@ -260,8 +268,11 @@ def test_a_student_keeps_the_teacher_that_it_was_started_with(copied):
         printed_by([*words, *PAIR, "--resume"])
     write_json(teacher, content)
     (output / "results" / name_of(KD) / "result.json").unlink()
-    changed(best_of(output, KD), teacher_digest="0" * 16)
-    with pytest.raises(UserError, match=r"best.pt was written with teacher_digest 0000"):
-        printed_by([*words, *PAIR, "--resume"])
+    for key in ("teacher_digest", "computed_in"):
+        before = torch.load(best_of(output, KD), weights_only=True)[key]
+        changed(best_of(output, KD), **{key: "0000"})
+        with pytest.raises(UserError, match=rf"best.pt was written with {key} 0000, not {before}"):
+            printed_by([*words, *PAIR, "--resume"])
+        changed(best_of(output, KD), **{key: before})
     best_of(output, "resnet50").unlink()
     refused([*words, *PAIR, "--resume"], r"best\.pt is gone: train the teacher again")

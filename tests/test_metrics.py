@@ -44,7 +44,7 @@ def test_the_metrics_of_eight_photos():
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
 def test_logits_that_are_no_numbers_are_no_answer(odd):
     logits = torch.tensor([[0.0, 1.0], [odd, 0.0]])
-    with pytest.raises(UserError, match="no finite numbers"):
+    with pytest.raises(UserError, match="are not finite"):
         measure(logits, torch.tensor([0, 1]), ("fog", "hail"))
 
 

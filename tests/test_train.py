@@ -170,7 +170,7 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_bits(finished, photos, tmp_
 def test_a_broken_or_missing_settings_file_is_named(broken, copied):
     path = copied[0] / "results" / NAME / "settings.json"
     path.unlink() if broken is None else path.write_text(broken)
-    refused([*copied[1], "--resume"], rf"{NAME}/settings\.json is missing, or .*--overwrite")
+    refused([*copied[1], "--resume"], rf"{NAME}/settings\.json is missing, damaged, .*--overwrite")
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(copied):

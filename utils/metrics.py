@@ -43,7 +43,7 @@ def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[st
     """Every metric of one split as plain values for JSON; `wrong` are the places in the split, from
     0, of wrongly classified photos. Raises UserError for logits that are not finite."""
     if not logits.isfinite().all():
-        raise UserError("the network's outputs are no finite numbers: train it with a smaller --lr")
+        raise UserError("the network's outputs are not finite: train it with a smaller --lr")
     confusion = confusion_matrix(logits, labels)
     counts = zip(classes, confusion.diag().tolist(), confusion.sum(1).tolist(), strict=True)
     return {

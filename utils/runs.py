@@ -211,8 +211,8 @@ def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) ->
             is_flag = hasattr(Config, key) or hasattr(KDConfig, key)
             what = "--" + key.replace("_", "-") if is_flag else key
             raise UserError(
-                f"{path} was written with {what} {saved.get(key)}, not {value}: resume with the "
-                "same, --overwrite starts anew, --tag NAME makes a new run beside it"
+                f"{path} was written with {what} {saved.get(key)}, not {value}: give the same "
+                "settings, or --overwrite to start anew, or --tag NAME for a new run beside it"
             )
 
 
@@ -247,7 +247,7 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
     )
     training = Training(channels_last(model, device.device), objective, config, device)
     header = run.settings | {
-        "precision": device.precision,  # which the recipe may leave to the machine
+        "computed_in": device.precision,  # which the recipe may leave to the machine
         "teacher_digest": teacher.about["digest"] if teacher else None,
     }
     last = run.path("checkpoints", "last.pt")
@@ -299,7 +299,7 @@ def saved_state(run: Run, header: dict[str, Any]) -> dict[str, Any]:
 
 
 def kept(run: Run) -> Result:
-    """The result of a run that was finished before, which is said."""
+    """The result of a run that was finished before; prints a line about it."""
     print(f"{run.name}: finished before, kept")
     return run.result()
 

@@ -46,7 +46,7 @@ def run_script(
         return 2
     except KeyboardInterrupt as stopped:
         hint = "; the same command with --resume continues" if resumes else ""
-        if "--overwrite" in arguments:
+        if resumes and "--overwrite" in arguments:
             hint = "; to continue once an epoch is done, give --resume instead of --overwrite"
         print(f"\nstopped{hint}", file=sys.stderr)
         return 143 if stopped.args else 130
@@ -79,8 +79,10 @@ def describe(runs: Sequence[Run]) -> None:
             "         about photos; --data FOLDER uses yours, docs/usage.md says where to get some"
         )
     if unreadable:
-        print(f"WARNING  {len(unreadable)} files cannot be read and are skipped, such as (each run")
-        print("         lists all in its unreadable.csv):")
+        print(
+            f"WARNING  {len(unreadable)} files cannot be read and are skipped; unreadable.csv in a"
+        )
+        print("         its unreadable.csv. The first ones:")
         for path, reason in unreadable[:5]:
             print(f"         {path!r}: {reason}")
     for note in describe_duplicates(photos, dataset.decoded.groups):
