@@ -79,10 +79,8 @@ def describe(runs: Sequence[Run]) -> None:
             "         about photos; --data FOLDER uses yours, docs/usage.md says where to get some"
         )
     if unreadable:
-        print(
-            f"WARNING  {len(unreadable)} files cannot be read and are skipped; unreadable.csv in a"
-        )
-        print("         its unreadable.csv. The first ones:")
+        print(f"WARNING  {len(unreadable)} files cannot be read and are skipped. Each run lists")
+        print("         all in its unreadable.csv. The first ones:")
         for path, reason in unreadable[:5]:
             print(f"         {path!r}: {reason}")
     for note in describe_duplicates(photos, dataset.decoded.groups):
