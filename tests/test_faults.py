@@ -203,6 +203,7 @@ def test_a_full_or_read_only_disk_is_one_line_and_with_room_the_run_resumes(disk
     compare(BASELINE, whole(BASELINE)[0], disk)
 
 
+@only_whole
 def test_a_cache_that_is_removed_while_training_changes_nothing(photos, whole, tmp_path):
     process = start(*words(BASELINE, photos, tmp_path / "bare"))
     assert process.stdout

@@ -155,7 +155,7 @@ def places(tmp_path_factory) -> Iterator[dict[str, Path]]:
 @pytest.mark.parametrize("distils", [False, True])
 def test_any_settings_are_refused_before_any_work_or_train_to_finite_numbers(distils, places):
     @settings(
-        max_examples=500 if WHOLE else 12,
+        max_examples=500 if WHOLE else 7,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(command_lines(distils=distils))

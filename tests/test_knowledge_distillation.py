@@ -248,14 +248,6 @@ def test_a_baseline_that_is_trained_again_meanwhile_is_the_one_of_the_start(copi
     assert len(re.findall(r"^\| Test accuracy .* ± .* ± .* ± ", printed, re.M)) == 1
 
 
-def test_the_roles_of_an_experiment_are_swapped(copied):
-    output, words = copied
-    printed_by([*words, "--experiment", "experiment_2", "--reverse"])
-    reverse = result_of(output, "resnet50-from-resnet18-kd-a0.7-T2")
-    assert (reverse["model"], reverse["teacher"]["run"]) == ("resnet50", name_of("resnet18"))
-    assert reverse["distillation"]["baseline"] == name_of("resnet50")
-
-
 def test_a_student_keeps_the_teacher_that_it_was_started_with(copied):
     output, words = copied
     teacher = output / "results" / name_of("resnet50") / "result.json"

@@ -87,6 +87,7 @@ def test_a_rank_that_dies_ends_the_job_and_one_process_resumes_it(words):
     assert [row["epoch"] for row in history] == [str(n) for n in range(1, 17)]
 
 
+@only_whole
 def test_distilling_in_two_ranks_writes_and_prints_once(words):
     more = ("--method", "fitnet", "--teacher", "resnet18", "--student", "resnet18", "--tag", "two")
     run = python(*TORCHRUN, "knowledge_distillation.py", *words, *more)

@@ -80,6 +80,8 @@ def test_a_training_command_runs(line, photos, tmp_path, capsys):
     printed = capsys.readouterr()
     assert status == 0, printed.err
     assert "| Test accuracy" in printed.out
+    if "--reverse" in words:
+        assert re.search(r"^### resnet18 .*teaches densenet169 ", printed.out, re.M)
 
 
 def test_the_student_loads_as_the_readme_shows(tmp_path, monkeypatch):
