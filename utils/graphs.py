@@ -1,15 +1,14 @@
 """A training step as a CUDA graph, which launches all its kernels at once: with small networks and
 batches, a GPU waits for the host."""
 
-from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from config import UserError
+from utils.engine import Step
 
-Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
 # The graph, the tensors that it reads its batch from, and those that it writes to.
 Recorded = tuple[torch.cuda.CUDAGraph, Tensor, Tensor, dict[str, Tensor]]
 

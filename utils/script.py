@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from config import UserError
 from data.split import describe_duplicates
 from utils.ranks import init_distributed
-from utils.runs import Run
+
+if TYPE_CHECKING:  # report and predict start without what a training needs
+    from utils.runs import Run
 
 
 def run_script(
@@ -61,7 +63,7 @@ def _terminate(*_: object) -> None:
     raise KeyboardInterrupt(signal.SIGTERM)
 
 
-def describe(runs: Sequence[Run]) -> None:
+def describe(runs: Sequence["Run"]) -> None:
     """Print which photos and device are used, and what was found wrong with the photos."""
     config, dataset, device = runs[0].config, runs[0].data, runs[0].device
     photos, unreadable = dataset.decoded.photos, dataset.decoded.unreadable
@@ -99,12 +101,12 @@ def print_paths(output: Path) -> None:
 class ETA:
     """How long the runs take that a command still has to train, from those that are done."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence["Run"]) -> None:
         self.waiting = {run.name: run for run in runs if not run.finished}
         self.total = len(self.waiting)
         self.paces: dict[str, float] = {}  # seconds an epoch, by model and method
 
-    def done(self, run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    def done(self, run: "Run", result: dict[str, Any]) -> dict[str, Any]:
         """Record the result's time and, if other runs wait, print how long they will take; returns
         the result. Runs that were finished before are not counted, but their times are."""
         self.paces[_kind(run)] = result["seconds"] / result["epochs"]
@@ -120,6 +122,6 @@ class ETA:
         return result
 
 
-def _kind(run: Run) -> str:
+def _kind(run: "Run") -> str:
     """What an epoch's time depends on, within one command."""
     return f"{run.config.model} {run.config.kd and run.config.kd.method}"
