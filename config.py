@@ -23,7 +23,7 @@ EXPERIMENTS = {
     "experiment_1": ("densenet169", "resnet18"),
     "experiment_2": ("resnet50", "resnet18"),
 }
-SMALLEST = 32  # side of images in pixels: networks halve them five times
+SMALLEST, LARGEST = 32, 4096  # side of images in pixels: networks halve them five times
 MODELS = ("densenet169", "resnet50", "resnet18")
 WEATHER = (ROOT / "data" / "weather", ROOT / "data" / "weather.zip")
 
@@ -120,13 +120,15 @@ class Config:
     data: str = setting("sample", matching(r"(?s:.+)", "a path"), "folder with a sub-folder of "
         "photos per class, a zip or tar of one, or `sample`: synthetic weather (default: "
         "data/weather or data/weather.zip if it exists, else sample)")
-    image_size: int = setting(64, number(int, SMALLEST, 4096), "side of the square images that the "
-        "network sees, in pixels (default: 224; 64 on the sample)")
+    image_size: int = setting(64, number(int, SMALLEST, LARGEST), "side of the square images that "
+        "the network sees, in pixels (default: 224; 64 on the sample)")
     split_seed: int = setting(0, number(int, 0), "draws the 70/20/10 split")
     folds: int | None = setting(None, number(int, 3, 100), "cross-validation: fold K of so many "
         "tests part K, validates on the next fifth of the parts and trains on the rest")
     fold: int | None = setting(None, number(int, 0, 99), "only these of the --folds, from 0",
         several=True)
+    duplicates: str = setting("near", ("near", "exact", "off"), "what stays in one part of the "
+        "split: near, all photos of one picture; exact, equal files; off, nothing")
     strict: bool = setting(False, bool, "stop at unreadable photos instead of skipping them")
 
     # Training recipe; docs/recipe.md has the reasons for the defaults

@@ -38,15 +38,15 @@ def main(arguments: Sequence[str]) -> None:
     # Teachers of a tag are finished, by any recipe.
     needed = baselines if students[0].kd.teacher_tag else used
     loaded: Loaded = {}  # the last one
-    with lock_runs(students, needed):
+    with lock_runs(students, needed, set(used) - set(needed)) as share:
         describe(students)
         eta = ETA([*needed, *students])
-        # Finished ones are read now: another process may train them again meanwhile.
         results = {run.name: eta.done(run, kept(run)) for run in used if run.finished}
         for student, teacher in zip(students, teachers, strict=True):
             for missing in (teacher, student.baseline):
                 if missing and missing.name not in results:
                     results[missing.name] = eta.done(missing, train_baseline(missing))
+                    share(missing)
             results[student.name] = eta.done(student, distil(student, teacher, results, loaded))
     print(comparison(list(results.values())))
     print_paths(configs[0].output)

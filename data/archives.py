@@ -4,13 +4,14 @@ import hashlib
 import os
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from config import UserError
-from data.files import atomic_folder, atomic_write, lock
+from data.files import made_once
 
 # Drawn BMP images pack to a twentieth at best; a bomb unpacks to a thousand times its size or more.
 MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
@@ -19,7 +20,7 @@ MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
 def unpack(archive: Path, into: Path) -> Path:
     """Unpack a zip or tar (.gz, .bz2, .xz) archive into a new folder under into, and return it.
 
-    The same archive (path, size, time of change) is unpacked once, and again where files are gone.
+    The same archive (path, size, time of change) is unpacked once, and again where files changed.
     Raises UserError: not an archive, encrypted, broken, leads out of the folder, a device or a
     symbolic link in a tar, two entries of one name, far larger than its packed size, a full disk.
     """
@@ -28,33 +29,16 @@ def unpack(archive: Path, into: Path) -> Path:
     try:
         status = archive.stat()
         key = ascii((str(archive.resolve()), status.st_size, status.st_mtime_ns)).encode()
-        target = into / f"{archive.name.split('.')[0][:40]}-{hashlib.sha256(key).hexdigest()[:12]}"
-        listing = into / f"{target.name}.files"
-        into.mkdir(parents=True, exist_ok=True)
-        with lock(into):
-            if not listing.is_file() or listing.read_bytes() != _list_files(target):
-                with atomic_folder(target) as folder:
-                    files = _extract(archive, folder)
-                    if _list_files(folder).count(b"\n") != files:
-                        raise ValueError("two of its entries have the same name")
-                atomic_write(listing, _list_files(target))
+        name = f"{archive.name.split('.')[0][:40]}-{hashlib.sha256(key).hexdigest()[:12]}"
+        return made_once(into / name, partial(_extract, archive))
     except Exception as error:  # the decoders raise errors of many kinds on data that are broken
         raise UserError(
             f"{str(archive)!r} cannot be unpacked as tar or zip ({' '.join(str(error).split())}): "
             "get it again, or unpack it by hand and give the folder"
         ) from error
-    return target
 
 
-def _list_files(folder: Path) -> bytes:
-    """A line for each file, with its name and size."""
-    paths = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
-    lines = (f"{os.path.relpath(path, folder)!a} {os.path.getsize(path)}\n" for path in paths)
-    return "".join(sorted(lines)).encode()
-
-
-def _extract(archive: Path, folder: Path) -> int:
-    """Unpack all entries, and return how many of them are files."""
+def _extract(archive: Path, folder: Path) -> None:
     files, left = 0, max(ALWAYS_ALLOWED_BYTES, MAX_EXPANSION * archive.stat().st_size)
     is_tar = tarfile.is_tarfile(archive)
     open_archive: Any = tarfile.open if is_tar else zipfile.ZipFile
@@ -73,4 +57,5 @@ def _extract(archive: Path, folder: Path) -> int:
         end = packed.fileobj.read(1 << 20) if is_tar else b"\0"
         if not end or end.strip(b"\0"):  # tarfile takes any damaged header for the end
             raise ValueError("truncated, or damaged in a header")
-    return files
+    if files != sum(len(names) for _, _, names in os.walk(folder)):
+        raise ValueError("two of its entries have the same name")

@@ -4,6 +4,7 @@ Each resolution has a folder, named by a fingerprint of the photos' files, that 
 not at all. Its bytes are summed whenever they are loaded: a damaged one is decoded anew.
 """
 
+import glob
 import hashlib
 import os
 import shutil
@@ -21,10 +22,10 @@ from tqdm import tqdm
 
 from config import UserError
 from data.duplicates import group_duplicates, signature
-from data.files import atomic_folder, lock
+from data.files import atomic_folder, lock, open_regular
 from data.photos import Photos, UnreadablePhoto, decode_rgb, open_rgb, read_photo
 
-VERSION = 6  # raised whenever the same photos would decode to other pixels or groups
+VERSION = 7  # raised whenever the same photos would decode to other pixels or groups
 SIGNATURE_SIDE = 256  # signatures must not depend on the cached resolution, or the split would
 ROUND = 256  # photos at a time: the decoded ones wait in memory for the slowest
 
@@ -37,6 +38,7 @@ class Decoded:
     pixels: np.ndarray  # (M, side, side, 3) uint8 RGB, memory-mapped read-only
     rows: np.ndarray  # (N,) int64, the row of `pixels` of each readable photo
     groups: np.ndarray  # (N,) int64, equal for photos of one picture (data/duplicates.py)
+    equal: np.ndarray  # (N,) int64, for each photo, the first one with an equal file
     digest: str  # 16 hex digits that stand for the bytes of the readable files, in their order
     unreadable: tuple[tuple[str, str], ...]  # path and reason of each photo that was left out
 
@@ -48,21 +50,20 @@ def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int, stric
     cache that cannot be written and, if `strict`, any photo that is broken.
     """
     root = photos.root.resolve()
-    folder = cache / f"{root.name[:60]}-{zlib.crc32(os.fsencode(root)):08x}"
-    ready = folder / f"{side}px-{_fingerprint(photos, side)}"
+    prefix = f"{root.name[:60]}-{zlib.crc32(os.fsencode(root)):08x}-{side}px-"
+    ready = cache / f"{prefix}{_fingerprint(photos, side)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder):
+        with lock(cache, prefix):
             if (decoded := _load(ready, photos, side)) is None:
                 with atomic_folder(ready) as unfinished:
-                    _decode_into(unfinished, photos, side, workers)
-                for older in set(folder.glob(f"{side}px-*")) - {ready}:
+                    _decode_into(unfinished, photos, side, workers, ready.name)
+                for older in set(cache.glob(f"{glob.escape(prefix)}*")) - {ready}:
                     shutil.rmtree(older, ignore_errors=True)
                 if (decoded := _load(ready, photos, side)) is None:
                     raise OSError("other bytes are read than were written")
     except OSError as error:
         raise UserError(
-            f"{str(folder)!r}: the decoded photos could not be written "
+            f"{str(cache)!r}: the decoded photos could not be written or read there "
             f"({error.strerror or error}); free some space or point --cache to another disk"
         ) from error
     if strict and decoded.unreadable:
@@ -91,7 +92,7 @@ def _fingerprint(photos: Photos, side: int) -> str:
     lines = [f"version {VERSION} side {side}"]
     for path in photos.paths:
         lines.append(path)
-        with suppress(OSError):  # none where the file is gone, or a link to nothing
+        with suppress(FileNotFoundError):  # also a link to nothing
             s = os.stat(photos.root / path)
             lines.append(f"\0{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}")
     return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
@@ -99,29 +100,35 @@ def _fingerprint(photos: Photos, side: int) -> str:
 
 def _load(ready: Path, photos: Photos, side: int) -> Decoded | None:
     """What a folder of the cache holds; None if it is not there or, with a note, damaged."""
-    if not ready.exists():
+    if not os.path.lexists(ready):
         return None
     try:
-        pixels = np.memmap(ready / "pixels.raw", np.uint8, "r", shape=(len(photos), side, side, 3))
-        with open(ready / "index.npz", "rb") as file, np.load(file) as saved:  # has its own sums
+        with open_regular(ready / "pixels.raw") as file:
+            pixels = np.memmap(file, np.uint8, "r", shape=(len(photos), side, side, 3))
+        with open_regular(ready / "index.npz") as file, np.load(file) as saved:  # has its own sums
             reasons, sums, groups = saved["reasons"], saved["sums"], saved["groups"]
-            if zlib.crc32(pixels.data) != saved["pixel_sum"]:
+            if (zlib.crc32(pixels.data), ready.name) != (saved["pixel_sum"], saved["name"]):
                 raise ValueError("other pixels than were written")
-    except Exception:  # numpy and zipfile raise errors of any kind on damaged files
+    except Exception as error:  # numpy and zipfile raise errors of any kind on damaged files
+        if isinstance(error, MemoryError | OSError) and not isinstance(error, FileNotFoundError):
+            raise  # of the machine
         print(f"NOTE: {str(ready)!r} is damaged: the photos are decoded anew", file=sys.stderr)
         return None
     readable = reasons == ""
+    _, first, which = np.unique(sums[readable], return_index=True, return_inverse=True)
     return Decoded(
         photos=photos.keep(readable),
         pixels=pixels,
         rows=np.flatnonzero(readable),
         groups=groups,
+        equal=first[which],
         digest=hashlib.sha256(sums[readable].astype("<u4").tobytes()).hexdigest()[:16],
         unreadable=tuple((photos.paths[i], str(reasons[i])) for i in np.flatnonzero(~readable)),
     )
 
 
-def _decode_into(folder: Path, photos: Photos, side: int, workers: int) -> None:
+def _decode_into(folder: Path, photos: Photos, side: int, workers: int, name: str) -> None:
+    """Fill a folder of this name; `_load` reads it."""
     rows, pixel_sum = [], 0
     paths = [photos.root / path for path in photos.paths]
     with (
@@ -138,7 +145,9 @@ def _decode_into(folder: Path, photos: Photos, side: int, workers: int) -> None:
                 bar.update()
     reasons, signatures, sums = map(np.array, zip(*rows, strict=True))
     groups = group_duplicates(signatures[reasons == ""])
-    np.savez(folder / "index.npz", reasons=reasons, sums=sums, groups=groups, pixel_sum=pixel_sum)
+    made = {"name": np.array(name), "pixel_sum": np.array(pixel_sum)}
+    made |= {"reasons": reasons, "sums": sums, "groups": groups}
+    np.savez(folder / "index.npz", allow_pickle=False, **made)
 
 
 def _decode(side: int, path: Path) -> tuple[str, np.ndarray, int, np.ndarray]:

@@ -23,6 +23,7 @@ class Dataset:
     name: str  # safe in file names
     decoded: Decoded
     pixels: Tensor
+    groups: np.ndarray  # (N,) int64, equal for photos that stay in one part of the split
     split: Split
     division: str | None = None  # the hash of the division that the fold is of
 
@@ -55,7 +56,7 @@ def load_datasets(
     if config.data == "sample":
         from data.sample import draw_sample  # rarely needed
 
-        name, path = "sample", draw_sample(config.cache / "sample")
+        name, path = "sample", draw_sample(config.cache)
     else:
         path = Path(config.data)
         stem = path.resolve().name.split(".")[0] or "photos"
@@ -66,17 +67,19 @@ def load_datasets(
     workers = config.workers or os.cpu_count() or 1
     decoded = decode_photos(photos, side, config.cache, workers=workers, strict=config.strict)
     pixels = to_device(decoded.pixels, device, config.photos_on)
-    split = split_photos(decoded.photos, decoded.groups, config.split_seed, config.folds)
+    apart = np.arange(len(decoded.photos))
+    groups = {"near": decoded.groups, "exact": decoded.equal, "off": apart}[config.duplicates]
+    split = split_photos(decoded.photos, groups, config.split_seed, config.folds)
     division = split.hash if config.folds else None
     datasets = {
-        fold: Dataset(name, decoded, pixels, split if fold is None else split.fold(fold), division)
+        fold: Dataset(name, decoded, pixels, groups, split.fold(fold), division)
         for fold in dict.fromkeys(config.fold for config in configs)
     }
     smallest = {part: min(d.counts[part] for d in datasets.values()) for part in PARTS}
     size, train = config.batch_size, smallest["train"]
     if size > train:
-        why = f"there are {train} training photos; use a smaller batch size, or more photos"
-        raise UserError(f"--batch-size {size}: {why}")
+        why = f"{train} training photos are less than a batch of {size}"
+        raise UserError(f"{why}: add photos, or give --batch-size {train} or less")
     if size % ranks or size < 2 * ranks or min(smallest.values()) < ranks:
         why = f"{ranks} ranks need a multiple of {ranks}, two photos each, and as many test photos"
         raise UserError(f"--batch-size {size}: {why}")

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, csv, JSON, and locks between processes."""
 
 import csv
+import errno
 import glob
 import hashlib
 import io
@@ -8,11 +9,12 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from config import UserError
 
@@ -20,6 +22,32 @@ try:
     import fcntl
 except ImportError:  # Windows: two processes are not kept apart there
     fcntl = None  # type: ignore[assignment]
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read bytes. Raises FileNotFoundError for what is no regular file, too: a
+    named pipe would block, a device has no end."""
+
+    def regular(name: str, flags: int) -> int:
+        handle = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle
+        os.close(handle)
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", name)
+
+    try:
+        return open(path, "rb", opener=regular)
+    except NotADirectoryError as error:  # what should be its folder is none
+        raise FileNotFoundError(*error.args, str(path)) from error
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link, or a folder and what is in it, if it exists. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
 
 
 def atomic_write(path: Path, content: bytes | str | memoryview) -> None:
@@ -41,42 +69,88 @@ def atomic_write(path: Path, content: bytes | str | memoryview) -> None:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new empty folder to fill, which replaces `path` when the block ends without an error.
-    Hold `lock(path.parent)` around it: what a killed process left unfinished is removed first."""
+    Hold a lock around it: what a killed process left unfinished is removed first."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        shutil.rmtree(stale, ignore_errors=True)
+        remove(stale)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     unfinished.mkdir()
     try:
         yield unfinished
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
         unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-@contextmanager
-def lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a folder for this process; with `wait=False`, yields False where another one has it.
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder of files that `make` fills, once for all processes, and again where one of the files
+    is missing or has another size or time. Raises OSError, and what `make` raises."""
+    files, manifest = folder / "files", folder / "manifest"
+    with lock(folder.parent):
+        with suppress(FileNotFoundError), open_regular(manifest) as file:
+            if file.read() == _list_files(files):
+                return files
+        with atomic_folder(folder) as new:
+            (new / files.name).mkdir()
+            make(new / files.name)
+            atomic_write(new / manifest.name, _list_files(new / files.name))
+    return files
 
-    Without a lock it yields True where the system or the disk knows none. A line on stderr tells
-    that it waits. A killed process leaves nothing behind.
+
+def _list_files(folder: Path) -> bytes:
+    lines = []
+    for place, _, names in os.walk(folder):
+        for path in (os.path.join(place, name) for name in names):
+            status = os.lstat(path)
+            about = status.st_mode, status.st_size, status.st_mtime_ns
+            lines.append(f"{os.path.relpath(path, folder)!a} {about}\n")
+    return "".join(sorted(lines)).encode()
+
+
+class Locks:
+    """Names that this process holds, exclusively or with others, of all that use the same file.
+
+    A killed process leaves nothing behind. Within one process, open a file once at a time.
     """
-    if fcntl is None:
-        yield True  # type: ignore[unreachable]
-        return
-    handle, held = os.open(folder, os.O_RDONLY), True
-    try:
-        with suppress(OSError):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held = wait
-                if wait:
-                    print(f"waiting for another process in {str(folder)!r} ...", file=sys.stderr)
-                    fcntl.flock(handle, fcntl.LOCK_EX)
-        yield held
-    finally:
-        os.close(handle)
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, flags = folder, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        self.handle = os.open(folder / ".lock", flags, 0o666)
+
+    def __enter__(self) -> "Locks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.handle)
+
+    def hold(self, name: str, *, shared: bool = False, wait: bool = False) -> bool:
+        """Hold a name, also in another way than before; False where another process has it. With
+        `wait`, waits for it with a line on stderr. Where the disk knows no locks, says so."""
+        if fcntl is None:
+            return True  # type: ignore[unreachable]
+        byte = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.lockf(self.handle, kind | fcntl.LOCK_NB, 1, byte)
+        except (BlockingIOError, PermissionError):  # systems differ
+            if not wait:
+                return False
+            print(f"waiting for another process in {str(self.folder)!r} ...", file=sys.stderr)
+            fcntl.lockf(self.handle, kind, 1, byte)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            print(f"NOTE: the disk of {str(self.folder)!r} knows no locks", file=sys.stderr)
+        return True
+
+
+@contextmanager
+def lock(folder: Path, name: str = "") -> Iterator[None]:
+    """Wait until no other process holds the folder, or a name in it, and hold it."""
+    with Locks(folder) as locks:
+        locks.hold(name, wait=True)
+        yield
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
@@ -93,8 +167,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; raises UserError when it is missing, damaged or edited."""
-    with suppress(ValueError, TypeError, RecursionError):
-        content = dict(json.loads(path.read_bytes())) if path.is_file() else {}
+    with suppress(ValueError, TypeError, RecursionError, FileNotFoundError):
+        with open_regular(path) as file:
+            content = dict(json.loads(file.read(1 << 28)))
         if content.pop("sum", "") == _checksum(content):
             return content
     raise UserError(

@@ -3,10 +3,8 @@
 import io
 import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from config import UserError
+from data.files import open_regular
 
 # Pillow warns of odd but decodable files. Set once: catch_warnings is not safe in threads.
 warnings.filterwarnings("ignore", module="PIL")
@@ -118,10 +117,9 @@ def open_rgb(path: Path, short_side: int) -> Image.Image:
 def read_photo(path: Path) -> bytes:
     """The bytes of a photo's file; raises as open_rgb does."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, a device has no end
-            raise UnreadablePhoto("not a regular file")
-        return path.read_bytes()
-    except (FileNotFoundError, PermissionError) as error:  # others may be gone the next time
+        with open_regular(path) as file:
+            return file.read()
+    except FileNotFoundError as error:  # all others may be gone the next time
         raise UnreadablePhoto(error.strerror) from error
 
 
@@ -136,8 +134,12 @@ def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.draft(None, (short_side, short_side))
         image.load()
-        with suppress(Exception):  # a broken EXIF block, for which Pillow raises errors of any kind
+        try:
             ImageOps.exif_transpose(image, in_place=True)
+        except MemoryError:
+            raise
+        except Exception:  # a broken EXIF block, for which Pillow raises errors of any kind
+            pass
         return _to_rgb(image)
     except MemoryError:
         raise

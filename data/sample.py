@@ -4,18 +4,16 @@ The classes share skies, hills and trees, haze and a camera vary the light. So t
 little: a classifier has to learn what weather looks like.
 """
 
-import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-from config import UserError
-from data.files import atomic_folder, lock
+from data.files import made_once
 
 VERSION = 3  # counted up whenever a drawing changes, so that older samples are drawn again
-MARKER = "sample.json"  # only a folder with this file is replaced
 
 # How a plant branches: how far along the stem, and by what factor (its scale and turn) it goes on.
 Forks = list[tuple[float, complex]]
@@ -23,29 +21,20 @@ TREE: Forks = [(1, 0.75 * np.exp(1j * turn)) for turn in (-0.5, 0.1, 0.6)]
 FERN: Forks = [(t / 10, (0.45 - t / 25) * np.exp(turn)) for t in range(10) for turn in (1j, -1j)]
 
 
-def draw_sample(folder: Path, seed: int = 0, per_class: int = 48, size: int = 96) -> Path:
-    """Draws `per_class` photos of every class as <folder>/<class>/<number>.jpg; returns `folder`.
+def draw_sample(cache: Path, seed: int = 0, per_class: int = 48, size: int = 96) -> Path:
+    """Draws `per_class` photos of every class as <class>/<number>.jpg, once; returns their folder.
 
-    The photos are RGB JPEGs of size × size pixels, the same bytes for the same arguments. A
-    complete sample of this version and these settings is reused, any other sample is replaced.
-    Raises UserError if `folder` holds something else, OSError if it cannot be written.
+    The photos are RGB JPEGs of size × size pixels, the same bytes for the same arguments. Raises
+    OSError if the cache cannot be written.
     """
-    marker = json.dumps({"version": VERSION, "seed": seed, "per_class": per_class, "size": size})
-    photos = [f"{name}/{number:04d}.jpg" for name in CLASSES for number in range(per_class)]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock(folder.parent):  # two processes may draw it at once
-        if (folder / MARKER).is_file():
-            complete = all((folder / photo).is_file() for photo in photos)
-            if complete and (folder / MARKER).read_bytes() == marker.encode():
-                return folder
-        elif folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} holds something else than a drawn sample; move it away")
-        with atomic_folder(folder) as new:
-            for path in map(new.joinpath, photos):
-                path.parent.mkdir(exist_ok=True)
-                draw_photo(path.parent.name, int(path.stem), seed, size).save(path, quality=92)
-            (new / MARKER).write_text(marker)
-    return folder
+
+    def draw(folder: Path) -> None:
+        for name, number in product(CLASSES, range(per_class)):
+            (folder / name).mkdir(exist_ok=True)
+            photo = draw_photo(name, number, seed, size)
+            photo.save(folder / name / f"{number:04d}.jpg", quality=92)
+
+    return made_once(cache / f"sample-{VERSION}-{seed}-{per_class}-{size}", draw)
 
 
 def draw_photo(name: str, number: int, seed: int = 0, size: int = 96) -> Image.Image:

@@ -41,8 +41,11 @@ class Split:
         """Indices, ascending int64, of the photos in "train", "val" or "test"."""
         return np.flatnonzero(self.part == self.names.index(part))
 
-    def fold(self, number: int) -> "Split":
-        """Tests on one of k folds, validates on the next k/5, at least one, trains on the rest."""
+    def fold(self, number: int | None) -> "Split":
+        """Tests on one of k folds, validates on the next k/5, at least one, trains on the rest.
+        None is the split itself."""
+        if number is None:
+            return self
         folds = len(self.names)
         after = (self.part - number) % folds
         val = max(1, round(FRACTIONS[1] * folds))
@@ -100,6 +103,7 @@ def make_split(
     label = int(counts.min(0).argmin())
     own, photos = np.count_nonzero(held[:, label]), held[:, label].sum()
     fewer = ", or give fewer --folds" if len(fractions) > len(PARTS) else ""
+    fewer += "; --duplicates exact or off keeps shots of one scene apart" if photos > own else ""
     raise UserError(
         f"class {classes[label]!r} has too few photos: {own} different ones ({photos} with "
         f"duplicates); {len(fractions)} are needed that are not duplicates of other classes' "

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from config import MODELS, UserError
-from data.files import atomic_write
+from config import LARGEST, MODELS, SMALLEST, UserError
+from data.files import atomic_write, open_regular
 from models.factory import create_model
 
-FORMAT = 3  # raised whenever a reader of older files would misread newer ones
+MOST_CLASSES = 100_000  # that a file may claim
+FORMAT = 4  # raised whenever a reader of older files would misread newer ones
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -31,13 +33,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises UserError for a file that is missing, damaged, or no checkpoint of this version.
     """
     try:
-        with zipfile.ZipFile(path) as packed:
-            damaged = packed.testzip()  # torch does not look at the sums in its own zip files
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if damaged or content["format"] != FORMAT or "model" not in content:
-            raise ValueError("another format, or bytes that have changed")
+        with open_regular(path) as file, zipfile.ZipFile(file) as packed:
+            # Compressed, it could unpack to any size; and torch does not look at the sums.
+            unpacked = sum(entry.file_size for entry in packed.infolist())
+            if unpacked > os.fstat(file.fileno()).st_size or packed.testzip():
+                raise ValueError("bytes that have changed")
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT or "model" not in content:
+            raise ValueError("another format")
     except FileNotFoundError as problem:
         raise UserError(f"{path}: there is no such checkpoint") from problem
+    except (OSError, MemoryError):  # of the machine
+        raise
     except Exception as problem:  # torch raises errors of any kind on bytes that are not its own
         raise UserError(
             f"{path}: cut off, damaged, or not a checkpoint of this version of train.py or "
@@ -51,23 +59,38 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     logits, `image_size` in pixels, `mean` and `std` of the normalisation, `split` (the hash of its
     split.csv), `photos` (the digest of the files), `seed` and `recipe`.
 
-    Raises UserError as load_checkpoint does, and where a part is missing or does not fit.
+    Raises UserError as load_checkpoint does, and where a part is missing or cannot be right.
     """
     content = load_checkpoint(path)
     weights = content.pop("model")
-    kinds = {"arch": str, "classes": list, "image_size": int, "mean": list, "std": list}
-    kinds |= {"split": str, "photos": str, "recipe": dict}
-    for name, kind in kinds.items():
-        if not isinstance(content.get(name), kind):
-            raise UserError(f"{path}: the checkpoint does not say its {name}; it cannot be used")
-    arch, classes = content["arch"], len(content["classes"])
-    if arch not in MODELS:
-        raise UserError(f"{path}: {arch!r} is none of the models here: {', '.join(MODELS)}")
-    model = create_model(arch, classes, pretrained=False, seed=0)
+    match content:
+        case {
+            "arch": str(arch),
+            "classes": [str(), str(), *_] as classes,
+            "image_size": int(side),
+            "mean": [float(), float(), float()] as mean,
+            "std": [float(), float(), float()] as std,
+            "split": str(),
+            "photos": str(),
+            "recipe": dict(recipe),
+        }:
+            fits = arch in MODELS and SMALLEST <= side <= LARGEST and len(classes) <= MOST_CLASSES
+            fits &= all(isinstance(name, str) for name in classes)
+            fits &= all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True))
+            fits &= all(isinstance(value, str | int | float | None) for value in recipe.values())
+        case _:
+            fits = False
+    if not fits:
+        raise UserError(f"{path}: its description is incomplete, or cannot be right")
+    model = create_model(arch, len(classes), pretrained=False, seed=0)
     try:
+        for name, own in model.state_dict().items():
+            value = weights[name]
+            if (value.shape, value.dtype) != (own.shape, own.dtype) or not value.isfinite().all():
+                raise ValueError(f"another {name}")
         model.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as problem:
-        what = f"{path}: its weights are not those of a {arch} with {classes} classes"
+    except Exception as problem:  # tensors of all kinds raise errors of all kinds
+        what = f"{path}: its weights are not those of a {arch} with {len(classes)} classes"
         raise UserError(what) from problem
     return model.eval(), content
 

@@ -113,6 +113,8 @@ def test_help_shows_what_the_script_does_and_the_text_of_each_setting(capsys):
 
 
 def test_the_recipe_is_every_setting_but_those_of_name_photos_and_machine():
-    others = "model seed tag kd data image_size folds fold strict device eager photos_on workers "
-    others += "output cache resume overwrite"
+    others = (
+        "model seed tag kd data image_size folds fold duplicates strict device eager photos_on "
+    )
+    others += "workers output cache resume overwrite"
     assert Config().recipe.keys() ^ others.split() == {f.name for f in fields(Config)} | {"crops"}

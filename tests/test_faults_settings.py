@@ -59,6 +59,7 @@ VALUES: dict[str, Words] = {
     "image-size": one(SIDE, rare=st.integers(32, 48)),
     "grow-from": one(0.5, 0.7, 1, rare=numbers(5e-324, 1)),
     "split-seed": one(0, rare=st.integers(0, 2**31 - 1)),
+    "duplicates": one("near", "exact", "off"),
     "folds": one(3, 4, rare=st.integers(3, 100)),
     "fold": several(0, 1, 2),
     "epochs": one(1, 1, 2),

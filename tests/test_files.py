@@ -1,4 +1,6 @@
+import contextlib
 import csv
+import errno
 import io
 import os
 import time
@@ -8,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import UserError
-from data.files import atomic_folder, atomic_write, csv_text, lock, read_json, write_json
+from data.files import (
+    Locks,
+    atomic_folder,
+    atomic_write,
+    csv_text,
+    lock,
+    open_regular,
+    read_json,
+    remove,
+    write_json,
+)
 from tests.photo_folders import start
 
 HEAD = """
@@ -21,7 +33,7 @@ WRITE = """
 for number in range(100):
     atomic_write(path / "file", word * (1 + number % 7 * 5000))
     assert len(set((path / "file").read_text())) == 1
-with lock(path) as held, atomic_folder(path / word) as folder: (folder / str(held)).touch()
+with lock(path), atomic_folder(path / word) as folder: (folder / "x").touch()
 """
 
 
@@ -50,7 +62,7 @@ def test_what_several_processes_write_at_once_is_always_whole(tmp_path, fcntl):
     writers = [running(WRITE, fcntl, tmp_path, letter) for letter in "abc"]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
-    assert names == {"file", "a", "b", "c", "a/True", "b/True", "c/True"}
+    assert names - {".lock"} == {"file", "a", "b", "c", "a/x", "b/x", "c/x"}
 
 
 def test_a_folder_replaces_another_only_when_it_is_complete(tmp_path):
@@ -73,8 +85,8 @@ def test_a_lock_is_held_until_its_process_ends_and_waited_for_with_a_word(tmp_pa
     first = running(code, "there", tmp_path, "first")
     while not (tmp_path / "first").exists():
         assert first.poll() is None
-    with lock(tmp_path, wait=False) as held:
-        assert not held
+    with Locks(tmp_path) as locks:
+        assert (locks.hold(""), locks.hold("another name")) == (False, True)
     second = running(code, "there", tmp_path, "second")
     waits = f"waiting for another process in {str(tmp_path)!r} ...\n"
     assert second.stderr.readline() == waits
@@ -83,6 +95,32 @@ def test_a_lock_is_held_until_its_process_ends_and_waited_for_with_a_word(tmp_pa
     first.kill()
     assert second.communicate("\n", timeout=60) == ("", "")
     assert (tmp_path / "second").exists()
+
+
+def test_a_name_is_held_by_many_that_read_or_by_one_that_writes(tmp_path):
+    code = "with Locks(path) as locks: print(locks.hold('run', shared=word == 'shared'))"
+
+    def others(word):
+        return running(code, "there", tmp_path, word).communicate(timeout=60)
+
+    with Locks(tmp_path) as locks:
+        for shared, answer in ((True, "True\n"), (False, "False\n"), (True, "True\n")):
+            assert locks.hold("run", shared=shared)
+            assert others("shared") == (answer, "")
+            assert others("alone") == ("False\n", "")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO])
+def test_a_disk_that_knows_no_locks_is_said_and_any_other_error_raised(
+    number, tmp_path, monkeypatch, capsys
+):
+    def fails(*_):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr("fcntl.lockf", fails)
+    with contextlib.suppress(OSError), lock(tmp_path):
+        assert number == errno.ENOLCK
+    assert capsys.readouterr().err.count("knows no locks") == (number == errno.ENOLCK)
 
 
 @given(st.lists(st.lists(st.text().filter(lambda text: "\r\n" not in text), min_size=2)))
@@ -100,6 +138,12 @@ def test_json_that_is_damaged_edited_or_missing_is_refused(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(UserError, match=r"a\.json is missing, damaged, .*--overwrite"):
             read_json(path)
-    for missing in (tmp_path, tmp_path / "b.json"):
+    (tmp_path / "link").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    for missing in (tmp_path, tmp_path / "b.json", path / "below", *tmp_path.glob("[lp]i*")):
         with pytest.raises(UserError, match="is missing, damaged"):
             read_json(missing)
+        with pytest.raises(FileNotFoundError):
+            open_regular(missing)
+        remove(missing)
+    assert not tmp_path.exists()

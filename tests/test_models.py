@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import re
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -171,14 +172,41 @@ def test_a_classifier_is_what_its_checkpoint_describes_or_refused(tmp_path):
     loaded, description = load_classifier(path)
     assert (weights_digest(loaded), loaded.training) == (weights_digest(model), False)
     assert description == about | {"format": FORMAT}
-    cases: list[tuple[dict[str, Any], str]] = [
-        *(({name: None}, f"does not say its {name}") for name in about.keys() - {"seed"}),
-        ({"arch": "vgg16"}, "'vgg16' is none of the models here"),
-        ({"classes": ["fog"]}, "not those of a resnet18 with 1 classes"),
-        ({"model": {"fc.weight": torch.zeros(3)}}, "not those of a resnet18 with 2 classes"),
-        ({"model": [1]}, "not those of a resnet18 with 2 classes"),
-    ]
-    for changed, message in cases:
-        checkpoint.save_checkpoint(path, about | {"model": model.state_dict()} | changed)
-        with pytest.raises(UserError, match=message):
+    weights, sums = model.state_dict(), torch.zeros(2, 512)
+    itself: dict[str, Any] = {"epochs": 3}
+    itself["recipe"] = itself
+    incomplete: list[dict[str, Any]] = [
+        *({name: None} for name in about.keys() - {"seed"}),
+        *({"image_size": side} for side in (-5, True, 10**9, 64.0)),
+        *({"std": std} for std in ([0.0] * 3, [0.2] * 4, [1e9] * 3, [torch.nan] * 3)),
+        *({"classes": names} for names in (["fog"], ["fog", 2], ["a"] * 100_001)),
+        {"arch": "vgg16"}, {"mean": ["x"] * 3}, {"recipe": itself}, {"recipe": {"epochs": [3]}},
+    ]  # fmt: skip
+    others: list[Any] = [
+        [1], {}, {"fc.weight": torch.zeros(3)}, weights | {"fc.weight": 1},
+        weights | {"fc.weight": torch.full((2, 512), torch.nan)},
+        weights | {"fc.weight": sums.to_sparse()}, weights | {"fc.weight": sums.half()},
+        weights | {"fc.weight": torch.zeros(1).expand(2, 512, 10**9)},
+        weights | {"fc.weight": sums.to(torch.complex64)}, weights | {"more": sums},
+    ]  # fmt: skip
+    for changed, says in (
+        *((changed, "its description is incomplete, or cannot be right") for changed in incomplete),
+        *(({"model": other}, "not those of a resnet18 with 2 classes") for other in others),
+    ):
+        checkpoint.save_checkpoint(path, about | {"model": weights} | changed)
+        with pytest.raises(UserError, match=says) as error:
             load_classifier(path)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_that_unpacks_to_more_than_its_size_is_no_checkpoint(tmp_path):
+    path = tmp_path / "a.pt"
+    checkpoint.save_checkpoint(path, {"model": {"weight": torch.zeros(10**6)}})
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    load_checkpoint(path)
+    os.mkfifo(tmp_path / "pipe")
+    for name, says in (("b.pt", "cut off, damaged, or not"), ("pipe", "there is no such")):
+        with pytest.raises(UserError, match=says):
+            load_checkpoint(tmp_path / name)

@@ -1,12 +1,13 @@
 """train.py as a user runs it: whole commands on small folders of photos."""
 
+import contextlib
 import csv
 import json
 import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torchvision.models import resnet18
 from torchvision.transforms import v2
 
 from config import UserError
-from data.files import lock
+from data.files import write_json
 from data.photos import open_rgb
 from tests.photo_folders import CLASSES, make_photos, python, start, training
 from train import main
@@ -157,12 +158,29 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_bits(finished, photos, tmp_
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors
     refused(words, f"{NAME} was started before: --resume .*--overwrite")
-    saved = torch.load(last, weights_only=True)
-    torch.save(saved | {"seed": 1}, last)
-    refused([*words, "--resume"], r"last\.pt was written with --seed 1, not 0: .*--overwrite")
-    torch.save(saved, last)
+    best = last.with_name("best.pt")
+    at_last, at_best = (torch.load(path, weights_only=True) for path in (last, best))
+    (row,) = at_last["history"]
+    other, better = row | {"loss/val": 0}, row | {"accuracy/val": 1.1}
+    mixed = "best.pt and last.pt are not of the same training, or one of them is gone:\n--overwrite"
+    for path, content, says in (
+        (last, at_last | {"seed": 1}, r"last\.pt was written with --seeds 1, not 0: .*--overwrite"),
+        (best, at_best | {"computed_in": "f16"}, r"best\.pt .* computed_in f16, not "),
+        (best, at_best | {"history": [other]}, mixed),
+        (best, at_best | {"history": 3 * [row]}, mixed),
+        (last, at_last | {"history": [row, better]}, mixed),
+        (last, at_best, mixed),
+        (best, None, mixed),
+    ):
+        torch.save(content, path) if content else path.unlink()
+        refused([*words, "--resume"], says)
+        torch.save(at_last, last)
+        torch.save(at_best, best)
+    torch.save(at_last | {"device": "cpu, 99 threads"}, last)
     main([*words, "--resume"])
-    assert f"{NAME}: resumed after epoch 1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{NAME}: resumed after epoch 1" in printed
+    assert "NOTE     begun on cpu, 99 threads: the result is the same but for rounding" in printed
     assert result_of(tmp_path / "output")["digest"] == result_of(finished[0])["digest"]
 
 
@@ -175,8 +193,40 @@ def test_a_broken_or_missing_settings_file_is_named(broken, copied):
 
 def test_a_run_that_another_process_trains_is_left_to_it(copied):
     pytest.importorskip("fcntl")
-    with lock(copied[0] / "results" / NAME):
-        refused([*copied[1], "--overwrite"], f"{NAME} is being trained by another process: .*--tag")
+    output, words = copied
+    with holding(output, NAME, shared=True):  # as a command does that builds on it
+        main([*words, "--resume"])
+        refused([*words, "--overwrite"], f"{NAME} is being trained or used by another .*--tag")
+    with holding(output, NAME, shared=False):
+        refused([*words, "--resume"], f"{NAME} is being trained or used by another process: ")
+
+
+@contextlib.contextmanager
+def holding(output: Path, name: str, *, shared: bool) -> Iterator[None]:
+    """While another process holds a run."""
+    code = "from data.files import Locks; from pathlib import Path; import sys\n"
+    code += f"with Locks(Path({str(output)!r})) as locks:\n"
+    code += f"    print(locks.hold({name!r}, shared={shared}), flush=True); sys.stdin.read()"
+    with start("-c", code, stdin=-1) as other:
+        assert other.stdout
+        assert other.stdin
+        assert other.stdout.readline() == "True\n"
+        yield
+        other.stdin.close()
+
+
+def test_a_run_whose_folder_is_taken_from_it_ends_without_a_result(photos, tmp_path, monkeypatch):
+    """As where somebody deletes it, and on a disk without locks, where two train the same run."""
+    words, results = words_for(photos, tmp_path), tmp_path / "output" / "results" / NAME
+    changes = {"missing": lambda: shutil.rmtree(results),
+               "another process has started it": lambda: write_json(
+                   results / "settings.json", {"process": "another"})}  # fmt: skip
+    for says, change in changes.items():
+        with monkeypatch.context() as patched:
+            patched.setattr("utils.runs.Tracker.epoch", lambda *_, change=change: change())
+            with pytest.raises(UserError, match=says):
+                main([*words, "--overwrite"])
+        assert not list(tmp_path.rglob("result.json"))
 
 
 def test_photos_that_changed_under_the_same_names_are_noticed(copied, photos, tmp_path):
@@ -191,7 +241,7 @@ def test_photos_that_changed_under_the_same_names_are_noticed(copied, photos, tm
     ("more", "says"),
     [
         ("--data nowhere", "nowhere"),
-        ("--batch-size 57", "--batch-size 57: there are 40 training photos"),
+        ("--batch-size 57", "40 training photos are less than a batch of 57: .* --batch-size 40"),
         ("--device cuda:77", "--device cuda:77: this machine has . GPUs"),
         ("--output {file}", "File exists: .*file"),
         ("--cache {file}/below", "Not a directory: .*file/below"),

@@ -1,1 +1,10 @@
 """The training engine and what stands around it: metrics, TensorBoard events, drawing."""
+
+import sys
+from importlib.util import find_spec
+
+PACKAGES = ("torch", "torchvision", "tensorboard", "numpy", "PIL", "tqdm")
+# Here, since all scripts come by before they import the first of them.
+if MISSING := [name for name in PACKAGES if find_spec(name) is None]:
+    print(f"error: there is no {MISSING[0]}: `source .venv/bin/activate` first", file=sys.stderr)
+    sys.exit(2)

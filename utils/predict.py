@@ -41,8 +41,8 @@ def main(arguments: Sequence[str]) -> None:
     for path in [path for given in options.photos for path in photos_at(given)]:
         try:
             pixels = read_square(Path(path), cached_side(about["image_size"]))
-        except UnreadablePhoto as problem:
-            reason = str(problem)
+        except (UnreadablePhoto, OSError) as problem:
+            reason = getattr(problem, "strerror", None) or str(problem)
             if os.path.isdir(path):
                 reason = "no readable photo directly in this folder; give its sub-folders or files"
             print(f"error: {printable(path)}: {reason}", file=sys.stderr)

@@ -55,6 +55,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def check_same(what: object) -> None:
+    """Raise UserError where the ranks have other values: other photos, or other flags."""
+    values = [str(what)] * count()
+    if count() > 1:
+        dist.all_gather_object(values, str(what))
+    if len(set(values)) > 1:
+        raise UserError("the ranks differ in photos, flags or precision: all need the same")
+
+
 def shard(items: int) -> slice:
     """This rank's part of so many items; the parts make up all of them, in order, each once."""
     return slice(items * rank() // count(), items * (rank() + 1) // count())

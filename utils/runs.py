@@ -3,11 +3,13 @@
 Both scripts are made of these steps; what they add is the objective that a run minimises.
 """
 
+import io
+import os
 import platform
-import shutil
+import secrets
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from config import Config, KDConfig, UserError
 from data.batches import MEAN, STD, EvalBatches, TrainBatches
 from data.dataset import Dataset, load_datasets
-from data.files import atomic_write, csv_text, lock, read_json, write_json
+from data.files import Locks, atomic_write, csv_text, read_json, remove, write_json
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from models.factory import channels_last, create_model
 from utils import ranks
@@ -30,6 +32,9 @@ from utils.engine import CrossEntropy, Objective, Row, Training, evaluate, fit, 
 from utils.metrics import agreement, measure
 from utils.tables import Result
 from utils.tracking import Tracker
+
+# Stands in the settings.json of a run that this process trains, and in its result.json.
+PROCESS = {"process": secrets.token_hex(8)}
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,13 @@ class Run:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the highest validation accuracy; last.pt is the one to resume."""
+        """The checkpoint with the highest validation accuracy."""
         return self.path("checkpoints", "best.pt")
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.path("checkpoints", "last.pt")
 
     @property
     def finished(self) -> bool:
@@ -94,6 +104,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """All that decides the run's weights, as plain values; also describes its checkpoints."""
         return {
+            "run": self.name,
             "arch": self.config.model,
             "seed": self.config.seed,
             "classes": list(self.data.classes),
@@ -107,8 +118,13 @@ class Run:
         }
 
     def result(self) -> Result:
-        """The content of a finished run's result.json."""
-        return read_json(self.path("results", "result.json"))
+        """The content of a finished run's result.json. Raises UserError where it is not the one
+        that the settings.json beside it is of."""
+        paths = [self.path("results", f"{name}.json") for name in ("result", "settings")]
+        result, settings = map(read_json, paths)
+        if (result["run"], result.get("process")) != (self.name, settings.get("process")):
+            raise UserError(f"{paths[0]} is of another run: {self.name} needs --overwrite")
+        return result
 
     def train_batches(self, photos: int | None = None) -> TrainBatches:
         """The training photos, or the first so many; of each batch this rank's shard."""
@@ -153,45 +169,53 @@ class Teacher:
 
 
 @contextmanager
-def lock_runs(runs: Sequence[Run], needed: Sequence[Run] = ()) -> Iterator[None]:
-    """Make the runs' folders and hold them for this process, or raise UserError where earlier runs
-    or another process have them.
+def lock_runs(
+    runs: Sequence[Run], needed: Sequence[Run] = (), teachers: Iterable[Run] = ()
+) -> Iterator[Callable[[Run], None]]:
+    """Hold the runs for this process, or raise UserError where earlier runs or another process
+    have them. Yields what lets others use a run that is finished.
 
     `needed` are runs that the others build on: finished ones are used as they are, whatever
-    --resume and --overwrite say. All names are checked before the first run starts, so that none
-    is refused after hours of work. Rank 0 does it for all ranks.
+    --resume and --overwrite say, as are `teachers`, of any recipe. All names are checked before
+    the first run starts, so that none is refused after hours of work. Rank 0 does it for all ranks.
     """
+    mine = list(dict.fromkeys([*needed, *runs]))
+    ranks.check_same([(run.name, run.settings, run.device.precision) for run in mine])
     if not ranks.is_first():
         ranks.barrier()
-        yield
+        yield lambda _: None
         return
-    used = [run for run in needed if run.finished]
-    mine = [run for run in dict.fromkeys([*needed, *runs]) if run not in used]
-    with ExitStack() as until_done:
-        for run in mine:
-            run.path("results").mkdir(parents=True, exist_ok=True)
-            if not until_done.enter_context(lock(run.path("results"), wait=False)):
+    with Locks(runs[0].config.output) as locks:
+
+        def hold(run: Run, keep: bool) -> None:
+            if not locks.hold(run.name, shared=keep) or (keep and not run.finished):
                 raise UserError(
-                    f"{run.name} is being trained by another process: wait for it, or give this "
-                    "run a name of its own with --tag NAME"
+                    f"{run.name} is being trained or used by another process: wait for it, or give "
+                    "this run a name of its own with --tag NAME"
                 )
-        for run in [*used, *mine]:
+
+        for run in teachers:
+            hold(run, keep=True)
+        for run in mine:
+            hold(run, keep=run.finished and (run in needed or not run.config.overwrite))
+        used = [run for run in needed if run.finished]
+        for run in mine:
             check_earlier(run, used=run in used)
         for run in mine:
-            if run.config.overwrite:
+            if run.config.overwrite and run not in used:
                 delete(run)
             if not run.finished:
                 for unfinished in run.config.output.glob(f"*/{run.name}/.*.tmp"):  # when killed
-                    unfinished.unlink()
-                write_json(run.path("results", "settings.json"), run.settings)
+                    remove(unfinished)
+                write_json(run.path("results", "settings.json"), run.settings | PROCESS)
         ranks.barrier()
-        yield
+        yield lambda run: hold(run, keep=True)
 
 
 def check_earlier(run: Run, *, used: bool) -> None:
     """Raise UserError where what exists under a run's name must not be resumed or, of a finished
     baseline or teacher, be used."""
-    started = run.finished or run.path("checkpoints", "last.pt").exists()
+    started = run.finished or any(map(os.path.lexists, (run.best, run.last)))
     if not started or (run.config.overwrite and not used):
         return
     if not run.config.resume and not used:
@@ -208,8 +232,8 @@ def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) ->
     """Raise UserError where a file of an earlier start has other settings than this command."""
     for key, value in wanted.items():
         if saved.get(key) != value:
-            is_flag = hasattr(Config, key) or hasattr(KDConfig, key)
-            what = "--" + key.replace("_", "-") if is_flag else key
+            setting = (Config.__dataclass_fields__ | KDConfig.__dataclass_fields__).get(key)
+            what = setting.metadata["flag"] or "--" + key.replace("_", "-") if setting else key
             raise UserError(
                 f"{path} was written with {what} {saved.get(key)}, not {value}: give the same "
                 "settings, or --overwrite to start anew, or --tag NAME for a new run beside it"
@@ -225,14 +249,10 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def delete(run: Run) -> None:
-    """Delete all that a run has left but its results folder, by which it is locked."""
-    # First what says that the run is finished.
-    run.path("results", "result.json").unlink(missing_ok=True)
-    for path in (run.path("checkpoints"), run.path("logs"), *run.path("results").iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    """Delete all that a run has left; first what says that it is finished."""
+    remove(run.path("results", "result.json"))
+    for kind in ("checkpoints", "logs", "results"):
+        remove(run.path(kind))
 
 
 def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = None) -> Result:
@@ -250,10 +270,12 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
         "computed_in": device.precision,  # which the recipe may leave to the machine
         "teacher_digest": teacher.about["digest"] if teacher else None,
     }
-    last = run.path("checkpoints", "last.pt")
-    if last.exists():
-        training.load_state(saved_state(run, header))
+    _, state = saved_states(run, header)
+    if state["history"]:
+        training.load_state(state)
         print(f"{run.name}: resumed after epoch {len(training.history)}")
+        if state["device"] != str(device):
+            print(f"NOTE     begun on {state['device']}: the result is the same but for rounding")
     else:
         print(run.name)
     # All ranks train and measure; the first one writes.
@@ -263,16 +285,18 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
     with tracking as tracker:
 
         def after_epoch(training: Training) -> None:
-            state = training.state()
+            check_owner(run)
+            state = training.state() | {"device": str(device)}
             if max(training.history, key=validation_rank) is training.history[-1]:
                 kept = {"model": state["model"], "history": training.history}
                 save_checkpoint(run.best, header | kept)
-            save_checkpoint(last, header | state)
+            save_checkpoint(run.last, header | state)
             if tracker:
                 tracker.epoch(training.history[-1])
 
         fit(training, run.train_batches(), run.eval_batches("val"), after_epoch)
-        model.load_state_dict(load_checkpoint(run.best)["model"])
+        best, _ = saved_states(run, header)
+        model.load_state_dict(best["model"])
         result, arrays = measure_run(run, training, teacher)
         if tracker:
             write_results(run, training.history, tracker, result, arrays)
@@ -285,17 +309,40 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
     return run.result()
 
 
-def saved_state(run: Run, header: dict[str, Any]) -> dict[str, Any]:
-    """The content of last.pt. Raises UserError when it or best.pt cannot be read, or is not of this
-    run: of another seed, recipe, precision or teacher."""
-    state: dict[str, Any] = {}
-    for path in (run.best, run.path("checkpoints", "last.pt")):
-        try:
-            state = load_checkpoint(path)
-        except UserError as problem:
-            raise UserError(f"{problem}\n--overwrite trains {run.name} anew") from problem
-        check_settings(path, flat(state), flat(header))
-    return state
+def saved_states(run: Run, header: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The contents of best.pt and last.pt, without history before the first epoch's end.
+
+    Raises UserError when one cannot be read, is not of this run (of another seed, recipe, precision
+    or teacher), or when they are not of one training.
+    """
+    states: list[dict[str, Any]] = []
+    for path in (run.best, run.last):
+        state: dict[str, Any] = {"history": []}
+        if os.path.lexists(path):
+            try:
+                state = load_checkpoint(path)
+            except UserError as problem:
+                raise UserError(f"{problem}\n--overwrite trains {run.name} anew") from problem
+            check_settings(path, flat(state), flat(header))
+        states.append(state)
+    best, last = (state["history"] for state in states)
+    # Killed between the two, a run has a best.pt that is an epoch ahead.
+    rows = max(best, last, key=len)
+    fit = best == rows[: len(best)] and last == rows[: len(last)] and len(best) <= len(last) + 1
+    fit &= not last or "optimizer" in states[1]
+    if rows and not (fit and best and best[-1] == max(rows, key=validation_rank)):
+        raise UserError(
+            f"{run.best} and last.pt are not of the same training, or one of them is gone:\n"
+            f"--overwrite trains {run.name} anew"
+        )
+    return states[0], states[1]
+
+
+def check_owner(run: Run) -> None:
+    """Raise UserError when a run's folder is not the one that this process has started with."""
+    settings = read_json(run.path("results", "settings.json"))
+    if settings["process"] != PROCESS["process"]:
+        raise UserError(f"{run.name}: another process has started it, too; this one stops")
 
 
 def kept(run: Run) -> Result:
@@ -318,7 +365,7 @@ def measure_run(
     best, final = max(history, key=validation_rank), history[-1]
     # The first epoch also pays for warming up.
     steady = [row["images_per_second"] for row in history[1:] or history]
-    result = {
+    result: Result = PROCESS | {
         "run": run.name,
         "model": config.model,
         "seed": config.seed,
@@ -376,8 +423,9 @@ def write_results(
     metrics["best/accuracy/val"] = result["val"]["accuracy"]
     if "agreement" in result:
         metrics["test/agreement"] = result["agreement"]["top1"]
-    results, unreadable = run.path("results"), run.data.decoded.unreadable
-    np.savez(results / "test_logits.npz", **arrays)
+    results, unreadable, packed = run.path("results"), run.data.decoded.unreadable, io.BytesIO()
+    np.savez(packed, **arrays)
+    atomic_write(results / "test_logits.npz", packed.getbuffer())
     rows = [history[0], *(row.values() for row in history)]
     atomic_write(results / "history.csv", csv_text(rows))
     atomic_write(results / "split.csv", run.data.split.manifest)
@@ -386,6 +434,7 @@ def write_results(
     wrong = wrong_photos(run.data, arrays["logits"], arrays["labels"])
     confusion = np.array(result["test"]["confusion"])
     tracker.finish(metrics, confusion, run.data.classes, wrong)
+    check_owner(run)
     write_json(results / "result.json", result)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shlex
 import signal
 import sys
@@ -9,10 +10,14 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 from config import UserError
 from data.split import describe_duplicates
 from utils.ranks import init_distributed
+
+# What torch and Python raise as a RuntimeError.
+NO_ROOM = re.compile("out of memory|allocate memory|start new thread", re.I)
 
 if TYPE_CHECKING:  # report and predict start without what a training needs
     from utils.runs import Run
@@ -35,7 +40,7 @@ def run_script(
         with init_distributed():
             main(arguments)
     except UserError as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {shown(problem)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # as after `| head -1`
         hint = "; --resume continues" if resumes else ""
@@ -44,7 +49,13 @@ def run_script(
     except OSError as problem:  # a full disk, a folder that may not be written, too many files
         what = f"{problem.filename}: " if problem.filename else ""
         hint = "; once fixed, --resume continues" if resumes else ""
-        print(f"error: {what}{problem.strerror or problem}{hint}", file=sys.stderr)
+        print(f"error: {shown(f'{what}{problem.strerror or problem}')}{hint}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as problem:
+        if not isinstance(problem, MemoryError) and not NO_ROOM.search(str(problem)):
+            raise
+        hint = "; --resume continues" if resumes else ""
+        print(f"error: too little memory; a smaller --batch-size needs less{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         hint = "; the same command with --resume continues" if resumes else ""
@@ -55,6 +66,12 @@ def run_script(
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def shown(message: object) -> str:
+    """A message without what a terminal would obey."""
+    text = str(message)
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _terminate(*_: object) -> None:
@@ -85,7 +102,11 @@ def describe(runs: Sequence["Run"]) -> None:
         print("         all in its unreadable.csv. The first ones:")
         for path, reason in unreadable[:5]:
             print(f"         {path!r}: {reason}")
-    for note in describe_duplicates(photos, dataset.decoded.groups):
+    looks = [normalize("NFKC", name).casefold() for name in photos.classes]
+    if len(looks) > len(set(looks)):
+        alike = [ascii(photos.classes[i]) for i, look in enumerate(looks) if looks.count(look) > 1]
+        print(f"WARNING  classes that look the same: {', '.join(alike)}")
+    for note in describe_duplicates(photos, dataset.groups):
         print(f"         {note}")
     print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
 

@@ -1,0 +1,232 @@
+"""Whatever lies on disk may be damaged: a command then ends in a line or with the right numbers.
+
+A few cases are part of the tests; FAULTS=whole pytest tests/test_faults_damage.py runs all.
+"""
+
+import contextlib
+import csv
+import io
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import knowledge_distillation
+import train
+from tests.faults import WHOLE
+from tests.photo_folders import make_photos, training
+from utils import predict, report
+from utils.script import run_script
+
+SOMEBODY = 65534  # a user who may not read everything, unlike root
+Damage = Callable[[Path, Path], Any]  # to a path; the other one is of the same kind
+
+
+class Blocked(BaseException):
+    """A command waits for what never comes."""
+
+
+def stop(*_: object) -> None:
+    raise Blocked
+
+
+def remove(path: Path, *_: object) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def replace(path: Path, data: bytes) -> None:
+    """As a new file: the other cases have links to the old one."""
+    remove(path)
+    path.write_bytes(data)
+
+
+def flip(path: Path, _: Path) -> None:
+    data = bytearray(path.read_bytes() or b"a")
+    data[len(data) // 2] ^= 64
+    replace(path, bytes(data))
+
+
+def swap(path: Path, other: Path) -> None:
+    path.rename(path.with_name("swapped"))
+    other.rename(path)
+    path.with_name("swapped").rename(other)
+
+
+def forbid(path: Path, _: Path) -> None:
+    if path.is_file():
+        replace(path, path.read_bytes())
+    path.chmod(0)
+
+
+def another(make: Callable[[Path], Any]) -> Damage:
+    """Put something else in the place of a path."""
+
+    def damage(path: Path, _: Path) -> None:
+        remove(path)
+        make(path)
+
+    return damage
+
+
+OF_FILES: dict[str, Damage] = {
+    "half": lambda path, _: replace(path, path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path, _: replace(path, b""),
+    "zeros": lambda path, _: replace(path, bytes(path.stat().st_size)),
+    "one bit": flip,
+    "folder": another(os.mkdir),
+}
+DAMAGES: dict[str, Damage] = {
+    "gone": remove,
+    "text": another(lambda path: path.write_bytes(b"something else")),
+    "pipe": another(os.mkfifo),
+    "link to nothing": another(lambda path: path.symlink_to("nowhere")),
+    "link to a device": another(lambda path: path.symlink_to("/dev/zero")),
+    "not readable": forbid,
+    "swapped": swap,
+}
+SHOWN = ("run", "digest", "test.accuracy", "test.loss", "val.loss")
+PAIR = "--teacher resnet18 --student resnet18"
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "baselines": (train.main, "--models resnet18 --seeds 0 1"),
+    "unfinished": (train.main, "--models resnet18 --tag half"),
+    "student": (knowledge_distillation.main, PAIR),
+    "report": (report.main, ""),
+    "predict": (predict.main, ""),
+}
+
+
+def run(name: str, folder: Path, how: str = "--resume") -> tuple[int, set[str], list[str]]:
+    """Exit status of a command, the numbers that it gives, and the lines on its stderr."""
+    main, more = COMMANDS[name]
+    output = folder / "output"
+    words = training(folder / "weather.zip", folder, "--batch-size", 6, "--precision", "float32")
+    words += ["--epochs", "3", "--warmup-epochs", "0", *more.split(), how]
+    if main is report.main:
+        words = ["--output", str(output)]
+    if main is predict.main:
+        best = output / "checkpoints" / "weather-32px-resnet18-seed0" / "best.pt"
+        words = [str(best), str(folder / "weather" / "rain"), "--top", "9"]
+    streams = io.StringIO(), io.StringIO()
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(100)
+    try:
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            status = run_script(main, words, resumes=bool(more))
+    finally:
+        signal.alarm(0)
+    printed, errors = (stream.getvalue().replace(str(folder), "") for stream in streams)
+    numbers = set(
+        re.findall(r"^\| (?:Best v|Final|Test|no teacher|kd,).*|^/weather/.*", printed, re.M)
+    )
+    if main is report.main and status == 0:  # of whichever runs are there
+        with (output / "results" / "runs.csv").open(encoding="utf-8") as file:
+            numbers = {str([row[key] for key in SHOWN]) for row in csv.DictReader(file)}
+    return status, numbers, errors.splitlines()
+
+
+@pytest.fixture(scope="module")
+def before() -> Iterator[tuple[Path, dict[str, set[str]]]]:
+    """Two seeds, of which the first has taught a student, a run that was killed, and the numbers of
+    each command where nothing is damaged."""
+    with tempfile.TemporaryDirectory() as name:  # others may enter it, unlike pytest's
+        folder = Path(name, "before")
+        photos = make_photos(folder / "weather", per_class=6)
+        shutil.make_archive(str(photos), "zip", photos)
+        assert [run(name, folder)[0] for name in ("baselines", "student")] == [0, 0]
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("utils.runs.Tracker.epoch", stop_after_one)
+            with pytest.raises(Blocked):
+                run("unfinished", folder)
+        Path(name).chmod(0o755)
+        whole = copy(folder, Path(name, "whole"))
+        expected = {}
+        for command in COMMANDS:
+            status, expected[command], errors = run(command, whole)
+            assert (status, errors) == (0, [])
+            assert len(expected[command]) > 3
+        yield folder, expected
+
+
+def stop_after_one(_: object, row: dict[str, float]) -> None:
+    if row["epoch"] > 1:
+        stop()
+
+
+def copy(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to, copy_function=os.link))
+
+
+def cases(folder: Path) -> list[tuple[Path, str, Path]]:
+    """Each file and folder, what happens to it, and what it may be swapped with."""
+    paths = sorted(p for top in ("output", "cache") for p in folder.glob(f"{top}/**/*"))
+    paths = [path for path in paths if path.suffix != ".jpg" or path.stem in "03"]
+    made = []
+    for path in paths:
+        kinds = (OF_FILES if path.is_file() else {}) | DAMAGES
+        of_another = [p for p in paths if p != path and p.name == path.name]
+        beside = [p for p in paths if p != path and p.parent == path.parent]
+        for name in kinds:
+            others = [*of_another[:2], *beside[:1]] if name == "swapped" else [path]
+            for other in others:
+                made.append((path.relative_to(folder), name, other.relative_to(folder)))
+    return made
+
+
+def falls(folder: Path, expected: dict[str, set[str]], others: bool) -> list[object]:
+    """What goes wrong where something is damaged. Which network it is that predicts, nobody says:
+    it may be one of the others."""
+    found: list[object] = []
+    for command, needed in expected.items():
+        try:
+            status, numbers, errors = seen = run(command, folder)
+            problems = [line for line in errors if line[:4].upper() != "NOTE"]
+            if status == 0:
+                right = (not problems and numbers <= needed) or (command == "predict" and others)
+                right &= len(numbers) == len(needed) or command == "report"
+            else:
+                right = status == 2 and len(problems) in (1, 2) and problems[0][:7] == "error: "
+            if right and "--overwrite" in str(errors) and command not in ("report", "predict"):
+                if command == "student":
+                    run("baselines", folder, "--overwrite")
+                seen = run(command, folder, "--overwrite")
+                right = seen[:2] == (0, needed)
+            found += (
+                [] if right else [(command, status, errors, seen[0], seen[2], seen[1] - needed)]
+            )
+        except BaseException as problem:
+            found.append((command, repr(problem)))
+    return found
+
+
+@pytest.mark.timeout(0 if WHOLE else 300)
+def test_each_command_ends_in_a_line_or_with_the_right_numbers(before):
+    (folder, expected), fell = before, {}
+    made = cases(folder)
+    random.Random(1).shuffle(made)
+    for path, name, other in made[: int(os.environ.get("CASES", len(made) if WHOLE else 6))]:
+        damaged = copy(folder, folder.parent / "damaged")
+        (OF_FILES | DAMAGES)[name](damaged / path, damaged / other)
+        try:
+            if name == "not readable" and os.getuid() == 0:
+                for inner in (damaged, *damaged.rglob("*")):
+                    os.lchown(inner, SOMEBODY, SOMEBODY)
+                os.seteuid(SOMEBODY)
+            if found := falls(damaged, expected, name == "swapped"):
+                fell[path, name, other] = found
+                print((str(path), name, str(other)), *found, sep="\n    ", flush=True)
+        finally:
+            if os.getuid() == 0:
+                os.seteuid(0)
+            subprocess.run(["chmod", "-R", "u+rwx", damaged], check=True)
+            shutil.rmtree(damaged)
+        print(".", end="", flush=True)
+    print(len(made), "cases", len(fell), "falls")
+    assert not fell
