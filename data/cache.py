@@ -21,7 +21,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import UserError
-from data.duplicates import group_duplicates, signature
 from data.files import atomic_folder, lock, open_regular
 from data.photos import Photos, UnreadablePhoto, decode_rgb, open_rgb, read_photo
 
@@ -129,6 +128,8 @@ def _load(ready: Path, photos: Photos, side: int) -> Decoded | None:
 
 def _decode_into(folder: Path, photos: Photos, side: int, workers: int, name: str) -> None:
     """Fill a folder of this name; `_load` reads it."""
+    from data.duplicates import group_duplicates  # once for all runs
+
     rows, pixel_sum = [], 0
     paths = [photos.root / path for path in photos.paths]
     with (
@@ -152,6 +153,8 @@ def _decode_into(folder: Path, photos: Photos, side: int, workers: int, name: st
 
 def _decode(side: int, path: Path) -> tuple[str, np.ndarray, int, np.ndarray]:
     """Why a photo cannot be read, "" if it can; its signature, its file's sum, and its pixels."""
+    from data.duplicates import signature
+
     try:
         data = read_photo(path)
         image = decode_rgb(data, path.suffix, SIGNATURE_SIDE)

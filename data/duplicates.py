@@ -12,6 +12,7 @@ SIDE = 32  # of a signature's thumbnail: enough for details, and 1 kB per photo
 # below it nearly none are the same photo to the eye. Foggy pictures with little detail may fall
 # below it, and are the same if their grey levels are.
 ALIKE = 0.73
+ALIKE_TURNED = 0.85  # mirrored or turned by quarters; below 0.8, some are not the same to the eye
 ROUGHLY_ALIKE = 0.5
 SAME_LEVELS = 4.0
 
@@ -45,19 +46,35 @@ def group_duplicates(signatures: np.ndarray) -> np.ndarray:
     first = [seen.setdefault(row.tobytes(), index) for index, row in enumerate(signatures)]
     distinct, number = np.unique(first, return_inverse=True)
     pictures = signatures[distinct].reshape(-1, SIDE, SIDE)
-    chunks = np.split(pictures, range(CHUNK, len(pictures), CHUNK))
-    details = np.concatenate([_details(chunk) for chunk in chunks])
-    edges = np.concatenate([_edges(chunk) for chunk in chunks])
-
-    pairs = _candidates(edges)
-    chunks = np.split(pairs, range(CHUNK, pairs.shape[1], CHUNK), axis=1)
-    same = np.concatenate([_same_when_aligned(details[c], pictures[c]) for c in chunks])
-    pairs = pairs[:, same]
+    pairs = np.concatenate([_same(pictures), _same(_turned(pictures), turned=True)], axis=1)
     group = np.arange(len(pictures))
     while not np.array_equal(*(ends := group[pairs])):  # join them until no pair has two groups
         np.minimum.at(group, ends.max(0), ends.min(0))
         group = group[group]
     return distinct[group[number]]
+
+
+def _same(pictures: np.ndarray, *, turned: bool = False) -> np.ndarray:
+    """(2, P) pairs of (M, 32, 32) pictures that are the same."""
+    chunks = np.split(pictures, range(CHUNK, len(pictures), CHUNK))
+    details = np.concatenate([_details(chunk) for chunk in chunks])
+    pairs = _candidates(np.concatenate([_edges(chunk) for chunk in chunks]))
+    chunks = np.split(pairs, range(CHUNK, pairs.shape[1], CHUNK), axis=1)
+    same = [_same_when_aligned(details[chunk], pictures[chunk], turned) for chunk in chunks]
+    return pairs[:, np.concatenate(same)]
+
+
+def _turned(pictures: np.ndarray) -> np.ndarray:
+    """Pictures mirrored and turned by quarters until the lightest quarter is at the upper left, and
+    the upper right one lighter than the lower left."""
+    quarters = pictures.reshape(-1, 2, SIDE // 2, 2, SIDE // 2).mean((2, 4))
+    for axis in (1, 2):
+        most = quarters.max(3 - axis)
+        flip = (most[:, 1] > most[:, 0])[:, None, None]
+        quarters = np.where(flip, np.flip(quarters, axis), quarters)
+        pictures = np.where(flip, np.flip(pictures, axis), pictures)
+    mirror = (quarters[:, 1, 0] > quarters[:, 0, 1])[:, None, None]
+    return np.where(mirror, pictures.transpose(0, 2, 1), pictures)
 
 
 def _details(pictures: np.ndarray) -> np.ndarray:
@@ -126,7 +143,7 @@ def _correlation(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.n
     return (one * other).sum((1, 2)) / np.sqrt(norms + 1)
 
 
-def _same_when_aligned(details: np.ndarray, levels: np.ndarray) -> np.ndarray:
+def _same_when_aligned(details: np.ndarray, levels: np.ndarray, turned: bool) -> np.ndarray:
     """(P,) bool: which of P pairs agree once the second is shifted and scaled to fit the first.
 
     details, levels: (2, P, 32, 32) int8 and uint8
@@ -140,9 +157,10 @@ def _same_when_aligned(details: np.ndarray, levels: np.ndarray) -> np.ndarray:
     one = levels[0, same]
     other, inside = _warp(levels[1, same], fit)
     difference = (np.abs(one - other) * inside).sum((1, 2)) / inside.sum((1, 2))
-    same[same] = ((alike > ALIKE) & (_correlation(one, other, inside) > ROUGHLY_ALIKE)) | (
-        (alike > ROUGHLY_ALIKE) & (difference < SAME_LEVELS)
-    )
+    alike_enough = alike > (ALIKE_TURNED if turned else ALIKE)
+    of_equal_levels = (alike > ROUGHLY_ALIKE) & (difference < SAME_LEVELS) & (not turned)
+    correlated = _correlation(one, other, inside) > ROUGHLY_ALIKE
+    same[same] = (alike_enough & correlated) | of_equal_levels
     return same
 
 

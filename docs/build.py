@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from config import EXPERIMENTS, ROOT, UserError
 from data.files import atomic_write
 from data.sample import CLASSES, draw_photo
-from docs.contents import Groups, all_tables, experiments, keep, students
+from docs.contents import Groups, columns, declared, groups, keep, table
 from utils.tables import Columns, gain_over
 
 matplotlib.use("agg")
@@ -119,13 +119,14 @@ def save(path: Path, grid: bool = True) -> None:
 
 def build() -> None:
     """Fill the tables into the documents, and draw every figure at its place in docs/."""
-    made, columns = all_tables(), experiments()
+    about = declared()
+    made = {name: table(**what) for name, what in about.items()}
     for document in DOCUMENTS:
         atomic_write(document, filled(document.read_text("utf-8"), made))
     draw_sample_sheet(DOCS / "illustration" / "sample.png")
-    draw_gains(DOCS / "illustration" / "result.png", students())
+    draw_gains(DOCS / "illustration" / "result.png", groups(about["main"]["rows"]))
     for name in EXPERIMENTS:
-        kd, basic = columns[f"{name} kd 60 epochs"], columns[f"{name} basic"]
+        kd, basic = (columns(**about[f"{name} {kind}"]) for kind in ("kd 60 epochs", "basic"))
         draw_confusions(DOCS / name / "kd" / "Confusion.png", kd)
         for quantity in ("Accuracy", "Loss"):
             draw_curves(DOCS / name / "kd" / f"{quantity}.png", kd, quantity.lower())

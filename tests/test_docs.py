@@ -12,11 +12,12 @@ import docs.contents
 from config import ROOT
 from data.files import csv_text, write_json
 from docs.build import DOCUMENTS, PLACE, draw_curves, draw_sample_sheet, filled
-from docs.contents import all_tables, experiments, keep, kept
+from docs.contents import columns, declared, keep, kept, table
 
 
 def test_the_tables_in_the_documents_are_what_the_kept_runs_give():
-    made, texts = all_tables(), {path: path.read_text("utf-8") for path in DOCUMENTS}
+    made = {name: table(**about) for name, about in declared().items()}
+    texts = {path: path.read_text("utf-8") for path in DOCUMENTS}
     for path, text in texts.items():
         assert filled(text, made) == text, f"{path}: run python -m docs.build"
         for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
@@ -28,7 +29,7 @@ def test_the_tables_in_the_documents_are_what_the_kept_runs_give():
 
 
 def test_a_figure_is_what_the_kept_runs_give(tmp_path):
-    draw_curves(tmp_path / "made.png", experiments()["experiment_1 kd 60 epochs"], "loss")
+    draw_curves(tmp_path / "made.png", columns(**declared()["experiment_1 kd 60 epochs"]), "loss")
     shown = Image.open(ROOT / "docs/experiment_1/kd/Loss.png")
     made = Image.open(tmp_path / "made.png")
     assert np.mean(np.asarray(made) != np.asarray(shown)) < 0.002

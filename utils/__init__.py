@@ -5,6 +5,10 @@ from importlib.util import find_spec
 
 PACKAGES = ("torch", "torchvision", "tensorboard", "numpy", "PIL", "tqdm")
 # Here, since all scripts come by before they import the first of them.
-if MISSING := [name for name in PACKAGES if find_spec(name) is None]:
-    print(f"error: there is no {MISSING[0]}: `source .venv/bin/activate` first", file=sys.stderr)
+try:
+    if MISSING := [name for name in PACKAGES if find_spec(name) is None]:
+        raise ImportError(f"there is no {MISSING[0]}: `source .venv/bin/activate` first")
+    import torch  # noqa: F401
+except (ImportError, OSError, MemoryError) as problem:
+    print("error:", *str(problem or "too little memory").split(), file=sys.stderr)
     sys.exit(2)

@@ -1,0 +1,85 @@
+"""Several processes at random on the same and on overlapping runs: what says that it is finished is
+whole, and the work of one of them. FAULTS=whole pytest tests/test_faults_processes.py runs it."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from config import Config
+from models.checkpoint import load_checkpoint, load_classifier, weights_digest
+from tests.faults import only_whole
+from tests.photo_folders import make_photos, start, training
+from tests.test_train import rows_of
+
+ROUNDS = int(os.environ.get("ROUNDS", "50"))
+PAIR = ["knowledge_distillation.py", "--teacher", "resnet18", "--student", "resnet18"]
+COMMANDS = [
+    *(["train.py", "--models", "resnet18", "--seeds", *seeds] for seeds in ("0", "01", "12")),
+    *([*PAIR, "--seeds", *seeds] for seeds in ("0", "10", "12")),
+    [*PAIR, "--method", "kd", "fitnet"],
+    ["-m", "utils.report"],
+]
+
+
+@only_whole
+def test_finished_runs_are_whole_and_of_one_process(tmp_path):
+    draw, said = random.Random(int(os.environ.get("SEED", "0"))), dict[str, int]()
+    photos = make_photos(tmp_path / "weather", per_class=6)
+    shared = training(photos, tmp_path, "--batch-size", 6, "--epochs", 2, "--warmup-epochs", 0)
+    for number in range(ROUNDS):
+        processes = []
+        for _ in range(draw.choice([2, 3, 5])):
+            words = [*draw.choice(COMMANDS)]
+            if words[0] == "-m":
+                words += shared[2:4]
+            else:
+                words += [*shared, *draw.choice([[], ["--resume"], ["--resume"], ["--overwrite"]])]
+            processes.append(start(*words, env=os.environ | {"OMP_NUM_THREADS": "1"}))
+            time.sleep(draw.choice([0, 0, draw.uniform(0, 5)]))
+        killed = [p for p in processes if draw.random() < 0.2]
+        time.sleep(draw.uniform(0, 8))
+        for process in killed:
+            process.send_signal(signal.SIGKILL)
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            lines = [line for line in errors.splitlines() if line[:7] not in ("waiting", "note: l")]
+            kinds = process.returncode, [line[:7] for line in lines[:1]]
+            assert kinds in ((0, []), (2, ["error: "])) or kinds[0] == -9, (process.args, errors)
+            assert len(lines) <= 2, errors
+            what = " ".join(lines[0].split()[2:6]) if lines else str(process.returncode)
+            said[what] = said.get(what, 0) + 1
+        for path in tmp_path.glob("output/results/*/result.json"):
+            check(path.parent)
+        if number % 5 == 4:
+            print(number + 1, said, flush=True)
+
+
+def check(folder: Path) -> None:
+    """All files of a finished run are of the process that wrote its result."""
+    result, settings = (
+        json.loads((folder / name).read_text("utf-8")) for name in ("result.json", "settings.json")
+    )
+    assert (result["run"], result["process"]) == (folder.name, settings["process"])
+    checkpoints = folder.parents[1] / "checkpoints" / folder.name
+    model, about = load_classifier(checkpoints / "best.pt")
+    assert (about["run"], weights_digest(model)) == (folder.name, result["digest"])
+    history = load_checkpoint(checkpoints / "last.pt")["history"]
+    rows = [{k: float(v) for k, v in row.items()} for row in rows_of(folder / "history.csv")]
+    assert rows == history
+    assert len(rows) == result["epochs"] == 2
+    with np.load(folder / "test_logits.npz") as saved:
+        wrong = np.flatnonzero(saved["logits"].argmax(1) != saved["labels"])
+        assert ("teacher_logits" in saved) == ("teacher" in result)
+    assert wrong.tolist() == result["test"]["wrong"]
+    assert len(list((folder.parents[1] / "logs" / folder.name).iterdir())) == 1
+    recipe = Config(epochs=2, batch_size=6, warmup_epochs=0.0).recipe
+    assert result["recipe"] == settings["recipe"] == recipe
+    if "teacher" in result:
+        teacher = json.loads((folder.parent / result["teacher"]["run"] / "result.json").read_text())
+        if result["teacher"]["digest"] != teacher["digest"]:
+            assert teacher["process"] != result["process"]
