@@ -107,49 +107,47 @@ def _list_files(folder: Path) -> bytes:
     return "".join(sorted(lines)).encode()
 
 
-class Locks:
-    """Names that this process holds, exclusively or with others, of all that use the same file.
+@contextmanager
+def locks(folder: Path) -> Iterator[Callable[..., bool]]:
+    """What holds names for this process, until the block ends, among all that lock in this folder.
 
-    A killed process leaves nothing behind. Within one process, open a file once at a time.
+    `hold(name, shared=False, wait=False)` holds it alone or with others, also instead of how it was
+    held before; False where another process has it. With `wait`, it waits, with a line on stderr.
+    A killed process leaves nothing behind. Within one process, open a folder once at a time.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    handle = os.open(folder / ".lock", flags, 0o666)
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, flags = folder, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        self.handle = os.open(folder / ".lock", flags, 0o666)
-
-    def __enter__(self) -> "Locks":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.handle)
-
-    def hold(self, name: str, *, shared: bool = False, wait: bool = False) -> bool:
-        """Hold a name, also in another way than before; False where another process has it. With
-        `wait`, waits for it with a line on stderr. Where the disk knows no locks, says so."""
+    def hold(name: str, shared: bool = False, wait: bool = False) -> bool:
         if fcntl is None:
             return True  # type: ignore[unreachable]
         byte = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            fcntl.lockf(self.handle, kind | fcntl.LOCK_NB, 1, byte)
+            fcntl.lockf(handle, kind | fcntl.LOCK_NB, 1, byte)
         except (BlockingIOError, PermissionError):  # systems differ
             if not wait:
                 return False
-            print(f"waiting for another process in {str(self.folder)!r} ...", file=sys.stderr)
-            fcntl.lockf(self.handle, kind, 1, byte)
+            print(f"waiting for another process in {str(folder)!r} ...", file=sys.stderr)
+            fcntl.lockf(handle, kind, 1, byte)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-            print(f"NOTE: the disk of {str(self.folder)!r} knows no locks", file=sys.stderr)
+            print(f"NOTE: the disk of {str(folder)!r} knows no locks", file=sys.stderr)
         return True
+
+    try:
+        yield hold
+    finally:
+        os.close(handle)
 
 
 @contextmanager
 def lock(folder: Path, name: str = "") -> Iterator[None]:
     """Wait until no other process holds the folder, or a name in it, and hold it."""
-    with Locks(folder) as locks:
-        locks.hold(name, wait=True)
+    with locks(folder) as hold:
+        hold(name, wait=True)
         yield
 
 

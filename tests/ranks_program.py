@@ -8,15 +8,17 @@ statistics of half a batch are others.
 """
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from config import Config, KDConfig
+from config import Config, KDConfig, UserError
 from models.factory import create_model
 from tests.toys import CLASSES, CPU, train_batches, val_batches
 from utils import ranks
@@ -75,5 +77,9 @@ if __name__ == "__main__":
     with ranks.init_distributed():
         content = {method: gradients(method) for method in ("none", *METHODS)}
         file = Path(sys.argv[1]) / f"rank{ranks.rank()}of{ranks.count()}.pt"
-        torch.save({"gradients": content, **trained()}, file)
+        ranks.check_same("the same flags")
+        with pytest.raises(UserError) if ranks.count() > 1 else nullcontext() as error:
+            ranks.check_same(f"flags of rank {ranks.rank()}")
+        said = str(error and error.value)
+        torch.save({"gradients": content, "said": said, **trained()}, file)
         print("written")

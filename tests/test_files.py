@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from config import UserError
 from data.files import (
-    Locks,
     atomic_folder,
     atomic_write,
     csv_text,
     lock,
+    locks,
     open_regular,
     read_json,
     remove,
@@ -85,8 +85,8 @@ def test_a_lock_is_held_until_its_process_ends_and_waited_for_with_a_word(tmp_pa
     first = running(code, "there", tmp_path, "first")
     while not (tmp_path / "first").exists():
         assert first.poll() is None
-    with Locks(tmp_path) as locks:
-        assert (locks.hold(""), locks.hold("another name")) == (False, True)
+    with locks(tmp_path) as hold:
+        assert (hold(""), hold("another name")) == (False, True)
     second = running(code, "there", tmp_path, "second")
     waits = f"waiting for another process in {str(tmp_path)!r} ...\n"
     assert second.stderr.readline() == waits
@@ -98,14 +98,14 @@ def test_a_lock_is_held_until_its_process_ends_and_waited_for_with_a_word(tmp_pa
 
 
 def test_a_name_is_held_by_many_that_read_or_by_one_that_writes(tmp_path):
-    code = "with Locks(path) as locks: print(locks.hold('run', shared=word == 'shared'))"
+    code = "with locks(path) as hold: print(hold('run', shared=word == 'shared'))"
 
     def others(word):
         return running(code, "there", tmp_path, word).communicate(timeout=60)
 
-    with Locks(tmp_path) as locks:
+    with locks(tmp_path) as hold:
         for shared, answer in ((True, "True\n"), (False, "False\n"), (True, "True\n")):
-            assert locks.hold("run", shared=shared)
+            assert hold("run", shared=shared)
             assert others("shared") == (answer, "")
             assert others("alone") == ("False\n", "")
 

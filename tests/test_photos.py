@@ -132,6 +132,15 @@ def test_errors_of_the_machine_are_not_the_photos():
         open_rgb(Path("/proc/self/mem"), 8)  # as nothing lies at its beginning
 
 
+def test_too_little_memory_to_turn_a_photo_is_not_a_broken_exif_block(monkeypatch):
+    def fails(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fails)
+    with pytest.raises(MemoryError):
+        decode_rgb(encoded(Image.new("RGB", (8, 8))), ".jpg", 8)
+
+
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_too_little_memory_is_not_the_photos(tmp_path, form):
     """In a process of its own that may not have as much as this photo takes."""

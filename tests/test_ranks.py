@@ -54,6 +54,7 @@ def test_after_two_epochs_all_ranks_have_the_weights_and_the_metrics_of_one(save
         for name in row.keys() - {"seconds", "wall_time", "images_per_second"}:
             assert first[name] == pytest.approx(row[name], rel=1e-3), name
             assert second[name] == first[name], name
+    assert all("the ranks differ in photos, flags or precision" in each["said"] for each in both)
     assert (alone["saved"], both[0]["saved"], both[1]["saved"]) == ([1, 2], [1, 2], [])
 
 

@@ -3,7 +3,9 @@
 import errno
 import io
 import re
+import shlex
 import signal
+import subprocess
 import sys
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 
 from config import Config, KDConfig, UserError
 from data.files import write_json
-from tests.photo_folders import make_photos, python, start, training
+from tests.faults import only_whole
+from tests.photo_folders import ROOT, make_photos, python, start, training
 from utils.runs import Run
 from utils.script import ETA, run_script
 
@@ -70,6 +73,40 @@ def test_the_waiting_runs_take_as_long_an_epoch_as_the_last_of_their_kind(tmp_pa
         eta.done(run, {"seconds": seconds, "epochs": 10})
     lines = re.findall(r"(\d of 4) runs .* about (\S+), until", capsys.readouterr().out)
     assert lines == [("1 of 4", "0:05:00"), ("2 of 4", "0:10:00"), ("3 of 4", "1:06:40")]
+
+
+PLACES = {  # where a command runs; its exit statuses there, and how its line on stderr begins
+    "{python} -S {words}": ({2}, "error: there is no torch: `source .venv/bin/activate`"),
+    "{python} {words} <&- >&- 2>&-": ({0}, ""),
+    "set -o pipefail; {python} {words} | head -1": ({141}, "stopped, as nothing reads its output"),
+    "ulimit -n 64; {python} {words}": ({0}, ""),
+    "ulimit -v 1000000; {python} {words}": ({2}, "error: "),
+    "ulimit -v 4000000; {python} {words}": ({0, 2}, "error: too little memory"),
+    "LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0 {python} {words}": ({0}, ""),
+    "WORLD_SIZE= {python} {words}": ({2}, "error: WORLD_SIZE is set, but not by torchrun"),
+}
+
+
+@pytest.mark.parametrize(
+    "place", [p if "-S" in p else pytest.param(p, marks=only_whole) for p in PLACES]
+)
+@pytest.mark.parametrize("script", ["train.py", "knowledge_distillation.py --teacher resnet18"])
+def test_a_command_ends_well_or_in_a_line(place, script, tmp_path):
+    statuses, says = PLACES[place]
+    photos = make_photos(tmp_path / "weather 雪", per_class=6)
+    (photos / "rain").rename(photos / "雨")
+    words = training(photos, tmp_path, "--batch-size", 6, "--seeds", *range(2))
+    words += [] if "teacher" in script else ["--models", "resnet18"]
+    line = place.format(python=sys.executable, words=f"{script} {shlex.join(words)}")
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in statuses, done.stderr
+    if done.returncode == 0:
+        assert done.stderr == ""
+        results = list(tmp_path.glob("output/results/*/result.json"))
+        assert len(results) == 2 * len(script.split()[1:] or "1")
+    else:
+        assert done.stderr.startswith(says)
+        assert done.stderr.count("\n") == 1
 
 
 # torch and its like are loaded as on this system; what the repo does itself must get by without.

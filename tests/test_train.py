@@ -204,9 +204,9 @@ def test_a_run_that_another_process_trains_is_left_to_it(copied):
 @contextlib.contextmanager
 def holding(output: Path, name: str, *, shared: bool) -> Iterator[None]:
     """While another process holds a run."""
-    code = "from data.files import Locks; from pathlib import Path; import sys\n"
-    code += f"with Locks(Path({str(output)!r})) as locks:\n"
-    code += f"    print(locks.hold({name!r}, shared={shared}), flush=True); sys.stdin.read()"
+    code = "from data.files import locks; from pathlib import Path; import sys\n"
+    code += f"with locks(Path({str(output)!r})) as hold:\n"
+    code += f"    print(hold({name!r}, shared={shared}), flush=True); sys.stdin.read()"
     with start("-c", code, stdin=-1) as other:
         assert other.stdout
         assert other.stdin
@@ -235,6 +235,26 @@ def test_photos_that_changed_under_the_same_names_are_noticed(copied, photos, tm
     main(words)  # a copy of the folder is the same photos
     (other / "rain" / "0.jpg").write_bytes((other / "rain" / "0.jpg").read_bytes() + b"\0")
     refused(words, r"was written with photos \w{16}, not \w{16}: .* --tag")
+
+
+def test_shots_of_one_scene_can_be_told_apart_and_classes_of_one_look_are_named(tmp_path, capsys):
+    made = make_photos(tmp_path / "made", per_class=1)
+    for name, scene in {"Rain": "fog", "rain": "hail"}.items():
+        (tmp_path / "weather" / name).mkdir(parents=True)
+        image = open_rgb(made / scene / "0.jpg", 256)
+        for number in range(12):  # in changing light; the last two are equal files
+            levels = [level * (30 - min(number, 10)) // 30 for level in range(256)]
+            image.point(3 * levels).save(tmp_path / "weather" / name / f"{number}.jpg")
+    photos = tmp_path / "weather"
+    words = words_for(photos, tmp_path)
+    refused(words, r"'Rain' has too few photos: 1 .*12 with .*; --duplicates exact or off keeps")
+    main([*words, "--duplicates", "exact"])
+    printed = capsys.readouterr().out
+    assert "WARNING  classes that look the same: 'Rain', 'rain'" in printed
+    assert "duplicates: 4 photos show 2 pictures" in printed
+    rows = rows_of(tmp_path / "output" / "results" / NAME / "split.csv")
+    part = {row["path"]: row["split"] for row in rows}
+    assert all(part[f"{name}/10.jpg"] == part[f"{name}/11.jpg"] for name in ("Rain", "rain"))
 
 
 @pytest.mark.parametrize(

@@ -14,23 +14,9 @@ from typing import Any
 
 from config import ROOT, UserError
 from data.files import atomic_write, csv_text, read_json
+from utils import tables
 from utils.script import run_script
-from utils.tables import (
-    COMPARED,
-    PARAMETERS,
-    SEVEN_ROWS,
-    Result,
-    aligned,
-    cell,
-    escaped,
-    grouped,
-    heading,
-    method_name,
-    points,
-    printable,
-    section,
-    table,
-)
+from utils.tables import Result, cell, escaped, grouped, heading, method_name, points, printable
 
 COMPARISON_NOTE = """\
 KD − baseline: points of test accuracy over the run of the same fold and seed without a teacher, and
@@ -73,14 +59,14 @@ def one_pair(students: Sequence[Result]) -> str:
         "KD Student": best,
     }
     chosen = f"The KD student is {method_name(best[0])}: most runs, then best on validation."
-    rows = {**SEVEN_ROWS, **PARAMETERS}
-    text = [f"### {escaped(heading(students[0]))}\n", table(columns, rows)]
+    rows = {**tables.SEVEN_ROWS, **tables.PARAMETERS}
+    text = [f"### {escaped(heading(students[0]))}\n", tables.table(columns, rows)]
     text += [f"{escaped(chosen)}\n"] if len(methods) > 1 else []
     alone = {run["baseline"]["run"]: run["baseline"] for run in students if run["baseline"]}
     named = {"no teacher": [*alone.values()], **methods}
-    head = ["Student", "Runs", "KD − baseline [95 %]", "KD − teacher [95 %]", *COMPARED]
+    head = ["Student", "Runs", "KD − baseline [95 %]", "KD − teacher [95 %]", *tables.COMPARED]
     lines = [compared(name, runs) for name, runs in named.items() if runs]
-    text += [aligned(head, lines), COMPARISON_NOTE]
+    text += [tables.aligned(head, lines), COMPARISON_NOTE]
     if any(student["teacher"]["other_split"] for student in students):
         text.append("WARNING: the teacher's split is another: it may know the test photos.\n")
     return "\n".join(text)
@@ -91,7 +77,7 @@ def compared(name: str, runs: Sequence[Result]) -> list[str]:
     pairs = [(run, run["baseline"]) for run in runs if run.get("baseline")]
     some = f" of {len(pairs)} runs" if 0 < len(pairs) < len(runs) else ""
     over_teacher = points([(run, run["teacher"]) for run in runs if "teacher" in run])
-    cells = [cell(runs, row) if row[0] in runs[0] else "–" for row in COMPARED.values()]
+    cells = [cell(runs, row) if row[0] in runs[0] else "–" for row in tables.COMPARED.values()]
     return [name, str(len(runs)), points(pairs) + some, over_teacher, *cells]
 
 
@@ -115,7 +101,7 @@ def write_report(folder: Path) -> str:
 
     results = read_results(folder)
     groups = grouped(results, photos).values()
-    parts = [part for runs in groups for part in (section(runs), comparison(runs)) if part]
+    parts = [part for runs in groups for part in (tables.section(runs), comparison(runs)) if part]
     text = "# Results\n\n" + "\n".join(parts)
     atomic_write(folder / "report.md", text)
     records = [dict(flat(result)) for result in results]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from config import Config, KDConfig, UserError
 from data.batches import MEAN, STD, EvalBatches, TrainBatches
 from data.dataset import Dataset, load_datasets
-from data.files import Locks, atomic_write, csv_text, read_json, remove, write_json
+from data.files import atomic_write, csv_text, locks, read_json, remove, write_json
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from models.factory import channels_last, create_model
 from utils import ranks
@@ -185,10 +185,10 @@ def lock_runs(
         ranks.barrier()
         yield lambda _: None
         return
-    with Locks(runs[0].config.output) as locks:
+    with locks(runs[0].config.output) as hold_name:
 
         def hold(run: Run, keep: bool) -> None:
-            if not locks.hold(run.name, shared=keep) or (keep and not run.finished):
+            if not hold_name(run.name, shared=keep) or (keep and not run.finished):
                 raise UserError(
                     f"{run.name} is being trained or used by another process: wait for it, or give "
                     "this run a name of its own with --tag NAME"
