@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from config import Config
 from models.checkpoint import load_checkpoint, load_classifier, weights_digest
@@ -27,6 +28,7 @@ COMMANDS = [
 
 
 @only_whole
+@pytest.mark.timeout(0)
 def test_finished_runs_are_whole_and_of_one_process(tmp_path):
     draw, said = random.Random(int(os.environ.get("SEED", "0"))), dict[str, int]()
     photos = make_photos(tmp_path / "weather", per_class=6)
