@@ -1,5 +1,5 @@
 """Runs that are killed at any moment and resumed end as if nothing had happened, Ctrl-C and SIGTERM
-are clean, no two processes train the same run, and disks may be full.
+are clean, and disks may be full.
 
 A quick share of it is part of the tests; FAULTS=whole pytest tests/test_faults.py runs all.
 """
@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from models.checkpoint import load_checkpoint
 from tests.faults import WHOLE, only_whole
-from tests.photo_folders import make_photos, python, start, training
+from tests.photo_folders import make_photos, python, training
 
 BASELINE = "weather-32px-resnet18-mixed-seed3"
 STUDENT = "weather-32px-resnet18-from-resnet18-fitnet-a0.7-T2-w1-mixed-seed3"
@@ -148,23 +148,6 @@ def traces(output: Path, run: str) -> dict[str, Any]:
     }
 
 
-@only_whole
-def test_of_two_that_start_at_once_one_trains_and_runs_that_differ_share_one_decoding(
-    photos, whole, tmp_path
-):
-    command = words(BASELINE, photos, tmp_path / "together")
-    started = [start(*command, *more) for more in ((), (), ("--seeds", "4"))]
-    errors = [process.communicate(timeout=200)[1] for process in started]
-    assert sorted(process.returncode for process in started[:2]) == [0, 2], errors
-    assert started[2].returncode == 0, errors[2]
-    (refused,) = (e for e, p in zip(errors, started, strict=True) if p.returncode == 2)
-    assert refused.splitlines()[-1].startswith(f"error: {BASELINE} is being trained by another")
-    others = [line for e in errors if e is not refused for line in e.splitlines()]
-    assert all(line.startswith("waiting for another process in") for line in others)
-    compare(BASELINE, whole(BASELINE)[0], tmp_path / "together")
-    assert len(list((tmp_path / "together" / "cache").glob("*/64px-*"))) == 1
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own, which `mounted` gives another size."""
@@ -201,14 +184,3 @@ def test_a_full_or_read_only_disk_is_one_line_and_with_room_the_run_resumes(disk
     mounted(disk, "rw")
     finish(BASELINE, photos, disk)
     compare(BASELINE, whole(BASELINE)[0], disk)
-
-
-@only_whole
-def test_a_cache_that_is_removed_while_training_changes_nothing(photos, whole, tmp_path):
-    process = start(*words(BASELINE, photos, tmp_path / "bare"))
-    assert process.stdout
-    assert any(line.startswith("epoch   1/") for line in iter(process.stdout.readline, ""))
-    shutil.rmtree(tmp_path / "bare" / "cache")
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    compare(BASELINE, whole(BASELINE)[0], tmp_path / "bare")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -102,61 +103,39 @@ def test_git_ignores_photos_and_output_but_no_code():
     assert listed == ignored.split()
 
 
-# Stands for Python in the test of the Makefile: notes what it is asked to do, makes a .venv whose
-# python is itself, and fails where the words named in $FAIL are among its own.
-FAKE_PYTHON = """#!/bin/sh
-echo ${FAULTS:+FAULTS=$FAULTS} "$@" >> "$LOG"
-case "$*" in
-  *venv*--clear*) rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
-esac
-case "$*" in *"$FAIL"*) exit 1 ;; esac
-"""
-CREATE = "-m venv --clear .venv"
-INSTALL = "-m pip install --disable-pip-version-check --require-hashes -r requirements.txt"
-INSTALL_TEST = INSTALL.replace(".txt", "-test.txt")
-TRAIN = "train.py --data sample --resume"
-DISTIL = "knowledge_distillation.py --data sample --resume"
-CHECKS = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest"]
-SUITES = "tests/test_faults*.py tests/test_gpu_script.py tests/test_ranks.py"
-# One after the other in the same folder: arguments of make, what fails, what Python is asked to do
-# but for looking at itself, and advice.
-STEPS: list[tuple[tuple[str, ...], str, list[str], str]] = [
-    (("train",), "version_info", [], "3.11, 3.12 or 3.13"),
-    (("train",), "ensurepip", [], "python3-venv"),
-    (("train", "PYTHON=nowhere"), "nowhere", [], "there is no nowhere"),
-    # An install that was interrupted is done again.
-    *2 * [(("train",), CREATE, [CREATE], "")],
-    *2 * [(("train",), INSTALL, [CREATE, INSTALL], "")],
-    (("train", "ARGS=--epochs 3"), "", [CREATE, INSTALL, f"{TRAIN} --epochs 3"], ""),
-    (("distill",), "", [DISTIL], ""),
-    (("test",), INSTALL_TEST, [INSTALL_TEST], ""),
-    (("test",), "", [INSTALL_TEST, *CHECKS], ""),
-    (("test",), "mypy", CHECKS[:3], ""),
-    (("test-faults", "ARGS=-x"), "", [f"FAULTS=whole -m pytest {SUITES} -x"], ""),
-    (("clean", "test"), "", [CREATE, INSTALL, INSTALL_TEST, *CHECKS], ""),
-]
-
-
 @needs_make
 def test_make_installs_once_and_then_runs_what_it_is_asked_for(tmp_path: Path) -> None:
-    folder = tmp_path / "a folder"
-    folder.mkdir()
-    python, log = folder / "python", folder / "log"
-    python.write_text(FAKE_PYTHON)
+    """With a Python that notes what it is asked to do, and makes a .venv whose python is itself."""
+    python = tmp_path / "a python"
+    python.write_text(
+        '#!/bin/sh\necho "$@" >> "$LOG"\n'
+        'case "$*" in *--clear*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;; esac\n'
+        'case "$*" in *"$FAIL"*) exit 1 ;; esac\n'
+    )
     python.chmod(0o755)
     for name in ("Makefile", "requirements.txt", "requirements-test.txt"):
-        shutil.copy(ROOT / name, folder)
+        shutil.copy(ROOT / name, tmp_path)
 
-    def check(words: tuple[str, ...], fail: str, expected: list[str], advice: str) -> None:
-        log.write_text("")
-        environment = {"PATH": os.environ["PATH"], "LOG": str(log), "FAIL": fail or "nothing"}
-        command = ["make", f"PYTHON={python}", *words]
-        made = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        calls = [line for line in log.read_text().splitlines() if not line.startswith("-c")]
-        assert (bool(made.returncode), calls) == (bool(fail), expected), (words, fail)
-        assert advice in made.stderr if fail else not made.stderr
+    def made(words: str, fail: str = "nothing") -> tuple[int, list[str]]:
+        (tmp_path / "log").write_text("")
+        environment = {"PATH": os.environ["PATH"], "LOG": str(tmp_path / "log"), "FAIL": fail}
+        command = ["make", f"PYTHON={python}", *shlex.split(words)]
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+        calls = [line for line in (tmp_path / "log").read_text().splitlines() if line[:2] != "-c"]
+        return run.returncode, calls
 
-    for step in STEPS:
-        check(*step)
-    os.utime(folder / ".venv/.runtime-installed", (0, 0))  # older than the requirements
-    check(("train",), "", [CREATE, INSTALL, TRAIN], "")
+    create, install = "-m venv --clear .venv", "-m pip install --disable-pip-version-check"
+    install += " --require-hashes -r requirements.txt"
+    install_test = install.replace(".txt", "-test.txt")
+    train = "train.py --data sample --resume"
+    checks = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest"]
+    for _ in range(2):  # an install that was interrupted is done again
+        assert made("train", fail="-r requirements.txt") == (2, [create, install])
+    assert made("train 'ARGS=--epochs 3'") == (0, [create, install, f"{train} --epochs 3 "[:-1]])
+    assert made("test") == (0, [install_test, *checks])
+    assert made("test", fail="mypy") == (2, checks[:3])
+    (call,) = made("test-faults ARGS=-x")[1]
+    assert re.fullmatch(r"-m pytest( tests/\S+)+ -x", call)
+    assert made("distill")[1] == [train.replace("train.py", "knowledge_distillation.py")]
+    os.utime(tmp_path / ".venv/.runtime-installed", (0, 0))  # older than the requirements
+    assert made("clean train") == (0, [create, install, train])
