@@ -270,14 +270,7 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
         "computed_in": device.precision,  # which the recipe may leave to the machine
         "teacher_digest": teacher.about["digest"] if teacher else None,
     }
-    _, state = saved_states(run, header)
-    if state["history"]:
-        training.load_state(state)
-        print(f"{run.name}: resumed after epoch {len(training.history)}")
-        if state["device"] != str(device):
-            print(f"NOTE     begun on {state['device']}: the result is the same but for rounding")
-    else:
-        print(run.name)
+    resume(run, training, header)
     # All ranks train and measure; the first one writes.
     tracking: AbstractContextManager[Tracker | None] = nullcontext()
     if ranks.is_first():
@@ -307,6 +300,18 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
         + (f", {memory / 1e9:.1f} GB of GPU memory\n" if memory else "\n")
     )
     return run.result()
+
+
+def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
+    """Continue from the last checkpoint, if there is one, and print so."""
+    _, state = saved_states(run, header)
+    if not state["history"]:
+        print(run.name)
+        return
+    training.load_state(state)
+    print(f"{run.name}: resumed after epoch {len(training.history)}")
+    if state["device"] != str(run.device):
+        print(f"NOTE     begun on {state['device']}: the result is the same but for rounding")
 
 
 def saved_states(run: Run, header: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
