@@ -18,11 +18,18 @@ from tests.photo_folders import ROOT, make_photos, python, start, training
 from utils.runs import Run
 from utils.script import ETA, run_script
 
+TOO_LITTLE = (
+    "error: too little memory, a smaller --batch-size needs less; once there is more, --resume "
+)
+TOO_LITTLE += "continues"
+
 
 @pytest.mark.parametrize(
     ("end", "status", "says"),
     [
-        (UserError("what is wrong"), 2, "error: what is wrong"),
+        (UserError("what is \x1b[2J wrong"), 2, r"error: what is \x1b[2J wrong"),
+        (MemoryError(), 2, TOO_LITTLE),
+        (RuntimeError("can't allocate memory: 9 bytes"), 2, TOO_LITTLE),
         (OSError(errno.ENOSPC, "full"), 2, "error: full; once fixed, --resume continues"),
         (OSError(errno.EACCES, "no", "x/y"), 2, "error: x/y: no; once fixed, --resume continues"),
         (KeyboardInterrupt(), 130, "stopped; the same command with --resume continues"),

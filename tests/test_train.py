@@ -18,7 +18,7 @@ from torchvision.models import resnet18
 from torchvision.transforms import v2
 
 from config import UserError
-from data.files import write_json
+from data.files import read_json, write_json
 from data.photos import open_rgb
 from tests.photo_folders import CLASSES, make_photos, python, start, training
 from train import main
@@ -189,6 +189,17 @@ def test_a_broken_or_missing_settings_file_is_named(broken, copied):
     path = copied[0] / "results" / NAME / "settings.json"
     path.unlink() if broken is None else path.write_text(broken)
     refused([*copied[1], "--resume"], rf"{NAME}/settings\.json is missing, damaged, .*--overwrite")
+
+
+def test_the_result_of_another_run_is_not_taken_for_this_ones(copied, tmp_path):
+    output, words = copied
+    own, others = (output / "results" / NAME.replace("0", n) / "result.json" for n in "01")
+    for content in (read_json(others), read_json(own) | {"process": "another"}):
+        write_json(own, content)
+        refused([*words, "--resume"], rf"{NAME}/result\.json is of another run: .*--overwrite")
+    own.unlink()
+    own.mkdir()  # in its place
+    main([*words, "--overwrite"])
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(copied):

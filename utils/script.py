@@ -54,8 +54,8 @@ def run_script(
     except (MemoryError, RuntimeError) as problem:
         if not isinstance(problem, MemoryError) and not NO_ROOM.search(str(problem)):
             raise
-        hint = "; --resume continues" if resumes else ""
-        print(f"error: too little memory; a smaller --batch-size needs less{hint}", file=sys.stderr)
+        hint = "; once there is more, --resume continues" if resumes else ""
+        print(f"error: too little memory, a smaller --batch-size needs less{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         hint = "; the same command with --resume continues" if resumes else ""
