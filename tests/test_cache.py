@@ -124,7 +124,7 @@ def other_photos(path: Path) -> None:
     """What another folder of as many photos has left, whole."""
     shutil.copytree(path.parents[2] / "weather", path.parents[2] / "other")
     write(path.parents[2] / "other" / "hail" / "001.bmp", 999)
-    shutil.copy(ready(decode(path.parents[2] / "other")) / path.name, path)
+    shutil.copytree(ready(decode(path.parents[2] / "other")), path.parent, dirs_exist_ok=True)
 
 
 DAMAGE = {
