@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     """Train every model for every fold and seed, and print what came out."""
     configs = parse(arguments, __doc__)
     runs = prepare(configs)
-    with lock_runs(runs):
+    with lock_runs(runs) as share:
         describe(runs)
         eta, results = ETA(runs), []
         for run in runs:
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> None:
             else:
                 objective = CrossEntropy(run.config.label_smoothing)
                 results.append(train_and_test(run, objective))
+                share(run)
             eta.done(run, results[-1])
     print(section(results))
     print_paths(configs[0].output)

@@ -7,12 +7,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,8 +38,10 @@ def open_regular(path: Path) -> BinaryIO:
 
     try:
         return open(path, "rb", opener=regular)
-    except NotADirectoryError as error:  # what should be its folder is none
-        raise FileNotFoundError(*error.args, str(path)) from error
+    except OSError as error:  # what should be its folder is none, or it is a socket
+        if error.errno not in (errno.ENOTDIR, errno.ENXIO):
+            raise
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path)) from error
 
 
 def remove(path: Path) -> None:
@@ -82,18 +85,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """A folder of files that `make` fills, once for all processes, and again where one of the files
-    is missing or has another size or time. Raises OSError, and what `make` raises."""
+def made_once(folder: Path, make: Callable[[Path], None], key: str = "") -> Path:
+    """A folder of files that `make` fills, once for all processes, and again for another key or
+    where one of the files is missing or has another size or time. Raises what `make` raises."""
     files, manifest = folder / "files", folder / "manifest"
     with lock(folder.parent):
         with suppress(FileNotFoundError), open_regular(manifest) as file:
-            if file.read() == _list_files(files):
+            if file.read() == key.encode() + _list_files(files):
                 return files
         with atomic_folder(folder) as new:
             (new / files.name).mkdir()
             make(new / files.name)
-            atomic_write(new / manifest.name, _list_files(new / files.name))
+            atomic_write(new / manifest.name, key.encode() + _list_files(new / files.name))
     return files
 
 
@@ -118,6 +121,8 @@ def locks(folder: Path) -> Iterator[Callable[..., bool]]:
     folder.mkdir(parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     handle = os.open(folder / ".lock", flags, 0o666)
+    with suppress(OSError):  # of another user
+        os.chmod(handle, 0o666)
 
     def hold(name: str, shared: bool = False, wait: bool = False) -> bool:
         if fcntl is None:
@@ -146,8 +151,12 @@ def locks(folder: Path) -> Iterator[Callable[..., bool]]:
 @contextmanager
 def lock(folder: Path, name: str = "") -> Iterator[None]:
     """Wait until no other process holds the folder, or a name in it, and hold it."""
-    with locks(folder) as hold:
-        hold(name, wait=True)
+    with ExitStack() as until_done:
+        try:
+            until_done.enter_context(locks(folder))(name, wait=True)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EROFS):
+                raise  # in a folder that is only to be read, nothing changes
         yield
 
 
@@ -160,7 +169,7 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write readable JSON, with a checksum by which `read_json` sees that it is unchanged."""
-    atomic_write(path, json.dumps(content | {"sum": _checksum(content)}, indent=1) + "\n")
+    atomic_write(path, json.dumps(content | {"sum": _checksum(path, content)}, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -168,7 +177,7 @@ def read_json(path: Path) -> dict[str, Any]:
     with suppress(ValueError, TypeError, RecursionError, FileNotFoundError):
         with open_regular(path) as file:
             content = dict(json.loads(file.read(1 << 28)))
-        if content.pop("sum", "") == _checksum(content):
+        if content.pop("sum", "") == _checksum(path, content):
             return content
     raise UserError(
         f"{path} is missing, damaged, edited or of another version: train its run again with "
@@ -176,5 +185,12 @@ def read_json(path: Path) -> dict[str, Any]:
     )
 
 
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+def _checksum(path: Path, content: dict[str, Any]) -> str:
+    """Of the file's name, too: one file copied over another is noticed."""
+    return hashlib.sha256(json.dumps([path.name, content]).encode()).hexdigest()[:16]
+
+
+def lacks_memory(problem: Exception) -> bool:
+    """Whether it says that memory or threads are too few: torch and Python raise a RuntimeError."""
+    text = "out of memory|allocate memory|start new thread"
+    return isinstance(problem, MemoryError) or bool(re.search(text, str(problem), re.I))

@@ -130,8 +130,10 @@ def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
         raise UnreadablePhoto("truncated")
     if suffix.lower() in FOREIGN and not is_jpeg:
         raise UnreadablePhoto(f"{suffix} is not decoded here: save it as JPEG")
+    needed = 1 << 28
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        needed = max(needed, 8 * image.width * image.height)
         image.draft(None, (short_side, short_side))
         image.load()
         try:
@@ -146,7 +148,7 @@ def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
     except UnidentifiedImageError as error:
         raise UnreadablePhoto("not an image, or broken in its first bytes") from error
     except Exception as error:  # Pillow's plug-ins raise errors of any kind on broken data
-        bytes(1 << 28)  # MemoryError: some decoders say "broken" where memory is too little
+        bytes(needed)  # MemoryError: some decoders say "broken" where memory is too little
         raise UnreadablePhoto(" ".join(str(error).split())[:120] or repr(error)) from error
 
 

@@ -34,7 +34,7 @@ def draw_sample(cache: Path, seed: int = 0, per_class: int = 48, size: int = 96)
             photo = draw_photo(name, number, seed, size)
             photo.save(folder / name / f"{number:04d}.jpg", quality=92)
 
-    return made_once(cache / f"sample-{VERSION}-{seed}-{per_class}-{size}", draw)
+    return made_once(cache / "sample", draw, f"sample {VERSION} {seed} {per_class} {size}\n")
 
 
 def draw_photo(name: str, number: int, seed: int = 0, size: int = 96) -> Image.Image:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from config import LARGEST, MODELS, SMALLEST, UserError
-from data.files import atomic_write, open_regular
+from data.files import atomic_write, lacks_memory, open_regular
 from models.factory import create_model
 
 MOST_CLASSES = 100_000  # that a file may claim
@@ -44,9 +44,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError("another format")
     except FileNotFoundError as problem:
         raise UserError(f"{path}: there is no such checkpoint") from problem
-    except (OSError, MemoryError):  # of the machine
-        raise
     except Exception as problem:  # torch raises errors of any kind on bytes that are not its own
+        if isinstance(problem, OSError) or lacks_memory(problem):
+            raise
         raise UserError(
             f"{path}: cut off, damaged, or not a checkpoint of this version of train.py or "
             "knowledge_distillation.py; use another copy, or train it again"
@@ -77,6 +77,7 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             fits = arch in MODELS and SMALLEST <= side <= LARGEST and len(classes) <= MOST_CLASSES
             fits &= all(isinstance(name, str) for name in classes)
             fits &= all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True))
+            fits &= all(isinstance(key, str) for key in recipe)
             fits &= all(isinstance(value, str | int | float | None) for value in recipe.values())
         case _:
             fits = False
@@ -90,6 +91,8 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
                 raise ValueError(f"another {name}")
         model.load_state_dict(weights)
     except Exception as problem:  # tensors of all kinds raise errors of all kinds
+        if lacks_memory(problem):
+            raise
         what = f"{path}: its weights are not those of a {arch} with {len(classes)} classes"
         raise UserError(what) from problem
     return model.eval(), content

@@ -34,7 +34,7 @@ SCRIPTS = {
 }  # fmt: skip
 KILLS = {BASELINE: 25 if WHOLE else 1, STUDENT: 50}
 # What a process may be at when its end comes, in the order in which it comes to it.
-MOMENTS = ("pixels.raw", "index.npz", "settings.json", "tfevents", "best.pt", "last.pt",
+MOMENTS = ("pixels.raw", "index.npz", "settings.json", "tfevents", "last.pt", "best.pt",
            "test_logits.npz", "history.csv", "split.csv", "result.json")  # fmt: skip
 ASKED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 ENDINGS = [*4 * [signal.SIGKILL], *ASKED]

@@ -1,6 +1,6 @@
 """Whatever lies on disk may be damaged: a command then ends in a line or with the right numbers.
 
-A few cases are part of the tests; FAULTS=whole pytest tests/test_faults_damage.py runs all.
+FAULTS=whole pytest tests/test_faults_damage.py runs it.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import pytest
 
 import knowledge_distillation
 import train
-from tests.faults import WHOLE
+from tests.faults import only_whole
 from tests.photo_folders import make_photos, training
 from utils import predict, report
 from utils.script import run_script
@@ -208,12 +208,13 @@ def falls(folder: Path, expected: dict[str, set[str]], others: bool) -> list[obj
     return found
 
 
-@pytest.mark.timeout(0 if WHOLE else 300)
+@only_whole
+@pytest.mark.timeout(0)
 def test_each_command_ends_in_a_line_or_with_the_right_numbers(before):
     (folder, expected), fell = before, {}
     made = cases(folder)
     random.Random(1).shuffle(made)
-    for path, name, other in made[: int(os.environ.get("CASES", len(made) if WHOLE else 6))]:
+    for path, name, other in made[: int(os.environ.get("CASES", len(made)))]:
         damaged = copy(folder, folder.parent / "damaged")
         (OF_FILES | DAMAGES)[name](damaged / path, damaged / other)
         try:

@@ -181,6 +181,7 @@ def test_a_classifier_is_what_its_checkpoint_describes_or_refused(tmp_path):
         *({"std": std} for std in ([0.0] * 3, [0.2] * 4, [1e9] * 3, [torch.nan] * 3)),
         *({"classes": names} for names in (["fog"], ["fog", 2], ["a"] * 100_001)),
         {"arch": "vgg16"}, {"mean": ["x"] * 3}, {"recipe": itself}, {"recipe": {"epochs": [3]}},
+        {"recipe": {(1, 2): 3}},
     ]  # fmt: skip
     others: list[Any] = [
         [1], {}, {"fc.weight": torch.zeros(3)}, weights | {"fc.weight": 1},

@@ -150,15 +150,15 @@ def test_overwrite_never_resumes_and_unlinks_a_folder_of_another_place(copied, t
 def test_a_run_that_is_killed_is_resumed_to_the_same_bits(finished, photos, tmp_path, capsys):
     words = words_for(photos, tmp_path)
     last = tmp_path / "output" / "checkpoints" / NAME / "last.pt"
+    best = last.with_name("best.pt")
     process = start("train.py", *words)
-    while not last.exists():
+    while not best.exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors
     refused(words, f"{NAME} was started before: --resume .*--overwrite")
-    best = last.with_name("best.pt")
     at_last, at_best = (torch.load(path, weights_only=True) for path in (last, best))
     (row,) = at_last["history"]
     other, better = row | {"loss/val": 0}, row | {"accuracy/val": 1.1}
@@ -168,15 +168,18 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_bits(finished, photos, tmp_
         (best, at_best | {"computed_in": "f16"}, r"best\.pt .* computed_in f16, not "),
         (best, at_best | {"history": [other]}, mixed),
         (best, at_best | {"history": 3 * [row]}, mixed),
-        (last, at_last | {"history": [row, better]}, mixed),
+        (last, at_last | {"history": [row, better, row]}, mixed),
         (last, at_best, mixed),
-        (best, None, mixed),
+        (last, None, mixed),
     ):
         torch.save(content, path) if content else path.unlink()
         refused([*words, "--resume"], says)
         torch.save(at_last, last)
         torch.save(at_best, best)
+    torch.save(at_last | {"optimizer": {}}, last)
+    refused([*words, "--resume"], r"last\.pt cannot be resumed: --overwrite trains it anew")
     torch.save(at_last | {"device": "cpu, 99 threads"}, last)
+    best.unlink()  # as when killed just before it was written
     main([*words, "--resume"])
     printed = capsys.readouterr().out
     assert f"{NAME}: resumed after epoch 1" in printed

@@ -72,7 +72,10 @@ def classify(model: nn.Module, about: dict[str, Any], pixels: np.ndarray) -> Ten
     normalise = Normalise(about["mean"], about["std"], torch.device("cpu"))
     images = whole_images(torch.tensor(pixels)[None], about["image_size"], normalise)
     with torch.inference_mode():
-        return model(images)[0].softmax(0)
+        probabilities = model(images)[0].softmax(0)
+    if not probabilities.isfinite().all():
+        raise UserError("the network's outputs are not finite: its weights cannot be right")
+    return probabilities
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from config import Config, KDConfig, UserError
 from data.batches import MEAN, STD, EvalBatches, TrainBatches
 from data.dataset import Dataset, load_datasets
-from data.files import atomic_write, csv_text, locks, read_json, remove, write_json
+from data.files import atomic_write, csv_text, lacks_memory, locks, read_json, remove, write_json
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from models.factory import channels_last, create_model
 from utils import ranks
@@ -33,6 +33,7 @@ from utils.metrics import agreement, measure
 from utils.tables import Result
 from utils.tracking import Tracker
 
+NOT_IN_BEST = ("optimizer", "adapters")
 # Stands in the settings.json of a run that this process trains, and in its result.json.
 PROCESS = {"process": secrets.token_hex(8)}
 
@@ -236,7 +237,8 @@ def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) ->
             what = setting.metadata["flag"] or "--" + key.replace("_", "-") if setting else key
             raise UserError(
                 f"{path} was written with {what} {saved.get(key)}, not {value}: give the same "
-                "settings, or --overwrite to start anew, or --tag NAME for a new run beside it"
+                "settings, or --overwrite to start anew (baselines and teachers by train.py), or "
+                "--tag NAME for a new run beside it"
             )
 
 
@@ -280,15 +282,15 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
         def after_epoch(training: Training) -> None:
             check_owner(run)
             state = training.state() | {"device": str(device)}
-            if max(training.history, key=validation_rank) is training.history[-1]:
-                kept = {"model": state["model"], "history": training.history}
-                save_checkpoint(run.best, header | kept)
             save_checkpoint(run.last, header | state)
+            save_if_best(run, header | state)
             if tracker:
                 tracker.epoch(training.history[-1])
 
         fit(training, run.train_batches(), run.eval_batches("val"), after_epoch)
         best, _ = saved_states(run, header)
+        if max(training.history, key=validation_rank) not in best["history"][-1:]:
+            raise UserError(f"{run.best} was removed or replaced: start again with --resume")
         model.load_state_dict(best["model"])
         result, arrays = measure_run(run, training, teacher)
         if tracker:
@@ -302,13 +304,26 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
     return run.result()
 
 
+def save_if_best(run: Run, state: dict[str, Any]) -> None:
+    """Write best.pt if the last epoch of a state, which is in last.pt already, is the best one."""
+    if max(state["history"], key=validation_rank) == state["history"][-1]:
+        save_checkpoint(run.best, {k: v for k, v in state.items() if k not in NOT_IN_BEST})
+
+
 def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
     """Continue from the last checkpoint, if there is one, and print so."""
     _, state = saved_states(run, header)
     if not state["history"]:
         print(run.name)
         return
-    training.load_state(state)
+    try:
+        training.load_state(state)
+    except Exception as problem:  # torch's optimizers raise errors of all kinds
+        if lacks_memory(problem):
+            raise
+        raise UserError(f"{run.last} cannot be resumed: --overwrite trains it anew") from problem
+    if ranks.is_first():
+        save_if_best(run, state)  # killed before that
     print(f"{run.name}: resumed after epoch {len(training.history)}")
     if state["device"] != str(run.device):
         print(f"NOTE     begun on {state['device']}: the result is the same but for rounding")
@@ -325,17 +340,16 @@ def saved_states(run: Run, header: dict[str, Any]) -> tuple[dict[str, Any], dict
         state: dict[str, Any] = {"history": []}
         if os.path.lexists(path):
             try:
-                state = load_checkpoint(path)
+                state = {"history": []} | load_checkpoint(path)
             except UserError as problem:
                 raise UserError(f"{problem}\n--overwrite trains {run.name} anew") from problem
             check_settings(path, flat(state), flat(header))
         states.append(state)
     best, last = (state["history"] for state in states)
-    # Killed between the two, a run has a best.pt that is an epoch ahead.
-    rows = max(best, last, key=len)
-    fit = best == rows[: len(best)] and last == rows[: len(last)] and len(best) <= len(last) + 1
-    fit &= not last or "optimizer" in states[1]
-    if rows and not (fit and best and best[-1] == max(rows, key=validation_rank)):
+    fit = best == last[: len(best)] and (not last or "optimizer" in states[1])
+    # Killed between the two, a run has a last.pt whose epoch is not in best.pt yet.
+    top = max(last, key=validation_rank, default=None)
+    if not fit or (last and top not in (last[-1], *best[-1:])):
         raise UserError(
             f"{run.best} and last.pt are not of the same training, or one of them is gone:\n"
             f"--overwrite trains {run.name} anew"

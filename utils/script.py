@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import shlex
 import signal
 import sys
@@ -13,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
 from config import UserError
+from data.files import lacks_memory
 from data.split import describe_duplicates
 from utils.ranks import init_distributed
-
-# What torch and Python raise as a RuntimeError.
-NO_ROOM = re.compile("out of memory|allocate memory|start new thread", re.I)
 
 if TYPE_CHECKING:  # report and predict start without what a training needs
     from utils.runs import Run
@@ -52,7 +49,7 @@ def run_script(
         print(f"error: {shown(f'{what}{problem.strerror or problem}')}{hint}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as problem:
-        if not isinstance(problem, MemoryError) and not NO_ROOM.search(str(problem)):
+        if not lacks_memory(problem):
             raise
         hint = "; once there is more, --resume continues" if resumes else ""
         print(f"error: too little memory, a smaller --batch-size needs less{hint}", file=sys.stderr)
