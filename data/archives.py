@@ -1,9 +1,12 @@
-"""Unpack a zip or tar archive, without writing or reading anything outside the folder for it."""
+"""Unpack a zip or tar archive, without writing or reading anything outside the folder for it; and
+folders of the cache that are made once."""
 
 import hashlib
 import os
 import tarfile
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from config import UserError
-from data.files import made_once
+from data.files import atomic_folder, atomic_write, lock, open_regular
 
 # Drawn BMP images pack to a twentieth at best; a bomb unpacks to a thousand times its size or more.
 MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
@@ -59,3 +62,28 @@ def _extract(archive: Path, folder: Path) -> None:
             raise ValueError("truncated, or damaged in a header")
     if files != sum(len(names) for _, _, names in os.walk(folder)):
         raise ValueError("two of its entries have the same name")
+
+
+def made_once(folder: Path, make: Callable[[Path], None], key: str = "") -> Path:
+    """A folder of files that `make` fills, once for all processes, and again for another key or
+    where one of the files is missing or has another size or time. Raises what `make` raises."""
+    files, manifest = folder / "files", folder / "manifest"
+    with lock(folder.parent):
+        with suppress(FileNotFoundError), open_regular(manifest) as file:
+            if file.read() == key.encode() + _list_files(files):
+                return files
+        with atomic_folder(folder) as new:
+            (new / files.name).mkdir()
+            make(new / files.name)
+            atomic_write(new / manifest.name, key.encode() + _list_files(new / files.name))
+    return files
+
+
+def _list_files(folder: Path) -> bytes:
+    lines = []
+    for place, _, names in os.walk(folder):
+        for path in (os.path.join(place, name) for name in names):
+            status = os.lstat(path)
+            about = status.st_mode, status.st_size, status.st_mtime_ns
+            lines.append(f"{os.path.relpath(path, folder)!a} {about}\n")
+    return "".join(sorted(lines)).encode()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-from data.files import made_once
+from data.archives import made_once
 
 VERSION = 3  # counted up whenever a drawing changes, so that older samples are drawn again
 

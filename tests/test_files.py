@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import time
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
@@ -121,6 +122,17 @@ def test_a_disk_that_knows_no_locks_is_said_and_any_other_error_raised(
     with contextlib.suppress(OSError), lock(tmp_path):
         assert number == errno.ENOLCK
     assert capsys.readouterr().err.count("knows no locks") == (number == errno.ENOLCK)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_folder_that_is_only_to_be_read_is_not_locked(number, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr("os.open", fails)
+    with pytest.raises(OSError, match="no") if number == errno.EIO else nullcontext():
+        with lock(tmp_path):
+            pass
 
 
 @given(st.lists(st.lists(st.text().filter(lambda text: "\r\n" not in text), min_size=2)))
