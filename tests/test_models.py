@@ -162,6 +162,7 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path):
             load_checkpoint(path)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_a_classifier_is_what_its_checkpoint_describes_or_refused(tmp_path):
     path, model = tmp_path / "best.pt", create_model("resnet18", 2, pretrained=False, seed=1)
     about: dict[str, Any] = {

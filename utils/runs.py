@@ -288,8 +288,9 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
                 tracker.epoch(training.history[-1])
 
         fit(training, run.train_batches(), run.eval_batches("val"), after_epoch)
-        best, _ = saved_states(run, header)
-        if max(training.history, key=validation_rank) not in best["history"][-1:]:
+        best, last = saved_states(run, header)  # of rank 0: the times in the rows differ
+        top = max(last["history"], key=validation_rank, default=None)
+        if top not in best["history"][-1:]:
             raise UserError(f"{run.best} was removed or replaced: start again with --resume")
         model.load_state_dict(best["model"])
         result, arrays = measure_run(run, training, teacher)
