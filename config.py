@@ -32,6 +32,11 @@ class UserError(Exception):
     """A problem that the user can fix; scripts print its one or two lines and exit with 2."""
 
 
+def shown(text: object, keep: str = "\n") -> str:
+    """A text with escapes for all that a terminal would obey, but for what is to `keep`."""
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in str(text))
+
+
 def number(
     kind: type, low: float, high: float = math.inf, *, above: bool = False
 ) -> Callable[[str], Any]:
@@ -129,7 +134,6 @@ class Config:
         several=True)
     duplicates: str = setting("near", ("near", "exact", "off"), "what stays in one part of the "
         "split: near, all photos of one picture; exact, equal files; off, nothing")
-    strict: bool = setting(False, bool, "stop at unreadable photos instead of skipping them")
 
     # Training recipe; docs/recipe.md has the reasons for the defaults
     epochs: int = setting(15, number(int, 1), "passes over the training photos")
@@ -142,8 +146,6 @@ class Config:
     label_smoothing: float = setting(0.0, number(float, 0, 0.99), "share spread over all classes")
     mixup: float = setting(0.0, number(float, 0), "alpha of its Beta distribution; 0 is off")
     crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "least area of a crop")
-    grow_from: float = setting(1.0, number(float, 0, 1, above=True), "share of --image-size at the "
-        "first epoch, from 32 pixels; images grow over four fifths of the epochs")
     clip_norm: float = setting(0.0, number(float, 0), "largest gradient norm; 0 is off")
     pretrained: bool = setting(False, bool, "start from torchvision's ImageNet weights")
     precision: str = setting("auto", ("auto", "bf16", "float32"), "auto: bf16 where it is faster")
@@ -151,8 +153,6 @@ class Config:
     # Machine and files
     device: str = setting("auto", DEVICE, "cpu, cuda or cuda:N; auto is the GPU if there is one")
     eager: bool = setting(False, bool, "no CUDA graphs: run the step kernel by kernel, to debug it")
-    photos_on: str = setting("auto", ("auto", "device", "host"), "where decoded photos are kept; "
-        "auto is the GPU if they need less than half of its free memory")
     workers: int | None = setting(None, number(int, 1, 1024), "decoding threads (default: cores)")
     output: Path = setting(ROOT / "output", PATH, "folder of all results (default: output)")
     cache: Path = setting(ROOT / "output" / "cache", PATH, "folder for decoded photos, 200 kB each "

@@ -21,12 +21,11 @@ MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
 
 
 def unpack(archive: Path, into: Path) -> Path:
-    """Unpack a zip or tar (.gz, .bz2, .xz) archive into a new folder under into, and return it.
-
-    The same archive (path, size, time of change) is unpacked once, and again where files changed.
+    """Unpack a zip or tar (.gz, .bz2, .xz) archive into a new folder under into, and return it. The
+    same archive (path, size, time of change) is unpacked once, and again where files changed.
     Raises UserError: not an archive, encrypted, broken, leads out of the folder, a device or a
-    symbolic link in a tar, two entries of one name, far larger than its packed size, a full disk.
-    """
+    symbolic link in a tar, two entries of one name, far larger than its packed size, a full
+    disk."""
     if not os.path.isfile(archive):
         raise UserError(f"{str(archive)!r} does not exist, or is neither a folder nor an archive")
     try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
-from config import SMALLEST, Config
+from config import Config
 
 # Of ImageNet, as its weights expect; also used from scratch.
 MEAN = (0.485, 0.456, 0.406)
@@ -23,18 +23,13 @@ def cached_side(image_size: int) -> int:
     return max(round(image_size * 8 / 7), min(2 * image_size, 256))
 
 
-def to_device(pixels: np.ndarray, device: torch.device, where: str) -> Tensor:
-    """The (N, side, side, 3) uint8 photos as a tensor: on the device, or left on the host.
-
-    where: "device", "host", or "auto", which copies to a GPU if half of its free memory is enough
-    On the CPU nothing is copied: the tensor is the memory map.
-    """
+def to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
+    """The (N, side, side, 3) uint8 photos as a tensor: on a GPU where half of its free memory is
+    enough, else left on the host as a memory map."""
     with warnings.catch_warnings(action="ignore"):  # the array is read-only; nothing writes to it
         mapped = torch.from_numpy(pixels)
-    if where == "auto" and device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        where = "host" if pixels.nbytes > free / 2 else "device"
-    return mapped if where == "host" or device.type == "cpu" else mapped.to(device)
+    fits = device.type == "cuda" and 2 * pixels.nbytes < torch.cuda.mem_get_info(device)[0]
+    return mapped.to(device) if fits else mapped
 
 
 def crop_and_resize(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -88,17 +83,6 @@ def resampling(low: Tensor, high: Tensor, source: int, size: int) -> Tensor:
     return weights / weights.sum(2, keepdim=True)
 
 
-def growing_side(epoch: int, config: Config) -> int:
-    """Side of the training images in an epoch, counted from 1: it grows from `grow_from` of
-    `image_size` to all of it, which the last fifth of the epochs have. In steps of 16 pixels, since
-    a GPU records its training step again for every new size."""
-    side, grow = config.image_size, 0.8 * config.epochs
-    if epoch >= grow:
-        return side
-    smallest = max(min(side, SMALLEST), round(config.grow_from * side))
-    return smallest + int((side - smallest) * (epoch - 1) / (grow - 1) // 16) * 16
-
-
 class Normalise:
     """Levels 0..255 to the (x/255 − mean)/std that the networks take, in place."""
 
@@ -128,12 +112,9 @@ def gather(pixels: Tensor, rows: Tensor, device: torch.device) -> Tensor:
 
 class TrainBatches:
     """Shuffled, augmented batches. Photos beyond the last full one wait for another epoch: batches
-    of a few photos would disturb the statistics of BatchNorm.
-
-    Every epoch draws its order, crops, flips and mixing weights on the host, from a generator
-    seeded by (seed, epoch), so that a resumed run repeats them on any device. `shard` is the part
-    of each batch that this process makes.
-    """
+    of a few photos would disturb the statistics of BatchNorm. Every epoch draws its order, crops,
+    flips and mixing weights on the host, from a generator seeded by (seed, epoch): a resumed run
+    repeats them on any device. `shard` is the part of each batch that this process makes."""
 
     def __init__(
         self,
@@ -172,7 +153,7 @@ class TrainBatches:
         boxes = torch.from_numpy(drawn[mine]).to(self.device).split(len(places))
         labels = self.labels[which.to(self.device)].split(len(places))
         batches = self.rows[which].split(len(places))
-        size = growing_side(number, self.config)
+        size = self.config.image_size
         for rows, box, truth, lam in zip(batches, boxes, labels, lams, strict=True):
             photos = gather(self.pixels, rows, self.device)
             images = self.normalise(crop_and_resize(photos, box, size))
@@ -203,12 +184,10 @@ class EvalBatches:
 
 def random_boxes(rng: np.random.Generator, count: int, side: int, smallest: float) -> np.ndarray:
     """(count, 4) int64 top, bottom, left, right of random crops, in pixels of photos with sides of
-    `side`; half of them are mirrored, with right < left.
-
-    Distributed as those of torchvision's RandomResizedCrop(scale=(smallest, 1)) (Szegedy et al.
-    2014, https://arxiv.org/abs/1409.4842): of at least `smallest` of the area, 3:4 to 4:3. Drawn
-    again where a crop does not fit; the whole photo after ten tries.
-    """
+    `side`; half of them are mirrored, with right < left. Distributed as those of torchvision's
+    RandomResizedCrop(scale=(smallest, 1)) (Szegedy et al. 2014, https://arxiv.org/abs/1409.4842):
+    of at least `smallest` of the area, 3:4 to 4:3. Drawn again where a crop does not fit; the whole
+    photo after ten tries."""
     area = rng.uniform(smallest, 1, (count, TRIES)) * side**2
     ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), (count, TRIES)))
     sizes = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], 2).round().astype(np.int64)

@@ -42,12 +42,10 @@ class Decoded:
     unreadable: tuple[tuple[str, str], ...]  # path and reason of each photo that was left out
 
 
-def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int, strict: bool) -> Decoded:
-    """Every photo squashed to a square of `side` pixels, from the cache or decoded into it.
-
-    Raises UserError: a class without a readable photo, a photo that the disk does not yield, a
-    cache that cannot be written and, if `strict`, any photo that is broken.
-    """
+def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int) -> Decoded:
+    """Every photo squashed to a square of `side` pixels, from the cache or decoded into it. Raises
+    UserError: a class without a readable photo, a photo that the disk does not yield, a cache that
+    cannot be written."""
     root = photos.root.resolve()
     prefix = f"{root.name[:60]}-{zlib.crc32(os.fsencode(root)):08x}-{side}px-"
     ready = cache / f"{prefix}{_fingerprint(photos, side)}"
@@ -65,10 +63,6 @@ def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int, stric
             f"{str(cache)!r}: the decoded photos could not be written or read there "
             f"({error.strerror or error}); free some space or point --cache to another disk"
         ) from error
-    if strict and decoded.unreadable:
-        path, reason = decoded.unreadable[0]
-        count = len(decoded.unreadable)
-        raise UserError(f"--strict: {count} broken photos, the first is {path!r} ({reason})")
     for label in np.setdiff1d(photos.labels, decoded.photos.labels):
         name = photos.classes[label]
         path, reason = next(one for one in decoded.unreadable if one[0].startswith(f"{name}/"))

@@ -46,10 +46,7 @@ def load_datasets(
     configs: Sequence[Config], device: torch.device, ranks: int = 1
 ) -> dict[int | None, Dataset]:
     """Find, decode and split the photos: a dataset for each fold, or one under None without folds.
-
-    Raises UserError for photos that cannot be used or are too few for the batch size and the ranks,
-    and OSError for folders that cannot be made.
-    """
+    Raises UserError for photos that cannot be used or are too few for the batches and ranks."""
     config = configs[0]
     for folder in (config.output, config.cache):  # or fail now rather than after decoding
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,8 +62,8 @@ def load_datasets(
     photos = find_photos(path, config.cache / "unpacked")
     side = cached_side(config.image_size)
     workers = config.workers or os.cpu_count() or 1
-    decoded = decode_photos(photos, side, config.cache, workers=workers, strict=config.strict)
-    pixels = to_device(decoded.pixels, device, config.photos_on)
+    decoded = decode_photos(photos, side, config.cache, workers=workers)
+    pixels = to_device(decoded.pixels, device)
     apart = np.arange(len(decoded.photos))
     groups = {"near": decoded.groups, "exact": decoded.equal, "off": apart}[config.duplicates]
     split = split_photos(decoded.photos, groups, config.split_seed, config.folds)

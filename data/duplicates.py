@@ -79,12 +79,9 @@ def _turned(pictures: np.ndarray) -> np.ndarray:
 
 def _details(pictures: np.ndarray) -> np.ndarray:
     """(M, 32, 32) int8, in units of 1/32: each pixel of a uint8 picture against its 11 × 11
-    surroundings, (level - mean) / (standard deviation + 3).
-
-    The mean takes away the smooth gradient of all fog; its surroundings shrink towards the border,
-    where a lopsided mean would leave some of it. The division takes away the contrast; the 3 keeps
-    JPEG noise of a nearly flat patch from looking like detail.
-    """
+    surroundings, (level - mean) / (standard deviation + 3): without the gradient of fog, and
+    without contrast; the 3 keeps JPEG noise of a flat patch from looking like detail. The mean's
+    surroundings shrink towards the border, where a lopsided one would leave some gradient."""
     levels = pictures.astype(np.float32)
     to_border = np.minimum(np.arange(SIDE), np.arange(SIDE)[::-1])
     box, even = _box(np.full(SIDE, 5)), _box(np.minimum(to_border, 5))
@@ -101,10 +98,8 @@ def _box(radius: np.ndarray) -> np.ndarray:
 
 def _edges(pictures: np.ndarray) -> np.ndarray:
     """(M, 256) float32: strength of the edges of uint8 pictures in 4 directions in 8 × 8
-    overlapping cells, scaled to the length NORM. Coarse enough to survive a cropped border.
-
-    Whole numbers, with sums below 2^24, so that every machine's matrix product is exact.
-    """
+    overlapping cells, coarse enough to survive a cropped border, scaled to the length NORM. Whole
+    numbers, with sums below 2^24, so that every machine's matrix product is exact."""
     padded = np.pad(pictures.astype(np.float32), ((0, 0), (1, 1), (1, 1)), mode="edge")
     across = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
     down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
@@ -184,11 +179,9 @@ def _warp(pictures: np.ndarray, fit: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _fit(one: np.ndarray, other: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How to warp other (P, n, n) to match one best: the fit (P, 4) and its correlation (P,).
-
+    """How to warp other (P, n, n) to match one best: the fit (P, 4) and its correlation (P,), by
     Gauss-Newton, inverse compositional (Baker and Matthews 2004, Lucas-Kanade 20 Years On): the
-    equations are solved once for all steps and all (S, P, 4) starts.
-    """
+    equations are solved once for all steps and all (S, P, 4) starts."""
     count, size, _ = one.shape
     axis = (2 * np.arange(size, dtype=np.float32) + 1) / size - 1
     by_y, by_x = np.gradient(one, 2 / size, axis=(1, 2))

@@ -88,11 +88,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def locks(folder: Path) -> Iterator[Callable[..., bool]]:
     """What holds names for this process, until the block ends, among all that lock in this folder.
-
     `hold(name, shared=False, wait=False)` holds it alone or with others, also instead of how it was
-    held before; False where another process has it. With `wait`, it waits, with a line on stderr.
-    A killed process leaves nothing behind. Within one process, open a folder once at a time.
-    """
+    held before; False where another process has it. With `wait`, it waits, with a line on stderr. A
+    killed process leaves nothing behind. Within one process, open a folder once at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     handle = os.open(folder / ".lock", flags, 0o666)

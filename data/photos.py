@@ -50,11 +50,9 @@ class Photos:
 
 
 def find_photos(path: Path, unpack_into: Path) -> Photos:
-    """List the photos of a folder, or of an archive that is unpacked below unpack_into.
-
-    It has a sub-folder per class, which may be a link. One alone is a wrapper: its own are used.
-    Raises UserError: fewer than two class folders, one without photos, or no access.
-    """
+    """List the photos of a folder, or of an archive that is unpacked below unpack_into. It has a
+    sub-folder per class, which may be a link. One alone is a wrapper: its own are used. Raises
+    UserError: fewer than two class folders, one without photos, or no access."""
     root = path
     if not os.path.isdir(path):
         from data.archives import unpack  # rarely needed

@@ -1,8 +1,5 @@
-"""Draws the sample: eleven recognisable classes of weather; every command runs without a download.
-
-The classes share skies, hills and trees, haze and a camera vary the light. So the mean colour says
-little: a classifier has to learn what weather looks like.
-"""
+"""Draws the sample: eleven classes of weather, so that every command runs without a download. They
+share skies, hills and trees, and light varies: the mean colour says little, shapes say more."""
 
 from itertools import product
 from pathlib import Path
@@ -22,11 +19,8 @@ FERN: Forks = [(t / 10, (0.45 - t / 25) * np.exp(turn)) for t in range(10) for t
 
 
 def draw_sample(cache: Path, seed: int = 0, per_class: int = 48, size: int = 96) -> Path:
-    """Draws `per_class` photos of every class as <class>/<number>.jpg, once; returns their folder.
-
-    The photos are RGB JPEGs of size × size pixels, the same bytes for the same arguments. Raises
-    OSError if the cache cannot be written.
-    """
+    """Draws `per_class` photos of every class as <class>/<number>.jpg, RGB of size × size pixels,
+    once; returns their folder. The same bytes for the same arguments."""
 
     def draw(folder: Path) -> None:
         for name, number in product(CLASSES, range(per_class)):

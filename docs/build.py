@@ -1,33 +1,156 @@
-"""Makes the tables and figures in docs/ and README.md again: of kept runs, and of the sample.
+"""Makes the tables and figures in docs/ and README.md again: of kept runs.
 
 pip install matplotlib
 python -m docs.build                 # of the runs that are kept in docs/results
 python -m docs.build --keep output   # first adds those of the scripts' --output
 
-A table stands in a Markdown file between <!-- table: NAME --> and <!-- end -->.
+docs/results/runs.jsonl holds one run a line: what the documents need of its result.json and, as
+`history`, of its history.csv. docs/tables.toml says which of them each table shows. A table stands
+in a Markdown file between <!-- table: NAME --> and <!-- end -->.
 """
 
 import argparse
+import csv
+import json
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image, ImageDraw
 
 from config import EXPERIMENTS, ROOT, UserError
 from data.files import atomic_write
-from data.sample import CLASSES, draw_photo
-from docs.contents import Groups, columns, declared, groups, keep, table
-from utils.tables import Columns, gain_over
+from data.sample import CLASSES
+from utils import tables
+from utils.report import read_results
+from utils.tables import Columns, Result
 
+Runs = Sequence[Result]
+Rows = Sequence[Sequence[str]]  # a title and names of runs
+Groups = Mapping[str, tuple[Runs, Runs]]  # runs, and those that they are compared with
 matplotlib.use("agg")
 DOCS = ROOT / "docs"
+FILE = DOCS / "results" / "runs.jsonl"
 DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 PLACE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
 COLOURS = ("#2f6fb0", "#e08a1e", "#c8442f", "#4f8f5b")
+CURVES = ("loss/val", "accuracy/val", "ce/train", "accuracy/train")
+PHOTOS = "weather-64px-"  # all runs are on these photos: what follows names them
+ENDINGS = {
+    "seeds": [f"-seed{seed}" for seed in range(10)],
+    "splits": ["-seed0", *(f"-split{split}-seed{split}" for split in range(1, 6))],
+    "folds": [f"-fold{fold}of10-seed0" for fold in range(10)],
+}
+
+
+@cache
+def kept() -> dict[str, Result]:
+    """The results by the runs' names."""
+    lines = FILE.read_text("utf-8").splitlines()
+    return {result["run"]: result for result in map(json.loads, lines)}
+
+
+def keep(output: Path) -> int:
+    """Add all finished runs on these photos from the scripts' --output, or replace those of their
+    names; returns how many."""
+    found = [run for run in read_results(output / "results") if run["run"].startswith(PHOTOS)]
+    for result in found:
+        path = output / "results" / result["run"] / "history.csv"
+        rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
+        result["history"] = {key: [round(float(row[key]), 5) for row in rows] for key in CURVES}
+        result["val"].pop("confusion", None)
+        result.get("teacher", {}).pop("val", None)
+    results = kept() | {result["run"]: result for result in found}
+    atomic_write(FILE, "".join(json.dumps(results[name]) + "\n" for name in sorted(results)))
+    kept.cache_clear()
+    return len(found)
+
+
+def together(*names: str, endings: str = "seeds") -> list[Runs]:
+    """The runs of each name, of the endings that all names have; raises UserError if none is."""
+    each = ENDINGS[endings]
+    shared = [end for end in each if all(PHOTOS + name + end in kept() for name in names)]
+    if not shared:
+        raise UserError(f"{FILE}: no runs called {' and '.join(names)} are kept there")
+    return [[kept()[PHOTOS + name + end] for end in shared] for name in names]
+
+
+def compared(name: str, other: str = "", endings: str = "seeds") -> tuple[Runs, Runs]:
+    """Runs, and those that they are compared with: by default, their own baselines."""
+    runs = together(*filter(None, (name, other)), endings=endings)
+    if not other:
+        runs.append([kept()[run["distillation"]["baseline"]] for run in runs[0]])
+    return runs[0], runs[1]
+
+
+def groups(rows: Rows) -> Groups:
+    """The runs of each row of a table, and those that they are compared with."""
+    return {title: compared(*names) for title, *names in rows}
+
+
+def columns(rows: Rows, kind: str) -> Columns:
+    """The runs of each column of a table: of all their seeds, or of those that all have."""
+    titles, names = zip(*rows, strict=True)
+    runs = together(*names) if kind == "together" else [together(name)[0] for name in names]
+    return dict(zip(titles, runs, strict=True))
+
+
+def accuracy(runs: Runs, part: str = "test") -> str:
+    return tables.cell(runs, (part, "accuracy", ".2%"))
+
+
+def gain(mine: Runs, others: Runs, part: str = "test") -> str:
+    """The difference of two lists of runs, pair by pair; nothing of the same runs."""
+    return "" if mine == others else tables.points(list(zip(mine, others, strict=True)), part)
+
+
+# The columns of tables by their kinds; each shows runs and those that they are compared with.
+Show = Callable[[Runs, Runs], str]
+KINDS: dict[str, dict[str, Show]] = {
+    "distilled": {
+        "Runs": lambda runs, _: str(len(runs)),
+        "Teacher": lambda runs, _: accuracy([run["teacher"] for run in runs]),
+        "Student": lambda _, alone: accuracy(alone),
+        "KD student": lambda runs, _: accuracy(runs),
+        "KD − student, test [95 %]": gain,
+        "KD − teacher, test [95 %]": lambda runs, _: gain(runs, [run["teacher"] for run in runs]),
+        "KD − student, validation [95 %]": lambda runs, alone: gain(runs, alone, "val"),
+    },
+    "compared": {
+        "Runs": lambda runs, _: str(len(runs)),
+        "Validation accuracy": lambda runs, _: accuracy(runs, "val"),
+        "Validation gain": lambda runs, others: gain(runs, others, "val"),
+        "Test accuracy": lambda runs, _: accuracy(runs),
+        "Test gain": gain,
+        "Test loss": lambda runs, _: tables.cell(runs, ("test", "loss", ".3f")),
+    },
+    "folds": {
+        "Test photos": lambda runs, _: f"{sum(run['test']['photos'] for run in runs):,}",
+        "Test accuracy, % [95 %]": lambda runs, _: tables.points(
+            [(run, None) for run in runs], sign=""
+        ),
+    },
+}
+KINDS["short"] = {k: show for k, show in KINDS["distilled"].items() if "KD − teacher" not in k}
+
+
+def declared() -> dict[str, dict[str, Any]]:
+    """What docs/tables.toml says of each table."""
+    return tomllib.loads((DOCS / "tables.toml").read_text("utf-8"))
+
+
+def table(kind: str, rows: Rows) -> str:
+    """A table of this kind."""
+    if kind in ("each", "together"):
+        return tables.table(columns(rows, kind), {**tables.SEVEN_ROWS, **tables.PARAMETERS})
+    cells = KINDS[kind].values()
+    lines = [[title, *(cell(*runs) for cell in cells)] for title, runs in groups(rows).items()]
+    return tables.aligned(["", *KINDS[kind]], lines)
 
 
 def filled(text: str, tables: Mapping[str, str]) -> str:
@@ -66,12 +189,10 @@ def draw_confusions(path: Path, columns: Columns) -> None:
             share = shares[row, column]
             style = {"color": "white" if share > 50 else "black", "ha": "center", "va": "center"}
             axes.text(column, row, f"{share:.0f}", fontsize=8, **style)
-        ticks = range(len(counts)), runs[0]["photos"]["classes"]
-        axes.set_xticks(*ticks, rotation=60, ha="right", fontsize=8)
-        axes.set_yticks(*ticks, fontsize=8)
-        axes.set_title(f"{name}: {np.trace(counts) / counts.sum():.1%}", fontsize=11)
-        axes.set_xlabel("taken for")
-    panels[0].set_ylabel("is")
+        axes.set_xticks(range(len(counts)), CLASSES, rotation=60, ha="right", fontsize=8)
+        axes.set_yticks(range(len(counts)), CLASSES, fontsize=8)
+        title = f"{name}: {np.trace(counts) / counts.sum():.1%}"
+        axes.set(title=title, xlabel="predicted", ylabel="true")
     save(path, grid=False)
 
 
@@ -83,7 +204,7 @@ def draw_gains(path: Path, groups: Groups) -> None:
     parts = {"test": "test, 371", "val": "validation, 750"}
     for axes, (part, title) in zip(panels, parts.items(), strict=True):
         for place, (runs, alone) in enumerate(groups.values()):
-            gain, low, high = 100 * gain_over(list(zip(runs, alone, strict=True)), part)
+            gain, low, high = 100 * tables.gain_over(list(zip(runs, alone, strict=True)), part)
             colour = "#2e7d4f" if low > 0 else COLOURS[2] if high < 0 else "#8a8a8a"
             axes.plot([low, high], [place, place], color=colour, linewidth=2.4)
             axes.plot([gain], [place], "o", color=colour, markersize=7)
@@ -96,16 +217,6 @@ def draw_gains(path: Path, groups: Groups) -> None:
         axes.set_xlabel("KD − student, points of accuracy", fontsize=9)
         axes.set_title(f"{title} photos; 95 % intervals", fontsize=10, loc="left")
     save(path)
-
-
-def draw_sample_sheet(path: Path) -> None:
-    """Each class of the sample: its name and six photos."""
-    sheet = Image.new("RGB", (70 + 6 * 90, len(CLASSES) * 90), "white")
-    for row, name in enumerate(CLASSES):
-        ImageDraw.Draw(sheet).text((6, 90 * row + 44), name, "black", anchor="lm")
-        for column in range(6):
-            sheet.paste(draw_photo(name, column, size=88), (70 + 90 * column, 90 * row))
-    sheet.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def save(path: Path, grid: bool = True) -> None:
@@ -123,7 +234,6 @@ def build() -> None:
     made = {name: table(**what) for name, what in about.items()}
     for document in DOCUMENTS:
         atomic_write(document, filled(document.read_text("utf-8"), made))
-    draw_sample_sheet(DOCS / "illustration" / "sample.png")
     draw_gains(DOCS / "illustration" / "result.png", groups(about["main"]["rows"]))
     for name in EXPERIMENTS:
         kd, basic = (columns(**about[f"{name} {kind}"]) for kind in ("kd 60 epochs", "basic"))

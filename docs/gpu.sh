@@ -105,7 +105,6 @@ all() {
   "${PYTHON:-python3}" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
   once gpu_tests
   once benchmark --models resnet18
-  once benchmark --distil --experiment experiment_1
   once from_nothing
   for fold in $folds; do once experiment experiment_1 "$fold"; done
   for fold in $folds; do once long_teacher "$fold"; done

@@ -29,9 +29,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, its tensors on the CPU; code hidden in a file is never run.
-
-    Raises UserError for a file that is missing, damaged, or no checkpoint of this version.
-    """
+    Raises UserError for a file that is missing, damaged, or no checkpoint of this version."""
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as packed:
             # Compressed, it could unpack to any size; and torch does not look at the sums.
@@ -57,10 +55,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """A trained network in eval mode, and its description: `arch`, `classes` in the order of the
     logits, `image_size` in pixels, `mean` and `std` of the normalisation, `split` (the hash of its
-    split.csv), `photos` (the digest of the files), `seed` and `recipe`.
-
-    Raises UserError as load_checkpoint does, and where a part is missing or cannot be right.
-    """
+    split.csv), `photos` (the digest of the files), `seed` and `recipe`. Raises UserError as
+    load_checkpoint does, and where a part is missing or cannot be right."""
     content = load_checkpoint(path)
     weights = content.pop("model")
     match content:

@@ -1,6 +1,5 @@
 """Batches: pixels as Pillow makes them, every photo with its own label, repeatable epochs."""
 
-import math
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -20,7 +19,6 @@ from data.batches import (
     cached_side,
     crops_as_products,
     crops_one_by_one,
-    growing_side,
     random_boxes,
     to_device,
 )
@@ -72,8 +70,8 @@ def test_on_the_cpu_photos_stay_in_their_file(tmp_path):
     np.lib.format.open_memmap(tmp_path / "pixels.npy", "w+", np.uint8, shape)[::100] = 77
     before = anonymous_megabytes()
     mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
-    pixels = to_device(mapped, CPU, "auto")
-    assert pixels.data_ptr() == to_device(mapped, CPU, "host").data_ptr() == mapped.ctypes.data
+    pixels = to_device(mapped, CPU)
+    assert pixels.data_ptr() == mapped.ctypes.data
     rows = np.arange(len(pixels))
     train = TrainBatches(pixels, rows, rows % 3, 3, Config(image_size=8, batch_size=100), CPU)
     for _ in chain(train.epoch(1), EvalBatches(pixels, rows, rows % 3, 8, CPU)):
@@ -174,25 +172,6 @@ def test_evaluation_has_each_photo_once_whole_in_order_and_normalised(count):
         torch.testing.assert_close(grey_levels(images), expected, atol=1.01, rtol=0)
         assert truth.tolist() == labels.tolist()
     assert next(iter(batches))[0].is_contiguous(memory_format=torch.channels_last)
-
-
-@given(st.integers(1, 200), st.integers(32, 512), st.floats(0.01, 1))
-def test_images_grow_from_their_first_size_to_all_of_it_for_the_last_fifth(epochs, side, first):
-    config = Config(epochs=epochs, image_size=side, grow_from=first)
-    sides = [growing_side(epoch, config) for epoch in range(1, epochs + 1)]
-    assert sides == sorted(sides)
-    assert set(sides[math.ceil(0.8 * epochs) - 1 :]) == {side}
-    if epochs > 2:
-        assert sides[0] == max(32, round(first * side))
-    assert all((later - sides[0]) % 16 == 0 for later in sides if later < side)
-
-
-def test_training_images_have_the_size_of_their_epoch():
-    """The same photos in the same order and from the same crops, whatever their size."""
-    small, large = (epoch_of_noise(1, image_size=64, grow_from=first) for first in (0.5, 1.0))
-    assert (small.shape[2:], large.shape[2:]) == ((32, 32), (64, 64))
-    halved = torch.nn.functional.avg_pool2d(large, 2)
-    assert (halved - small).abs().mean() < 0.2 * (small - small.flip(3)).abs().mean()
 
 
 @given(st.integers(0, 2**32), st.integers(1, 300), st.floats(0.01, 1))

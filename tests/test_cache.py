@@ -43,7 +43,7 @@ def photos(tmp_path) -> Path:
 
 def decode(photos: Path, side: int = SIDE, cache: Path | None = None) -> Decoded:
     cache = cache or photos.parent / "cache"
-    return decode_photos(find_photos(photos, cache), side, cache, workers=2, strict=False)
+    return decode_photos(find_photos(photos, cache), side, cache, workers=2)
 
 
 def ready(decoded: Decoded) -> Path:
@@ -164,7 +164,7 @@ def test_every_photo_is_in_its_row_and_what_cannot_be_read_is_listed(photos, wor
     (photos / "fog" / "003.bmp").unlink()
     left = [number for number in range(COUNT) if number not in (0, 3, 142, 150)]
     for _ in range(2):  # decoded, and read from the cache
-        decoded = decode_photos(found, SIDE, photos.parent / "c", workers=workers, strict=False)
+        decoded = decode_photos(found, SIDE, photos.parent / "c", workers=workers)
         paths, reasons = zip(*decoded.unreadable, strict=True)
         assert paths == ("fog/000.bmp", "fog/003.bmp", "hail/002.bmp", "rain/007.bmp")
         assert reasons[:2] == ("not an image, or broken in its first bytes", os.strerror(2))
@@ -173,8 +173,6 @@ def test_every_photo_is_in_its_row_and_what_cannot_be_read_is_listed(photos, wor
         assert (len(decoded.pixels), decoded.pixels.flags.writeable) == (COUNT, False)
         assert np.array_equal(decoded.pixels[left], [picture(number) for number in left])
         assert decoded.groups.tolist() == [*range(len(left))]
-    with pytest.raises(UserError, match=r"--strict: 4 .*'fog/000.bmp' \(not an image"):
-        decode_photos(found, SIDE, photos.parent / "c", workers=workers, strict=True)
     for path in (photos / "hail").iterdir():
         path.write_bytes(b"x")
     with pytest.raises(UserError, match=r"class 'hail': no photo .*'hail/000.bmp' \(not an image"):
@@ -211,7 +209,7 @@ def watch(event, arguments):
 
 sys.addaudithook(watch)
 try:
-    decode_photos(photos, 16, cache, workers=1, strict=False)
+    decode_photos(photos, 16, cache, workers=1)
 finally:
     print(len(opened))
 """

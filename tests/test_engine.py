@@ -115,7 +115,7 @@ def test_training_is_what_plain_pytorch_computes(plain_optimizer, changed, order
 
 @both_orders
 def test_a_resumed_run_ends_with_the_same_bits(order):
-    config = replace(CONFIG, epochs=5, mixup=0.2, label_smoothing=0.1, grow_from=0.5)
+    config = replace(CONFIG, epochs=5, mixup=0.2, label_smoothing=0.1)
     states: list[Any] = []
     whole = start(config, small_model(dropout=0.5).to(memory_format=order))
     train(whole, lambda training: states.append(copy.deepcopy(training.state())))

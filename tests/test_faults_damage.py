@@ -4,7 +4,6 @@ FAULTS=whole pytest tests/test_faults_damage.py runs it.
 """
 
 import contextlib
-import csv
 import io
 import os
 import random
@@ -92,7 +91,6 @@ DAMAGES: dict[str, Damage] = {
     "not readable": forbid,
     "swapped": swap,
 }
-SHOWN = ("run", "digest", "test.accuracy", "test.loss", "val.loss")
 PAIR = "--teacher resnet18 --student resnet18"
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "baselines": (train.main, "--models resnet18 --seeds 0 1"),
@@ -127,8 +125,8 @@ def run(name: str, folder: Path, how: str = "--resume") -> tuple[int, set[str], 
         re.findall(r"^\| (?:Best v|Final|Test|no teacher|kd,).*|^/weather/.*", printed, re.M)
     )
     if main is report.main and status == 0:  # of whichever runs are there
-        with (output / "results" / "runs.csv").open(encoding="utf-8") as file:
-            numbers = {str([row[key] for key in SHOWN]) for row in csv.DictReader(file)}
+        found = report.read_results(output / "results")
+        numbers = {str([r["run"], r["digest"], r["table"], r["val"]["loss"]]) for r in found}
     return status, numbers, errors.splitlines()
 
 

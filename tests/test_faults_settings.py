@@ -57,7 +57,6 @@ VALUES: dict[str, Words] = {
     "tag": one("twin", "x" * 60, "..."),
     "data": one(*["<photos>"] * 30, "<zip>", "<nowhere>", "<text>", "<empty>"),
     "image-size": one(SIDE, rare=st.integers(32, 48)),
-    "grow-from": one(0.5, 0.7, 1, rare=numbers(5e-324, 1)),
     "split-seed": one(0, rare=st.integers(0, 2**31 - 1)),
     "duplicates": one("near", "exact", "off"),
     "folds": one(3, 4, rare=st.integers(3, 100)),
@@ -75,12 +74,11 @@ VALUES: dict[str, Words] = {
     "clip-norm": one(0, 1, rare=numbers(0)),
     "device": one(*["cpu"] * 9, "auto", "cuda", "cuda:3"),
     "precision": one("auto", "bf16", "float32"),
-    "photos-on": one("auto", "device", "host"),
     "workers": one(1, 2, 1024),
     "output": one(*["<output>"] * 20, "<text>", "<text>/below", "<dangling>", "x" * 300),
     "cache": one(*["<cache>"] * 30, "<text>", "<text>/below", "x" * 300),
 }
-FLAGS = ("strict", "pretrained", "eager", "resume", "overwrite")
+FLAGS = ("pretrained", "eager", "resume", "overwrite")
 VALUES |= {name: st.just([]) for name in FLAGS}
 KD_VALUES: dict[str, Words] = {
     "teacher": one(*["resnet18"] * 12, "resnet50", "densenet169"),

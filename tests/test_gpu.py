@@ -51,14 +51,16 @@ def photos(count: int = PHOTOS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return blocks.astype(np.uint8), np.arange(count), labels
 
 
-def train_batches(config: Config, device: torch.device, where: str = "auto") -> TrainBatches:
+def train_batches(
+    config: Config, device: torch.device, on: torch.device | None = None
+) -> TrainBatches:
     pixels, rows, labels = photos()
-    return TrainBatches(to_device(pixels, device, where), rows, labels, CLASSES, config, device)
+    return TrainBatches(to_device(pixels, on or device), rows, labels, CLASSES, config, device)
 
 
 def val_batches(count: int, device: torch.device) -> EvalBatches:
     pixels, rows, labels = photos(count)
-    return EvalBatches(to_device(pixels, device, "auto"), rows, labels, SIDE, device)
+    return EvalBatches(to_device(pixels, device), rows, labels, SIDE, device)
 
 
 def network(seed: int, device: torch.device = GPU) -> nn.Module:
@@ -112,10 +114,6 @@ def test_replayed_steps_train_as_single_kernels_do(method, bf16):
     eager, replayed = both_ways(method, bf16)
     assert eager.history[-1]["loss/train"] < eager.history[0]["loss/train"]
     assert_alike(eager, replayed)
-
-
-def test_images_that_grow_are_recorded_anew():
-    assert_alike(*both_ways("none", config=replace(CONFIG, grow_from=0.5)))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -196,9 +194,9 @@ def test_validation_counts_an_odd_last_batch():
     torch.testing.assert_close(logits, expected, atol=0.02, rtol=0.02)
 
 
-def grey_levels(device: torch.device, where: str = "auto") -> tuple[Tensor, Tensor]:
+def grey_levels(device: torch.device, on: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """All images of an epoch before they were normalised, and the labels, on the CPU."""
-    pairs = list(train_batches(replace(CONFIG, mixup=0.3), device, where).epoch(1))
+    pairs = list(train_batches(replace(CONFIG, mixup=0.3), device, on).epoch(1))
     assert all(tensor.device.type == device.type for pair in pairs for tensor in pair)
     images, labels = (torch.cat(column).cpu() for column in zip(*pairs, strict=True))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
@@ -208,8 +206,8 @@ def grey_levels(device: torch.device, where: str = "auto") -> tuple[Tensor, Tens
 def test_batches_are_those_of_the_cpu_wherever_the_photos_are(monkeypatch):
     """The CPU's way rounds to grey levels twice, the GPU's does not at all."""
     images, labels = grey_levels(GPU)
-    for where in ("device", "host"):
-        same_images, same_labels = grey_levels(GPU, where)
+    for on in (GPU, CPU):
+        same_images, same_labels = grey_levels(GPU, on)
         assert torch.equal(same_images, images)
         assert torch.equal(same_labels, labels)
     expected, expected_labels = grey_levels(CPU)
@@ -220,7 +218,7 @@ def test_batches_are_those_of_the_cpu_wherever_the_photos_are(monkeypatch):
 
 
 @pytest.mark.parametrize("flags", [(), ("--eager",)], ids=["graphs", "eager"])
-def test_a_whole_command_states_its_peak_memory(tmp_path, flags):
+def test_a_whole_command_trains_on_the_gpu(tmp_path, flags):
     more = ("--epochs", 2, "--teacher", "resnet18", "--student", "resnet18", *flags)
     words = training(make_photos(tmp_path / "weather"), tmp_path, *more)
     run = python("knowledge_distillation.py", *words)
@@ -229,6 +227,3 @@ def test_a_whole_command_states_its_peak_memory(tmp_path, flags):
     assert len(results) == 2
     for result in results:
         assert result["environment"]["device"].startswith("cuda:0, ")
-        # ResNet18's weights, their gradients and averages: 45 MB each.
-        assert 100e6 < result["environment"]["peak_gpu_memory"] < 2e9
-    assert run.stdout.count(" GB of GPU memory\n") == 2

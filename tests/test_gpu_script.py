@@ -12,7 +12,6 @@ from tests.faults import only_whole
 from tests.photo_folders import ROOT, make_photos
 
 DONE_BEFORE = [
-    "benchmark --distil --experiment experiment_1",
     *(f"experiment experiment_1 {fold}" for fold in range(1, 10)),
     *(f"experiment experiment_2 {fold}" for fold in range(10)),
     *(f"long_teacher {fold}" for fold in range(10)),

@@ -83,7 +83,7 @@ def test_odd_files_stop_neither_each_other_nor_the_command(best, photos):
     given = [folder, folder / "gone.jpg", folder / "inner.jpg", folder / "a.jpg"]
     status, lines, errors = command("utils.predict", best, *given, "--top", 2, env=ascii_only)
     paths, classes, probabilities = zip(*map(named, lines), strict=True)
-    odd_name = rf"'{folder}/c\nerror: \xe9 \udcff\x1b[31m.jpg'"
+    odd_name = rf"{folder}/c\nerror: \xe9 \udcff\x1b[31m.jpg"
     assert paths == (f"{folder}/a.jpg", odd_name, f"{folder}/a.jpg")
     assert len({*map(tuple, classes)}) == len({*map(tuple, probabilities)}) == 1
     assert (status, len(classes[0])) == (2, 2)

@@ -14,6 +14,7 @@ from config import UserError, parse
 from data.dataset import load_datasets
 from tests.faults import only_whole
 from tests.photo_folders import make_photos, python, start, training
+from tests.ranks_program import EQUAL
 from tests.test_train import rows_of
 from utils.distillation import METHODS
 
@@ -32,7 +33,7 @@ def saved(tmp_path_factory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{name}.pt", weights_only=True) for name in names]
 
 
-@pytest.mark.parametrize("method", ["none", *METHODS])
+@pytest.mark.parametrize("method", EQUAL)
 def test_gradients_of_two_ranks_are_those_of_one(method, saved):
     alone, *both = (each["gradients"][method] for each in saved)
     assert alone.keys() == both[0].keys()

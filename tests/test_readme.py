@@ -28,7 +28,6 @@ TRAIN, DISTIL = ("python", "train.py"), ("python", "knowledge_distillation.py")
 TRAINING = [words for words in COMMANDS if words[:2] in (TRAIN, DISTIL)]
 RUN = (
     "train.py --models resnet18 --folds 10",
-    "train.py --models resnet18 --image-size 128 --grow-from 0.25 --tag grow",
     "knowledge_distillation.py --reverse",
     "knowledge_distillation.py --teacher-tag long",
 )

@@ -1,7 +1,6 @@
 """Tables: the right numbers in the right columns, and nothing averaged that does not belong."""
 
 import copy
-import csv
 import json
 import re
 import shutil
@@ -119,7 +118,7 @@ def test_photos_resolutions_splits_and_divisions_are_not_mixed(tmp_path):
     assert text.count("Drawn by this repo, not photographed.") == 1
 
 
-def test_the_command_leaves_out_copies_writes_every_number_and_needs_a_finished_run(tmp_path):
+def test_the_command_leaves_out_copies_and_needs_a_finished_run(tmp_path):
     alone = result()
     text = report(tmp_path, alone, student_of(alone, [3]))
     results = tmp_path / "results"
@@ -128,11 +127,6 @@ def test_the_command_leaves_out_copies_writes_every_number_and_needs_a_finished_
     note = f"note: left out as copies of other runs: {results / 'a-backup'}\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, text + "\n", note)
     assert (results / "report.md").read_text("utf-8") == text
-    with (results / "runs.csv").open(encoding="utf-8", newline="") as file:
-        first, second = csv.DictReader(file)
-    assert float(first["table.test_loss"]) == alone["table"]["test_loss"]
-    assert (first["distillation.method"], second["distillation.method"]) == ("", "kd")
-    assert float(second["test.accuracy"]) == 0.9
     done = python("-m", "utils.report", "--output", tmp_path / "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: \S+: no finished run is there; .*\n", done.stderr)
@@ -210,4 +204,4 @@ def test_names_are_nothing_but_text():
     text = section([made])
     assert "<" not in text
     assert "\x1b" not in text
-    assert tables(text)[1][-1] == [r"'Test recall, a&#124;b\n# c\x1b[2J'", "50.0%"]
+    assert tables(text)[1][-1] == [r"Test recall, a&#124;b\n# c\x1b[2J", "50.0%"]

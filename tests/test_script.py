@@ -18,10 +18,8 @@ from tests.photo_folders import ROOT, make_photos, python, start, training
 from utils.runs import Run
 from utils.script import ETA, run_script
 
-TOO_LITTLE = (
-    "error: too little memory, a smaller --batch-size needs less; once there is more, --resume "
-)
-TOO_LITTLE += "continues"
+TOO_LITTLE = "error: too little memory, a smaller --batch-size needs less"
+TOO_LITTLE += "; once fixed, --resume continues"
 
 
 @pytest.mark.parametrize(

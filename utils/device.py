@@ -30,14 +30,6 @@ class Device:
             return f"{self.device}, {torch.cuda.get_device_name(self.device)}{each}"
         return f"cpu, {torch.get_num_threads()} threads{each}"
 
-    def reset_peak_memory(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-
-    def peak_memory(self) -> int | None:
-        """Bytes that tensors took on the GPU at most; None on a CPU."""
-        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-
 
 def find_device(config: Config) -> Device:
     """The device and precision of the settings; raises UserError for a GPU that does not exist."""

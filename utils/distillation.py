@@ -23,7 +23,6 @@ from utils.losses import (
     rkd_loss,
     sp_loss,
 )
-from utils.ranks import whole_batch
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,6 @@ class Method:
     weight: float | None = None  # default of --weight: of the term, or beta of a loss of logits
     # Whether a trained 1×1 convolution gives the student's maps the teacher's channels.
     adapter: bool = False
-    whole_batch: bool = False  # whether photos are compared with each other, those of all ranks
     hard_labels: bool = False  # whether each photo must have one class, one of three or more
 
     def __post_init__(self) -> None:
@@ -62,7 +60,6 @@ METHODS = {
         "Huang et al. 2022",
         logits_loss=lambda student, teacher, _labels, t, beta: dist_loss(student, teacher, t, beta),
         weight=2.0,
-        whole_batch=True,
     ),
     "fitnet": Method(
         "Romero et al. 2015", feature_loss=fitnet_loss, strides=(16,), weight=1.0, adapter=True
@@ -74,11 +71,9 @@ METHODS = {
         weight=100.0,
     ),
     "rkd": Method(  # weight of 25 distance + 50 angle
-        "Park et al. 2019", feature_loss=rkd_loss, strides=(32,), weight=0.1, whole_batch=True
+        "Park et al. 2019", feature_loss=rkd_loss, strides=(32,), weight=0.1
     ),
-    "sp": Method(
-        "Tung and Mori 2019", feature_loss=sp_loss, strides=(32,), weight=100.0, whole_batch=True
-    ),
+    "sp": Method("Tung and Mori 2019", feature_loss=sp_loss, strides=(32,), weight=100.0),
 }
 
 
@@ -95,12 +90,10 @@ def check_method(config: Config, classes: int) -> None:
 
 
 class Distillation:
-    """The objective of a student with a teacher.
-
-    A plain object and no nn.Module, so that the student's train(), parameters() and state_dict()
-    cannot reach the teacher: it stays in eval mode, without gradients, and out of checkpoints. It
-    sees exactly the pixels that the student sees, crops and mixup included.
-    """
+    """The objective of a student with a teacher. A plain object and no nn.Module, so that the
+    student's train(), parameters() and state_dict() cannot reach the teacher: it stays in eval
+    mode, without gradients, and out of checkpoints. It sees exactly the pixels that the student
+    sees, crops and mixup included."""
 
     def __init__(
         self, config: Config, teacher: str, teacher_model: nn.Module, device: torch.device
@@ -132,8 +125,8 @@ class Distillation:
 
         hard, plain = hard_loss(logits, labels, self.label_smoothing)
         if method.logits_loss:
-            pair = self.compared(logits, teacher_logits)
-            name, soft = kd.method, method.logits_loss(*pair, labels, kd.temperature, weight)
+            name, t = kd.method, kd.temperature
+            soft = method.logits_loss(logits, teacher_logits, labels, t, weight)
         else:
             name, soft = "kd", kd_loss(logits, teacher_logits, kd.temperature)
         loss = (1 - kd.alpha) * hard + kd.alpha * soft
@@ -143,15 +136,9 @@ class Distillation:
             for stride, student, teacher in zip(method.strides, maps, teacher_maps, strict=True):
                 if method.adapter:
                     student = self.adapters[str(stride)](student)
-                terms.append(method.feature_loss(*self.compared(student, teacher)))
+                terms.append(method.feature_loss(student, teacher))
             term = torch.stack(terms).sum()
             loss = loss + weight * term
             parts[kd.method] = term.detach()
         same = logits.argmax(1) == teacher_logits.argmax(1)
         return loss, logits, parts | {"agreement": same.float().mean()}
-
-    def compared(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits or maps of the photos that the method's loss is to compare."""
-        if self.method.whole_batch:
-            return whole_batch(student), whole_batch(teacher)
-        return student, teacher

@@ -38,10 +38,8 @@ class Objective(Protocol):
 
 
 class CrossEntropy:
-    """The baseline objective: cross-entropy, with label smoothing ε towards uniform targets.
-
-    Its part `ce` is the cross-entropy without smoothing, which compares with the validation loss.
-    """
+    """The baseline objective: cross-entropy, with label smoothing ε towards uniform targets. Its
+    part `ce` is without smoothing, as the validation loss is."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
@@ -109,11 +107,8 @@ def validation_rank(row: Row) -> tuple[float, float]:
 
 
 def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """AdamW or SGD over all parameters that are trained.
-
-    Biases and norms, the parameters of one dimension, are never decayed: pulling a scale towards
-    zero is no regulariser.
-    """
+    """AdamW or SGD. Biases and norms, of one dimension, are never decayed: pulling a scale towards
+    zero is no regulariser."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -152,13 +147,10 @@ def fit(
     val: EvalBatches,
     after_epoch: Callable[[Training], None],
 ) -> None:
-    """Train from the epoch that `training` has reached up to the configuration's last one.
-
-    After every epoch one row of named numbers joins `training.history` and `after_epoch` is
-    called, on rank 0, which may save a checkpoint and draw curves. An epoch with a loss that is not
-    finite raises UserError and leaves no row and no checkpoint. Epochs depend on (seed, epoch)
-    and the state alone, so an interrupted run is resumed as if nothing had happened.
-    """
+    """Train from the epoch that `training` has reached up to the configuration's last one. After
+    every epoch one row of named numbers joins `training.history` and `after_epoch` is called, on
+    rank 0; a loss that is not finite raises UserError before. Epochs depend on (seed, epoch) and
+    the state alone, so an interrupted run is resumed as if nothing had happened."""
     last = training.config.epochs
     for epoch in range(len(training.history) + 1, last + 1):
         started = time.perf_counter()
@@ -185,11 +177,8 @@ def fit(
 
 
 def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
-    """One pass over the training photos; returns mean loss, accuracy, parts, rate and speed.
-
-    Raises UserError when the loss is no longer finite. Sums stay on the device: reading a number
-    back makes the host wait, so it happens once in fifty steps.
-    """
+    """One pass over the training photos; returns mean loss, accuracy, parts, rate and speed. Sums
+    stay on the device: the host waits for a number that it reads, so it does every fifty steps."""
     config, device = training.config, training.device
     module, optimizer = training.module, training.optimizer
 

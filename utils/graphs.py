@@ -34,10 +34,8 @@ def side_stream() -> torch.cuda.Stream:
 
 class GraphedStep:
     """`step` recorded and then replayed; where the batches' shape changes, it is recorded anew.
-
     What it returns is valid until the next call. `step` may depend on nothing on the host but the
-    learning rates, and may not read a value back from the GPU.
-    """
+    learning rates, and may not read a value back from the GPU."""
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer) -> None:
         keep_rates_on_device(optimizer)

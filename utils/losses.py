@@ -45,14 +45,11 @@ def dkd_loss(
     student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, beta: float
 ) -> Tensor:
     """T² · (TCKD + β · NCKD), decoupled distillation (Zhao et al. 2022,
-    https://arxiv.org/abs/2203.08679) with the paper's α = 1.
-
-    TCKD is the KL between the binary distributions (label, any other class), NCKD the KL between
-    the distributions over the other classes. kd_loss is TCKD + (1 − p_t) · NCKD, where p_t, the
-    teacher's probability of the label, suppresses NCKD exactly where the teacher is confident.
-
-    Of logits (N, C) and labels (N,); ValueError for mixed labels and for fewer than three classes.
-    """
+    https://arxiv.org/abs/2203.08679) with the paper's α = 1. TCKD is the KL between the binary
+    distributions (label, any other class), NCKD the KL between the distributions over the other
+    classes. kd_loss is TCKD + (1 − p_t) · NCKD, where p_t, the teacher's probability of the label,
+    suppresses NCKD exactly where the teacher is confident. Of logits (N, C) and labels (N,);
+    ValueError for mixed labels and for fewer than three classes."""
     if labels.ndim != 1:
         raise ValueError("dkd needs one class for each photo, not a mixture")
     if student.shape[1] < 3:
@@ -76,12 +73,10 @@ def dkd_loss(
 @_full_precision
 def dist_loss(student: Tensor, teacher: Tensor, temperature: float, beta: float) -> Tensor:
     """T² · β · (inter + intra) of logits (N, C), distillation from a stronger teacher (Huang et al.
-    2022, https://arxiv.org/abs/2205.10536) with one weight for both, as in the paper.
-
-    inter is 1 − Pearson's correlation of the two distributions of a photo, intra the same of a
-    class over the photos of the batch, 0 for a single one: the student has to rank as the teacher
-    does, not to be as confident.
-    """
+    2022, https://arxiv.org/abs/2205.10536) with one weight for both, as in the paper. inter is 1 −
+    Pearson's correlation of the two distributions of a photo, intra the same of a class over the
+    photos of the batch, 0 for a single one: the student has to rank as the teacher does, not to be
+    as confident."""
     p_s, p_t = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
     return temperature**2 * beta * (_disagreement(p_s, p_t) + _disagreement(p_s.T, p_t.T))
 

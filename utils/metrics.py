@@ -69,14 +69,12 @@ def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
 
 
 def mean_interval(splits: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """The mean over all photos and the ends of its 95 % interval.
-
-    `splits` holds one (seeds, photos) array for each split or fold: 1 or 0 for a photo that was
-    classified rightly or not, or the difference of two such runs. The interval is Student's t over
-    several splits; over seeds and photos of one, both drawn at random (Hillis 2007,
-    https://doi.org/10.1002/sim.2532); or over the photos of one run, which says nothing about other
-    seeds. It is never narrower than photos alone allow, as few runs may be alike by chance.
-    """
+    """The mean over all photos and the ends of its 95 % interval. `splits` holds one (seeds,
+    photos) array for each split or fold: 1 or 0 for a photo that was classified rightly or not, or
+    the difference of two such runs. The interval is Student's t over several splits; over seeds and
+    photos of one, both drawn at random (Hillis 2007, https://doi.org/10.1002/sim.2532); or over the
+    photos of one run, which says nothing about other seeds. It is never narrower than photos alone
+    allow, as few runs may be alike by chance."""
     means = np.array([split.mean() for split in splits])
     sizes = np.array([split.shape[1] for split in splits])
     weights = sizes / sizes.sum()

@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import UserError, number
+from config import UserError, number, shown
 from data.batches import Normalise, cached_side, whole_images
 from data.cache import read_square
 from data.photos import UnreadablePhoto, is_named_as_photo
 from models.checkpoint import load_classifier
 from utils.script import run_script
-from utils.tables import printable
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -45,15 +44,15 @@ def main(arguments: Sequence[str]) -> None:
             reason = getattr(problem, "strerror", None) or str(problem)
             if os.path.isdir(path):
                 reason = "no readable photo directly in this folder; give its sub-folders or files"
-            print(f"error: {printable(path)}: {reason}", file=sys.stderr)
+            print(f"error: {shown(path, keep='')}: {reason}", file=sys.stderr)
             unreadable += 1
             continue
         probabilities, labels = classify(model, about, pixels).sort(descending=True, stable=True)
         answers = [
-            f"{printable(about['classes'][label])} {100 * probability:.1f} %"
+            f"{shown(about['classes'][label], keep='')} {100 * probability:.1f} %"
             for probability, label in zip(probabilities, labels, strict=True)
         ]
-        print(f"{printable(path)}: {', '.join(answers[: options.top])}")
+        print(f"{shown(path, keep='')}: {', '.join(answers[: options.top])}")
     if unreadable:
         raise UserError(f"{unreadable} of these could not be read")
 

@@ -85,21 +85,6 @@ def all_reduce(mine: Tensor) -> Tensor:
     return mine
 
 
-def whole_batch(mine: Tensor) -> Tensor:
-    """(B, ...) the rows of a batch that is in equal shards on all ranks, for losses that compare
-    photos with each other. Without gradients, where shards may differ, every rank compares its own.
-    """
-    if count() == 1 or not torch.is_grad_enabled():
-        return mine
-    own = mine.detach().contiguous()
-    rows = [torch.empty_like(own) for _ in range(count())]
-    dist.all_gather(rows, own)
-    # Each rank computes the same loss of all rows, and passes back the gradient of its own rows
-    # alone: so many times, since the ranks' gradients are averaged.
-    rows[rank()] = mine.detach() + count() * (mine - mine.detach())
-    return torch.cat(rows)
-
-
 def parallel(module: nn.Module) -> nn.Module:
     """The module with gradients averaged over all ranks, which start from rank 0's parameters. On
     CPUs, PyTorch's BatchNorm cannot take its statistics from the whole batch, only from a shard."""

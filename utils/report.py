@@ -2,21 +2,19 @@
 
     python -m utils.report [--output output]
 
-prints Markdown tables of everything under output/results and writes them there to report.md, and
-every number of every run to runs.csv.
+prints Markdown tables of everything under output/results and writes them there to report.md.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from config import ROOT, UserError
-from data.files import atomic_write, csv_text, read_json
+from config import ROOT, UserError, shown
+from data.files import atomic_write, read_json
 from utils import tables
 from utils.script import run_script
-from utils.tables import Result, cell, escaped, grouped, heading, method_name, points, printable
+from utils.tables import Result, cell, escaped, grouped, heading, method_name, points
 
 COMPARISON_NOTE = """\
 KD − baseline: points of test accuracy over the run of the same fold and seed without a teacher, and
@@ -86,14 +84,14 @@ def read_results(folder: Path) -> list[Result]:
     found = {path.parent: read_json(path) for path in sorted(folder.glob("*/result.json"))}
     if copies := [str(place) for place, result in found.items() if result["run"] != place.name]:
         note = f"note: left out as copies of other runs: {', '.join(copies)}"
-        print(printable(note), file=sys.stderr)
+        print(shown(note), file=sys.stderr)
     if not found:
         raise UserError(f"{folder}: no finished run is there; train.py makes them")
     return [result for place, result in found.items() if result["run"] == place.name]
 
 
 def write_report(folder: Path) -> str:
-    """Write report.md and runs.csv of all results under `folder`, and return the report."""
+    """Write report.md of all results under `folder`, and return it."""
 
     def photos(run: Result) -> str:
         split = "division" if run["photos"]["folds"] else "split"
@@ -104,20 +102,7 @@ def write_report(folder: Path) -> str:
     parts = [part for runs in groups for part in (tables.section(runs), comparison(runs)) if part]
     text = "# Results\n\n" + "\n".join(parts)
     atomic_write(folder / "report.md", text)
-    records = [dict(flat(result)) for result in results]
-    names = dict.fromkeys(name for record in records for name in record)
-    rows = [[record.get(name, "") for name in names] for record in records]
-    atomic_write(folder / "runs.csv", csv_text([names, *rows]))
     return text
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All single values of a result: {"test": {"loss": 1}} gives ("test.loss", 1)."""
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        elif not isinstance(value, list):
-            yield prefix + key, value
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,7 +1,4 @@
-"""One training run: lock its name, train, test once, write what was measured.
-
-Both scripts are made of these steps; what they add is the objective that a run minimises.
-"""
+"""One training run, of either script: lock its name, train, test once, write what was measured."""
 
 import io
 import os
@@ -16,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from config import Config, KDConfig, UserError
@@ -27,7 +23,6 @@ from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from models.factory import channels_last, create_model
 from utils import ranks
 from utils.device import Device, find_device
-from utils.drawing import WrongPhoto
 from utils.engine import CrossEntropy, Objective, Row, Training, evaluate, fit, validation_rank
 from utils.metrics import agreement, measure
 from utils.tables import Result
@@ -40,15 +35,12 @@ PROCESS = {"process": secrets.token_hex(8)}
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its settings, photos and device, and the folders of its name.
-
-    `teacher` names a student's teacher: its architecture and, where there could be several, which.
-    """
+    """One training run: its settings, photos and device, and the folders of its name."""
 
     config: Config
     data: Dataset = field(compare=False, repr=False)
     device: Device = field(compare=False, repr=False)
-    teacher: str = ""
+    teacher: str = ""  # a student's: its architecture and, where there could be several, which
 
     @property
     def name(self) -> str:
@@ -149,10 +141,7 @@ class Run:
 
 
 def prepare(configs: Sequence[Config]) -> list[Run]:
-    """A run for each configuration, with its photos, on its device.
-
-    Raises UserError, before anything is trained, for what cannot work.
-    """
+    """A run for each configuration; raises UserError, before any training, for what cannot work."""
     device = find_device(configs[0])
     models = {c.model for c in configs} | {c.kd.teacher for c in configs if c.kd and c.kd.teacher}
     for name in models if configs[0].pretrained else ():
@@ -173,13 +162,11 @@ class Teacher:
 def lock_runs(
     runs: Sequence[Run], needed: Sequence[Run] = (), teachers: Iterable[Run] = ()
 ) -> Iterator[Callable[[Run], None]]:
-    """Hold the runs for this process, or raise UserError where earlier runs or another process
-    have them. Yields what lets others use a run that is finished.
-
-    `needed` are runs that the others build on: finished ones are used as they are, whatever
-    --resume and --overwrite say, as are `teachers`, of any recipe. All names are checked before
-    the first run starts, so that none is refused after hours of work. Rank 0 does it for all ranks.
-    """
+    """Hold the runs for this process, or raise UserError where earlier runs or another process have
+    them. Yields what lets others use a run that is finished. `needed` are runs that the others
+    build on: finished ones are used as they are, whatever --resume and --overwrite say, as are
+    `teachers`, of any recipe. All names are checked before the first run starts, so that none is
+    refused after hours of work. Rank 0 does it for all ranks."""
     mine = list(dict.fromkeys([*needed, *runs]))
     ranks.check_same([(run.name, run.settings, run.device.precision) for run in mine])
     if not ranks.is_first():
@@ -258,12 +245,8 @@ def delete(run: Run) -> None:
 
 
 def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = None) -> Result:
-    """Train a run to its end, from its last checkpoint if it has one, and test it once.
-
-    Returns the content of its result.json.
-    """
+    """Train a run, from its last checkpoint if it has one, test it once, return its result."""
     config, data, device = run.config, run.data, run.device
-    device.reset_peak_memory()
     model = create_model(
         config.model, len(data.classes), pretrained=config.pretrained, seed=config.seed
     )
@@ -297,11 +280,7 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
         if tracker:
             write_results(run, training.history, tracker, result, arrays)
     ranks.barrier()
-    memory = result["environment"]["peak_gpu_memory"]
-    print(
-        f"best epoch {result['best_epoch']}, test accuracy {result['test']['accuracy']:.2%}"
-        + (f", {memory / 1e9:.1f} GB of GPU memory\n" if memory else "\n")
-    )
+    print(f"best epoch {result['best_epoch']}, test accuracy {result['test']['accuracy']:.2%}\n")
     return run.result()
 
 
@@ -331,11 +310,8 @@ def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
 
 
 def saved_states(run: Run, header: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contents of best.pt and last.pt, without history before the first epoch's end.
-
-    Raises UserError when one cannot be read, is not of this run (of another seed, recipe, precision
-    or teacher), or when they are not of one training.
-    """
+    """The contents of best.pt and last.pt, without history before the first epoch's end. Raises
+    UserError for what cannot be read, is of another run, or where they are not of one training."""
     states: list[dict[str, Any]] = []
     for path in (run.best, run.last):
         state: dict[str, Any] = {"history": []}
@@ -374,10 +350,8 @@ def kept(run: Run) -> Result:
 def measure_run(
     run: Run, training: Training, teacher: Teacher | None
 ) -> tuple[Result, dict[str, np.ndarray]]:
-    """Measure the best weights on validation and, this once, on test.
-
-    Returns the contents of result.json and of test_logits.npz.
-    """
+    """Measure the best weights on validation and, this once, on test: the contents of result.json
+    and of test_logits.npz."""
     config, data, history = run.config, run.data, training.history
     val, _, _ = run.measure(training.model, "val")
     test, logits, labels = run.measure(training.model, "test")
@@ -435,10 +409,7 @@ def measure_run(
 def write_results(
     run: Run, history: Sequence[Row], tracker: Tracker, result: Result, arrays: dict[str, Any]
 ) -> None:
-    """Write down what measure_run has found.
-
-    result.json comes last: where it exists, the run is finished and everything else is there.
-    """
+    """Write what measure_run found; result.json comes last: where it is, all else is, too."""
     metrics = {f"test/{name}": result["test"][name] for name in ("accuracy", "loss", "macro_f1")}
     metrics["best/accuracy/val"] = result["val"]["accuracy"]
     if "agreement" in result:
@@ -451,9 +422,7 @@ def write_results(
     atomic_write(results / "split.csv", run.data.split.manifest)
     if unreadable:
         atomic_write(results / "unreadable.csv", csv_text([("path", "reason"), *unreadable]))
-    wrong = wrong_photos(run.data, arrays["logits"], arrays["labels"])
-    confusion = np.array(result["test"]["confusion"])
-    tracker.finish(metrics, confusion, run.data.classes, wrong)
+    tracker.finish(metrics, result["test"]["confusion"], run.data.classes)
     check_owner(run)
     write_json(results / "result.json", result)
 
@@ -462,20 +431,8 @@ def environment(device: Device) -> dict[str, Any]:
     """What the numbers were computed with."""
     return {
         "device": str(device),
-        "peak_gpu_memory": device.peak_memory(),
         "precision": device.precision,
         "ranks": ranks.count(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
     }
-
-
-def wrong_photos(data: Dataset, logits: np.ndarray, labels: np.ndarray) -> list[WrongPhoto]:
-    """The wrongly classified test photos."""
-    rows, _ = data.rows_and_labels("test")
-    confidence, predicted = torch.from_numpy(logits).softmax(1).max(1)
-    wrong = []
-    for i in np.flatnonzero(predicted.numpy() != labels):
-        names = data.classes[labels[i]], data.classes[predicted[i]]
-        wrong.append((np.asarray(data.decoded.pixels[rows[i]]), *names, confidence[i].item()))
-    return wrong

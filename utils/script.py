@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
-from config import UserError
+from config import UserError, shown
 from data.files import lacks_memory
 from data.split import describe_duplicates
 from utils.ranks import init_distributed
@@ -26,6 +26,7 @@ def run_script(
     """Run `main` and return the exit status: 2 for the user's mistakes, 130 or 143 when SIGINT
     (Ctrl-C) or SIGTERM (a scheduler's, before it kills) stops it, 141 when stdout has no reader.
     `resumes` tells whether it has --resume."""
+    hint = "; once fixed, --resume continues" if resumes else ""
     before = signal.signal(signal.SIGTERM, _terminate)
     # A stream that was closed by the shell (>&-) is None.
     sys.stdout = sys.stdout or io.StringIO()
@@ -40,18 +41,15 @@ def run_script(
         print(f"error: {shown(problem)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # as after `| head -1`
-        hint = "; --resume continues" if resumes else ""
         print(f"stopped, as nothing reads its output{hint}", file=sys.stderr)
         return 141
     except OSError as problem:  # a full disk, a folder that may not be written, too many files
         what = f"{problem.filename}: " if problem.filename else ""
-        hint = "; once fixed, --resume continues" if resumes else ""
         print(f"error: {shown(f'{what}{problem.strerror or problem}')}{hint}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as problem:
         if not lacks_memory(problem):
             raise
-        hint = "; once there is more, --resume continues" if resumes else ""
         print(f"error: too little memory, a smaller --batch-size needs less{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
@@ -63,12 +61,6 @@ def run_script(
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
-
-
-def shown(message: object) -> str:
-    """A message without what a terminal would obey."""
-    text = str(message)
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _terminate(*_: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from config import Config
+from config import Config, shown
 from utils.metrics import mean_interval
 
 Result = dict[str, Any]
@@ -148,9 +148,4 @@ def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def escaped(text: str) -> str:
     """Text that is nothing but text in Markdown."""
-    return printable(text).replace("<", "&lt;").replace("|", "&#124;") if text else ""
-
-
-def printable(name: str) -> str:
-    """The name, or its repr if it is empty or has characters that would break a line."""
-    return name if name and name.isprintable() else repr(name)
+    return shown(text, keep="").replace("<", "&lt;").replace("|", "&#124;")

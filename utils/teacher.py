@@ -23,10 +23,8 @@ def described(checkpoint: Path) -> dict[str, Any]:
 
 
 def with_teacher(configs: list[Config]) -> list[Config]:
-    """The configurations with the architecture of their --teacher-checkpoint, if they have one.
-
-    Raises UserError when it is no checkpoint, or not of the --teacher that was asked for.
-    """
+    """The configurations with the architecture of their --teacher-checkpoint, if they have one;
+    raises UserError when it is no checkpoint, or not of the --teacher that was asked for."""
     described.cache_clear()  # the file may be another one by now
     kd = configs[0].kd
     if kd is None or kd.teacher_checkpoint is None:
@@ -83,10 +81,8 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
 
 
 def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
-    """The teacher of a checkpoint, on the device, measured on the student's validation photos.
-
-    Raises UserError for another checkpoint than that of `expected` digest, which was checked.
-    """
+    """The teacher of a checkpoint, on the device, measured on the student's validation photos;
+    raises UserError for another checkpoint than that of `expected` digest, which was checked."""
     model, description = load_classifier(path)
     if weights_digest(model) != expected:
         raise UserError(

@@ -1,4 +1,4 @@
-"""TensorBoard for one run: curves, settings, and pictures of the test set."""
+"""TensorBoard for one run: curves, settings, and the confusion matrix of the test photos."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,23 +6,19 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from utils.drawing import WrongPhoto, confusion_matrix, photo_grid
+from utils.tables import aligned
 
 Row = Mapping[str, float]
 
 
 class Tracker(AbstractContextManager["Tracker"]):
-    """Writes one run's TensorBoard events to disk, or raises OSError.
-
-    Each start replaces earlier event files and writes `history`, the epochs so far, again, so that
-    a resumed run has one point per epoch. Settings that are None get no column in TensorBoard.
-    """
+    """Writes one run's TensorBoard events to disk, or raises OSError. Each start replaces earlier
+    files and writes `history`, the epochs so far, again: a resumed run has one point per epoch."""
 
     def __init__(self, folder: Path, history: Sequence[Row], settings: dict[str, Any]) -> None:
         self.step = 0
@@ -55,16 +51,14 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._write(row["wall_time"], *(summary.scalar(tag, row[tag]) for tag in curves))
 
     def finish(
-        self, metrics: Row, confusion: np.ndarray, classes: Sequence[str], wrong: list[WrongPhoto]
+        self, metrics: Row, confusion: Sequence[Sequence[int]], classes: Sequence[str]
     ) -> None:
-        """Write the test results: metrics by name, counts (C, C) int64 with rows = true class, and
-        wrongly classified photos, perhaps none."""
+        """Write the test results: metrics by name, and counts (C, C) with rows = true class."""
         scalars = [summary.scalar(tag, value) for tag, value in metrics.items()]
-        pictures = {"test/confusion_matrix": confusion_matrix(confusion, classes)}
-        if wrong:
-            pictures["test/most_confident_errors"] = photo_grid(wrong, classes)
-        images = [summary.image(k, np.asarray(v), dataformats="HWC") for k, v in pictures.items()]
-        self._write(time.time(), *scalars, *images, self.session_end)
+        rows = zip(classes, confusion, strict=True)
+        lines = [[name, *(str(count or "") for count in counts)] for name, counts in rows]
+        matrix = summary.text("test/confusion", aligned(["true ↓ predicted →", *classes], lines))
+        self._write(time.time(), *scalars, matrix, self.session_end)
 
     def _write(self, wall_time: float, *contents: Summary) -> None:
         for content in contents:
