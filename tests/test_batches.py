@@ -1,8 +1,6 @@
 """Batches: pixels as Pillow makes them, every photo with its own label, repeatable epochs."""
 
 from dataclasses import replace
-from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +20,6 @@ from data.batches import (
     random_boxes,
     to_device,
 )
-from tests.faults import anonymous_megabytes
 
 # Not where tensors say they are: on a GPU it is `cuda` that differs from their `cuda:0`.
 CPU = torch.device("cpu", 0)
@@ -57,41 +54,31 @@ def test_any_crop_is_pillows_within_two_grey_levels(crop, data, side, size, mirr
     torch.testing.assert_close(crops[0], expected, atol=2.01, rtol=0)  # both round, some twice
 
 
-@given(st.integers(8, 4096))
-def test_photos_are_decoded_at_the_size_of_the_images_or_larger(image_size):
-    assert image_size <= cached_side(image_size) <= 2 * image_size
-    assert (cached_side(224), cached_side(64)) == (256, 128)
+def test_photos_are_decoded_at_the_size_of_the_images_or_larger():
+    assert [cached_side(size) for size in (8, 64, 128, 224, 448)] == [16, 128, 256, 256, 512]
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_on_the_cpu_photos_stay_in_their_file(tmp_path):
-    """20,000 photos of 12 kB, a quarter of a gigabyte, are read and none is kept."""
-    shape = (20_000, 64, 64, 3)
-    np.lib.format.open_memmap(tmp_path / "pixels.npy", "w+", np.uint8, shape)[::100] = 77
-    before = anonymous_megabytes()
-    mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
+    np.save(tmp_path / "pixels.npy", noise(9, 12))
+    mapped, rows = np.load(tmp_path / "pixels.npy", mmap_mode="r"), np.arange(9)
     pixels = to_device(mapped, CPU)
-    assert pixels.data_ptr() == mapped.ctypes.data
-    rows = np.arange(len(pixels))
-    train = TrainBatches(pixels, rows, rows % 3, 3, Config(image_size=8, batch_size=100), CPU)
-    for _ in chain(train.epoch(1), EvalBatches(pixels, rows, rows % 3, 8, CPU)):
-        assert anonymous_megabytes() < before + 100
+    train = TrainBatches(pixels, rows, rows, 9, CONFIG, CPU)
+    for batches in (train, EvalBatches(pixels, rows, rows, 8, CPU)):
+        assert batches.pixels.data_ptr() == mapped.ctypes.data
 
 
-# Photos of one colour each, which tells the photo and through it the label: the red level is the
-# number of the photo, the green level ten times its class.
+# The red level is the number of the photo, the green level ten times its class; blue has edges.
 PHOTOS, CLASSES = 23, 4
 LABELS = np.arange(PHOTOS) * 7 % CLASSES
 CONFIG = Config(image_size=6, batch_size=5, seed=3)
 
 
-def train_batches(config: Config = CONFIG, shard: slice = slice(None)) -> TrainBatches:
+def train_batches(config: Config = CONFIG) -> TrainBatches:
     """The first row of the pixels is no photo, as where a file could not be read."""
-    pixels = np.full((PHOTOS + 1, 12, 12, 3), 255, np.uint8)
-    rows = np.arange(1, PHOTOS + 1)
+    pixels, rows = noise(PHOTOS + 1, 12), np.arange(1, PHOTOS + 1)
     pixels[rows, :, :, 0] = np.arange(PHOTOS)[:, None, None]
     pixels[rows, :, :, 1] = 10 * LABELS[:, None, None]
-    return TrainBatches(torch.from_numpy(pixels), rows, LABELS, CLASSES, config, CPU, shard)
+    return TrainBatches(torch.from_numpy(pixels), rows, LABELS, CLASSES, config, CPU)
 
 
 def grey_levels(images: torch.Tensor) -> torch.Tensor:
@@ -107,8 +94,6 @@ def test_an_epoch_has_every_photo_at_most_once_with_its_own_label():
         for images, labels in batches.epoch(epoch):
             assert images.shape == (5, 3, 6, 6)
             assert images.is_contiguous(memory_format=torch.channels_last)
-            one_colour = images[:, :, :1, :1].expand_as(images)
-            torch.testing.assert_close(images, one_colour, atol=1e-4, rtol=0)
             numbers = grey_levels(images)[:, 0, 0, 0].round().int().tolist()
             assert labels.tolist() == [LABELS[number] for number in numbers]
             seen += numbers
@@ -118,10 +103,9 @@ def test_an_epoch_has_every_photo_at_most_once_with_its_own_label():
     assert ever == set(range(PHOTOS))
 
 
-def epoch_of_noise(number: int, **changed) -> torch.Tensor:
-    """All images of an epoch over photos that are not of one colour."""
-    pixels, config = torch.from_numpy(noise(PHOTOS, 48)), replace(CONFIG, **changed)
-    batches = TrainBatches(pixels, np.arange(PHOTOS), LABELS, CLASSES, config, CPU)
+def whole_epoch(number: int, **changed) -> torch.Tensor:
+    """All images of an epoch."""
+    batches = train_batches(replace(CONFIG, **changed))
     list(batches.epoch(number + 1))  # what was drawn before has no influence
     return torch.cat([images for images, _ in batches.epoch(number)])
 
@@ -129,22 +113,12 @@ def epoch_of_noise(number: int, **changed) -> torch.Tensor:
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
 def test_an_epoch_depends_on_the_seed_and_its_number_alone(mixup):
     torch.manual_seed(1)
-    first = epoch_of_noise(1, seed=0, mixup=mixup)
+    first = whole_epoch(1, seed=0, mixup=mixup)
     torch.manual_seed(2)
-    assert torch.equal(first, epoch_of_noise(1, seed=0, mixup=mixup))
-    # (seed, epoch), not their sum
-    for seed, number in ((0, 2), (1, 1), (1, 0)):
-        assert not torch.equal(first, epoch_of_noise(number, seed=seed, mixup=mixup))
-    assert not torch.equal(first, epoch_of_noise(1, seed=0, mixup=mixup, crop_scale=0.08))
-
-
-@pytest.mark.parametrize("mixup", [0.0, 0.5])
-def test_shards_make_up_the_batches_of_one_process(mixup):
-    config = replace(CONFIG, mixup=mixup)
-    shards = [train_batches(config, part).epoch(1) for part in (slice(0, 2), slice(2, 5))]
-    for (images, labels), *parts in zip(train_batches(config).epoch(1), *shards, strict=True):
-        assert torch.equal(torch.cat([part[0] for part in parts]), images)
-        assert torch.equal(torch.cat([part[1] for part in parts]), labels)
+    assert torch.equal(first, whole_epoch(1, seed=0, mixup=mixup))
+    for seed, number in ((0, 2), (1, 1), (1, 0)):  # (seed, epoch), not their sum
+        assert not torch.equal(first, whole_epoch(number, seed=seed, mixup=mixup))
+    assert not torch.equal(first, whole_epoch(1, seed=0, mixup=mixup, crop_scale=0.08))
 
 
 def test_mixed_targets_say_how_the_photos_were_mixed():
@@ -161,7 +135,7 @@ def test_mixed_targets_say_how_the_photos_were_mixed():
     assert min(largest) < 0.6
 
 
-@pytest.mark.parametrize("count", [1, 127, 128, 129, 300])
+@pytest.mark.parametrize("count", [1, 128, 129])
 def test_evaluation_has_each_photo_once_whole_in_order_and_normalised(count):
     photos, labels = noise(count, 20), np.arange(count) * 7 % CLASSES
     rows = np.random.default_rng(0).permutation(count)
@@ -184,8 +158,6 @@ def test_crops_lie_in_the_photo_and_cover_the_share_that_was_asked_for(seed, sid
     assert ((height + 0.5) * (width + 0.5)).min() >= smallest * side**2
     short, long = np.minimum(height, width), np.maximum(height, width)
     assert ((long - 0.5) / (short + 0.5)).max() <= 4 / 3
-    whole = random_boxes(np.random.default_rng(seed), 50, side, 1.0)
-    assert set(map(tuple, whole.tolist())) == {(0, side, 0, side), (0, side, side, 0)}
 
 
 @pytest.mark.parametrize("smallest", [0.08, 0.35, 0.8])

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from torch import Tensor
 from utils import losses
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Formula = Callable[[np.ndarray, np.ndarray], float]
 LABELS = torch.tensor([2, 0, 1, 4, 3, 0])
 T = 4.0
 
@@ -110,14 +110,12 @@ def rkd(s: np.ndarray, t: np.ndarray) -> float:
 
 # Losses, their formulas, and the shapes that they compare: six photos, where it may be of other
 # widths and sides for teacher and student.
-LOSSES: dict[str, tuple[Loss, Formula, list[tuple[int, ...]]]] = {
+LOSSES: dict[str, Any] = {
     "kd": (partial(losses.kd_loss, temperature=T), kd, [(6, 5), (6, 5)]),
     "dkd": (partial(losses.dkd_loss, labels=LABELS, temperature=T, beta=8), dkd, [(6, 5), (6, 5)]),
     "dist": (partial(losses.dist_loss, temperature=T, beta=2), dist, [(6, 5), (6, 5)]),
-    "fitnet": (losses.fitnet_loss, fitnet, [(6, 4, 3, 3), (6, 4, 3, 3)]),
-    "fitnet, odd": (losses.fitnet_loss, fitnet, [(6, 4, 10, 10), (6, 4, 9, 9)]),
-    "attention": (losses.attention_loss, attention, [(6, 4, 3, 3), (6, 7, 3, 3)]),
-    "attention, odd": (losses.attention_loss, attention, [(6, 4, 4, 4), (6, 7, 5, 5)]),
+    "fitnet": (losses.fitnet_loss, fitnet, [(6, 4, 10, 10), (6, 4, 9, 9)]),
+    "attention": (losses.attention_loss, attention, [(6, 4, 4, 4), (6, 7, 5, 5)]),
     "rkd": (losses.rkd_loss, rkd, [(6, 4, 3, 3), (6, 7, 3, 3)]),
     "sp": (losses.sp_loss, sp, [(6, 4, 3, 3), (6, 7, 2, 2)]),
 }
@@ -153,29 +151,20 @@ def test_a_loss_is_its_formula(name, seed, scale):
 
 
 @each_loss
-def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn(name):
-    loss, _, teacher = example(name)
-    assert loss(teacher, teacher).item() == pytest.approx(0, abs=1e-12)
-    assert gradient(loss, teacher, teacher).abs().max() < 1e-6
-
-
-@each_loss
 def test_gradients_are_those_of_finite_differences(name):
     loss, student, teacher = example(name)
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student.requires_grad_())
 
 
 @each_loss
-@pytest.mark.parametrize("autocast", [False, True])
-def test_half_precision_is_widened_before_anything_is_computed(name, autocast):
+def test_half_precision_is_widened_before_anything_is_computed(name):
     loss, student, teacher = example(name)
     student, teacher = student.bfloat16(), teacher.bfloat16()
     exact = loss(student.double(), teacher.double())
     assert exact.dtype == torch.float64
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        pairs = itertools.product((student, student.float()), (teacher, teacher.float()))
-        values = [loss(*pair) for pair in pairs]
-    for value in values:
+    for pair in itertools.product((student, student.float()), (teacher, teacher.float())):
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(*pair)
         assert value.dtype == torch.float32
         torch.testing.assert_close(value.double(), exact, rtol=3e-6, atol=0)
 
@@ -211,13 +200,6 @@ def test_rkd_depends_on_neither_place_nor_size_nor_rotation_of_the_embeddings():
     torch.testing.assert_close(loss(moved, teacher / 50 + 3), loss(student, teacher))
 
 
-def almost_equal(maps: Tensor) -> Tensor:
-    """Two photos that differ by a rounding error."""
-    maps[4] = maps[5]
-    maps[4, 0] = maps[5, 0].nextafter(torch.tensor(9.0))
-    return maps
-
-
 @pytest.mark.parametrize(
     ("name", "largest", "change"),
     [
@@ -225,10 +207,8 @@ def almost_equal(maps: Tensor) -> Tensor:
         ("dist", 1000, lambda logits: logits[:1].repeat(6, 1)),
         ("attention", 1000, lambda maps: maps.index_fill(0, torch.tensor(2), 0)),
         ("sp", 1000, lambda maps: maps.index_fill(0, torch.tensor(2), 0)),
-        ("rkd", 1000, almost_equal),
-        ("rkd", math.inf, lambda maps: maps[[0, 1, 2, 3, 4, 4]]),
+        ("rkd", 1000, lambda maps: maps[[0, 1, 2, 3, 4, 4]] + 1e-7 * maps),  # a rounding error
         ("rkd", math.inf, lambda maps: maps[[0, 0, 0, 1, 1, 1]]),
-        ("rkd", math.inf, lambda maps: maps[[0] * 6] + 1e-7 * maps),
         *(("rkd", math.inf, lambda maps, by=by: maps * by) for by in (1e-10, 1e-14, 1e-20, 0)),
         ("rkd", math.inf, lambda maps: maps[:1]),
     ],

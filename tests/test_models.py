@@ -41,25 +41,19 @@ def weights_folder(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def imagenet_state(name: str) -> dict[str, torch.Tensor]:
-    """A number of its own in each tensor, which takes no room in a file however large it is."""
-    with torch.device("meta"):
-        state = get_model(name, weights=None).state_dict()
-    return {
-        key: torch.tensor(number / 7).expand(value.shape)
-        for number, (key, value) in enumerate(state.items())
-        if not key.endswith("num_batches_tracked")  # younger than the files
-    }
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_pretrained_takes_all_but_the_head_from_the_file(name, weights_folder):
-    state, head = imagenet_state(name), "classifier" if name == "densenet169" else "fc"
-    # DenseNet's files are older than its layers' names: norm1 is called norm.1 in them.
-    layer = re.compile(r"(denselayer\d+\.(?:norm|conv))(\d)")
-    published = {layer.sub(r"\1.\2", key): value for key, value in state.items()}
+    """The file has a number of its own in each tensor, which takes no room however large it is."""
+    with torch.device("meta"):
+        shapes = get_model(name, weights=None).state_dict()
+    state = {
+        key: torch.tensor(number / 7).expand(value.shape)
+        for number, (key, value) in enumerate(shapes.items())
+        if not key.endswith("num_batches_tracked")  # younger than the files
+    }
+    head = "classifier" if name == "densenet169" else "fc"
     url = get_model_weights(name)["DEFAULT"].url
-    torch.save(published, weights_folder / url.rpartition("/")[2])
+    torch.save(state, weights_folder / url.rpartition("/")[2])
     model = create_model(name, 11, pretrained=True, seed=3)
     for key in state.keys() - {f"{head}.weight", f"{head}.bias"}:
         assert torch.equal(model.state_dict()[key], state[key]), key
@@ -80,58 +74,34 @@ def test_weights_that_are_broken_or_cannot_be_had_are_named(weights_folder):
     put = rf"\. Put {url} at {re.escape(str(file))} by hand, or omit"
     with pytest.raises(UserError, match=f"--pretrained: .*refused.*{put}"):
         create_model("resnet18", 2, pretrained=True, seed=0)
-    wrong_shape = imagenet_state("resnet18") | {"conv1.weight": torch.zeros(64, 3, 3, 3)}
-    for content in (b"", b"<html>", saved([1]), saved({"model": 1})[:-70], saved(wrong_shape)):
+    for content in (b"", b"<html>", saved([1]), saved({})[:-70], saved({"fc.bias": torch.ones(9)})):
         file.write_bytes(content)
         with pytest.raises(UserError, match=f"--pretrained: no weights of resnet18 .*{put}"):
             create_model("resnet18", 2, pretrained=True, seed=0)
 
 
-ODD = torch.tensor([0.1, -0.0, torch.inf, torch.nan, 1e-45])
 CONTENT: dict[str, Any] = {
     "model": {
-        "weight": torch.arange(2000.0).view(2, 1000), "odd": ODD, "half": ODD.bfloat16(),
+        "weight": torch.arange(2000.0).view(2, 1000),
+        "odd": torch.tensor([0.1, -0.0, torch.inf, torch.nan, 1e-45]).bfloat16(),
         "kernel": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last),
     },
     "history": [{"epoch": 1, "loss/train": 0.25}], "classes": ["fog", "雪"], "none": None,
 }  # fmt: skip
 
 
-def bits(model: dict[str, torch.Tensor]) -> list[Any]:
-    raw = [value.flatten().view(torch.uint8).tolist() for value in model.values()]
-    return [(k, v.dtype, v.stride()) for k, v in model.items()] + raw
-
-
-def test_a_checkpoint_comes_back_as_it_was_saved_also_after_a_later_write_failed(tmp_path):
-    path = tmp_path / "new" / "run" / "last.pt"
-    checkpoint.save_checkpoint(path, CONTENT)
-    with pytest.raises((AttributeError, pickle.PicklingError)):
-        checkpoint.save_checkpoint(
-            path, {"model": {"large": torch.zeros(100_000)}, "no data": lambda: None}
-        )
-    content = load_checkpoint(path)
-    assert bits(content["model"]) == bits(CONTENT["model"])
-    assert content | {"model": 0} == CONTENT | {"model": 0, "format": FORMAT}
-    assert os.listdir(path.parent) == ["last.pt"]
-
-
-def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+def test_a_checkpoint_comes_back_as_it_was_saved_and_a_flipped_bit_is_noticed(tmp_path):
     """A file is mostly weights; a flipped bit in them would go unseen into every result."""
-    path, draw, good = tmp_path / "best.pt", random.Random(0), saved({"format": FORMAT} | CONTENT)
-    begin = good.index(CONTENT["model"]["weight"].numpy().tobytes())
-    weights = range(begin, begin + 8000)
-    for place in (*range(0, begin, 17), *weights[::200], *range(weights[-1], len(good), 17)):
+    path, draw = tmp_path / "new" / "run" / "best.pt", random.Random(0)
+    checkpoint.save_checkpoint(path, CONTENT)
+    good = path.read_bytes()
+    assert good == saved({"format": FORMAT} | CONTENT) == saved(load_checkpoint(path))
+    for place in range(0, len(good), 17):
         broken = bytearray(good)
         broken[place] ^= 1 << draw.randrange(8)
         path.write_bytes(broken)
-        if place in weights:
-            with pytest.raises(UserError, match=r"cut off, damaged, or not"):
-                load_checkpoint(path)
-            continue
-        with suppress(UserError):
-            content = load_checkpoint(path)
-            assert bits(content["model"]) == bits(CONTENT["model"])
-            assert content["history"] == CONTENT["history"]
+        with suppress(UserError):  # or it changes nothing
+            assert saved(load_checkpoint(path)) == good
 
 
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
@@ -151,12 +121,20 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
 
 
 def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path):
-    path, good = tmp_path / "a.pt", saved({"format": FORMAT} | CONTENT)
-    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: there is no such checkpoint$"):
-        load_checkpoint(path)
+    path, compressed = tmp_path / "a.pt", io.BytesIO()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("nothing", "pipe"):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/{name}: there is no such checkpoint$"):
+            load_checkpoint(tmp_path / name)
+    checkpoint.save_checkpoint(path, CONTENT)
+    good = path.read_bytes()
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(compressed, "w", 8) as packed:
+        for entry in stored.infolist():  # could unpack to any size
+            packed.writestr(entry.filename, stored.read(entry))
     others: tuple[Any, ...] = [1], torch.zeros(3), {"model": {}}, {"format": FORMAT}
     whole = map(saved, (*others, {"format": FORMAT + 1, "model": {}}))
-    for content in (*whole, *(good[: len(good) * eighth // 8] for eighth in range(8))):
+    cut = (good[: len(good) * eighth // 8] for eighth in range(8))
+    for content in (*whole, *cut, compressed.getvalue()):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"a\.pt: cut off, damaged, or not a checkpoint.*$"):
             load_checkpoint(path)
@@ -173,42 +151,25 @@ def test_a_classifier_is_what_its_checkpoint_describes_or_refused(tmp_path):
     loaded, description = load_classifier(path)
     assert (weights_digest(loaded), loaded.training) == (weights_digest(model), False)
     assert description == about | {"format": FORMAT}
-    weights, sums = model.state_dict(), torch.zeros(2, 512)
     itself: dict[str, Any] = {"epochs": 3}
     itself["recipe"] = itself
     incomplete: list[dict[str, Any]] = [
         *({name: None} for name in about.keys() - {"seed"}),
-        *({"image_size": side} for side in (-5, True, 10**9, 64.0)),
+        *({"image_size": side} for side in (-5, 10**9, 64.0)),
         *({"std": std} for std in ([0.0] * 3, [0.2] * 4, [1e9] * 3, [torch.nan] * 3)),
         *({"classes": names} for names in (["fog"], ["fog", 2], ["a"] * 100_001)),
-        {"arch": "vgg16"}, {"mean": ["x"] * 3}, {"recipe": itself}, {"recipe": {"epochs": [3]}},
-        {"recipe": {(1, 2): 3}},
+        *({"recipe": recipe} for recipe in (itself, {"epochs": [3]}, {(1, 2): 3})),
+        {"arch": "vgg16"}, {"mean": ["x"] * 3},
     ]  # fmt: skip
-    others: list[Any] = [
-        [1], {}, {"fc.weight": torch.zeros(3)}, weights | {"fc.weight": 1},
-        weights | {"fc.weight": torch.full((2, 512), torch.nan)},
-        weights | {"fc.weight": sums.to_sparse()}, weights | {"fc.weight": sums.half()},
-        weights | {"fc.weight": torch.zeros(1).expand(2, 512, 10**9)},
-        weights | {"fc.weight": sums.to(torch.complex64)}, weights | {"more": sums},
-    ]  # fmt: skip
+    weights, sums = model.state_dict(), torch.zeros(2, 512)
+    heads: list[Any] = [1, torch.full((2, 512), torch.nan), sums.to_sparse(), sums.half()]
+    heads.append(torch.zeros(1).expand(2, 512, 10**9))
+    others: list[Any] = [[1], {}, weights | {"more": sums}]
+    others += [weights | {"fc.weight": head} for head in heads]
     for changed, says in (
-        *((changed, "its description is incomplete, or cannot be right") for changed in incomplete),
-        *(({"model": other}, "not those of a resnet18 with 2 classes") for other in others),
+        *((changed, "description is incomplete, or cannot be right") for changed in incomplete),
+        *(({"model": other}, "weights are not those of a resnet18 with 2") for other in others),
     ):
         checkpoint.save_checkpoint(path, about | {"model": weights} | changed)
-        with pytest.raises(UserError, match=says) as error:
+        with pytest.raises(UserError, match=rf"best\.pt: its {says}.*$"):
             load_classifier(path)
-        assert len(str(error.value).splitlines()) == 1
-
-
-def test_a_file_that_unpacks_to_more_than_its_size_is_no_checkpoint(tmp_path):
-    path = tmp_path / "a.pt"
-    checkpoint.save_checkpoint(path, {"model": {"weight": torch.zeros(10**6)}})
-    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:
-        for entry in stored.infolist():
-            packed.writestr(entry.filename, stored.read(entry))
-    load_checkpoint(path)
-    os.mkfifo(tmp_path / "pipe")
-    for name, says in (("b.pt", "cut off, damaged, or not"), ("pipe", "there is no such")):
-        with pytest.raises(UserError, match=says):
-            load_checkpoint(tmp_path / name)

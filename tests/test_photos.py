@@ -1,26 +1,79 @@
 """Which files of a folder are photos, and what each shows or why it cannot be read."""
 
 import csv
-import io
 import os
+import struct
+import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from config import UserError
 from data.photos import UnreadablePhoto, decode_rgb, find_photos, open_rgb, read_photo
-from tests.odd_photos import readable, unreadable
-from tests.photo_folders import CLASSES, ROOT, encoded, make_photos, python, training
+from tests.photo_folders import ROOT, encoded, make_photos, python, training
 
 ORIGINALS = ROOT.parent / "shared" / "originals"
-READABLE, UNREADABLE = readable(), unreadable()
 
 # pytest puts its own warning filters in the place of those that data.photos sets.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
+
+
+def picture(corners: np.ndarray) -> Image.Image:
+    """The corners as quarters of a picture, in the mode that their shape and type have."""
+    return Image.fromarray(corners.repeat(24, axis=0).repeat(32, axis=1))
+
+
+CORNERS = np.array([[[0, 90, 180], [250, 180, 40]], [[180, 0, 90], [200, 255, 250]]], np.uint8)
+ALPHA = np.array([[[255], [128]], [[64], [0]]], np.uint8)
+HOLE = CORNERS.copy()
+HOLE[1, 0] = 255
+GREY = np.array([[5, 80], [160, 240]], np.uint8)
+IMAGE, GREY_IMAGE = picture(CORNERS), picture(GREY)
+TURNED = Image.Exif()
+TURNED[ExifTags.Base.Orientation] = 3  # by half a turn
+# Turned as well, and with a number for the camera's name, which Pillow fails to write back.
+BROKEN_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\2\1\x12\0\3\0\0\0\1\0\3\0\0"
+BROKEN_EXIF += b"\1\x0f\0\x0c\0\0\0\1\0\0\0\x08\0\0\0\0"
+PALETTE = picture(np.array([[0, 1], [2, 3]], np.uint8))
+PALETTE.putpalette(CORNERS.tobytes())
+SERIES = {"save_all": True, "append_images": [picture(255 - CORNERS)]}  # the first counts
+COLOURED = {
+    "new\nline\x1b[31m.jpg": encoded(IMAGE),
+    "cmyk.jpg": encoded(IMAGE.convert("CMYK")),
+    "upside down.jpg": encoded(IMAGE.rotate(180), exif=TURNED),
+    "exif.jpg": encoded(IMAGE.rotate(180), exif=BROKEN_EXIF),
+    "video behind.jpg": encoded(IMAGE) + b"\xff\xda video",
+    "jpeg inside.heic": encoded(IMAGE),
+    "png inside.jpg": encoded(IMAGE, "PNG"),
+    "a.webp": encoded(IMAGE, "WEBP"),
+    "moving.gif": encoded(IMAGE, "GIF", **SERIES),
+    "two.mpo": encoded(IMAGE, "MPO", **SERIES),
+}
+READABLE = {name: (data, CORNERS) for name, data in COLOURED.items()} | {
+    "grey.jpg": (encoded(GREY_IMAGE), GREY[..., None]),
+    "16 bits.png": (encoded(picture(GREY.astype(np.uint16) * 257), "PNG"), GREY[..., None]),
+    "float.tif": (encoded(picture(GREY.astype(np.float32) / 255), "TIFF"), GREY[..., None]),
+    "rgba.png": (  # laid over white
+        encoded(picture(np.dstack([CORNERS, ALPHA])), "PNG"),
+        CORNERS * (ALPHA / 255) + (255.0 - ALPHA),
+    ),
+    "palette.png": (encoded(PALETTE, "PNG", transparency=2), HOLE),
+}
+NOISE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+PNG = encoded(Image.fromarray(NOISE), "PNG")
+HUGE = b"IHDR" + struct.pack(">II", 50_000, 50_000) + PNG[24:29]
+UNREADABLE = {
+    "half.png": (PNG[:5000], "truncated"),
+    "flipped.png": (PNG[:5000] + b"flipped" + PNG[5007:], "broken"),
+    "bomb.png": (PNG[:12] + HUGE + struct.pack(">I", zlib.crc32(HUGE)) + PNG[33:], "exceeds"),
+    "page.jpg": (b"<!DOCTYPE html><html>", "not an image"),
+    "figure.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+    "phone.HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is not decoded.*as JPEG"),
+    "raw.nef": (encoded(GREY_IMAGE, "TIFF"), "nef is not decoded.*as JPEG"),
+}
 
 
 def make(root, *names):
@@ -30,41 +83,25 @@ def make(root, *names):
     return root
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(["rain", "rain 2", "Snow", "été", "a-b", "test"]),
-        st.sets(st.sampled_from(["1", "2", "sub/3", "sub-4", "sub/d.jpg/5", "é\n"]), min_size=1),
-        min_size=2,
-    )
-)
-@settings(max_examples=25)
-def test_listing_holds_exactly_what_is_there_in_sorted_order(tmp_path_factory, names):
-    root = tmp_path_factory.mktemp("photos")
-    expected = {f"{name}/{photo}.PnG" for name, photos in names.items() for photo in photos}
-    photos = find_photos(make(root, *expected), root / "unused")
-    assert photos.classes == tuple(sorted(names))
-    assert photos.paths == tuple(sorted(expected))
-    assert [photos.classes[n] for n in photos.labels] == [p.split("/")[0] for p in photos.paths]
-    assert photos.labels.dtype == np.int64
-
-
-def test_wrappers_are_descended_through_and_what_is_no_photo_is_skipped(tmp_path):
-    make(tmp_path / "a" / "b", "rain/1.jpg", "snow/1.jpg", "snow/2.heic", "snow/3.NEF")
-    make(tmp_path / "a" / "b" / "snow", ".hidden.jpg", ".git/2.jpg", "labels.csv", "@eaDir/x.jpg")
+def test_listing_holds_every_photo_in_order_and_nothing_else(tmp_path):
+    """Below folders that hold one folder alone."""
+    root, classes = tmp_path / "a" / "b", ("Snow", "a-b", "rain", "rain 2", "test", "été")
+    inside = ("1.PnG", "sub/3.jpg", "sub-4.heic", "sub/d.jpg/5.NEF", "é\n.jpg")
+    expected = sorted(f"{name}/{photo}" for name in classes for photo in inside)
+    make(root, *expected, "rain/.hidden.jpg", "rain/.git/2.jpg", "rain/a.csv", "rain/@eaDir/x.jpg")
     make(tmp_path, "a/README.txt", "a/.x/1.jpg", "__MACOSX/a/1.jpg", "a/b/1.png", "#recycle/1.jpg")
     photos = find_photos(tmp_path, tmp_path)
-    assert photos.root == tmp_path / "a" / "b"
-    assert photos.paths == ("rain/1.jpg", "snow/1.jpg", "snow/2.heic", "snow/3.NEF")
+    assert (photos.root, photos.classes, photos.paths) == (root, classes, tuple(expected))
+    assert [classes[label] for label in photos.labels] == [p.split("/")[0] for p in expected]
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["1.jpg", "2.jpg"], "no class folders .* rain/1.jpg"),
+        (["1.jpg"], "no class folders .* rain/1.jpg"),
         (["data/rain/1.jpg"], "only one class, 'rain'"),
         (["rain/1.jpg", "snow/notes.txt"], "no photo .* class folder .*snow"),
-        (["all/Train/rain/1.jpg", "all/val/rain/2.jpg"], "divided into Train, val, not"),
-        (["training_set/a/1.jpg", "test-data/a/2.jpg", "dev2/a/3.jpg"], "divided into"),
+        (["all/Train/a/1.jpg", "all/test-data/a/2.jpg"], "divided into Train, test-data, not"),
     ],
 )
 def test_folders_without_classes_are_errors(tmp_path, names, said):
@@ -72,14 +109,7 @@ def test_folders_without_classes_are_errors(tmp_path, names, said):
         find_photos(make(tmp_path, *names), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["missing", "nul\0byte", "x" * 5000, "pipe", "rain/1.jpg/x"])
-def test_a_path_that_is_no_folder_is_an_error(tmp_path, name):
-    os.mkfifo(make(tmp_path, "rain/1.jpg") / "pipe")
-    with pytest.raises(UserError, match="does not exist, or is neither"):
-        find_photos(tmp_path / name, tmp_path)
-
-
-def test_links_and_what_is_no_file(tmp_path):
+def test_links_and_what_is_no_file(tmp_path, monkeypatch):
     """Linked classes and photos are followed; a photo's name that is no file is reported by it."""
     make(tmp_path / "store", "one/1.jpg", "2.jpg")
     snow = make(tmp_path / "photos", "snow/1.jpg") / "snow"
@@ -91,20 +121,18 @@ def test_links_and_what_is_no_file(tmp_path):
     photos = find_photos(snow.parent, tmp_path)
     names = [f"snow/{name}.jpg" for name in ("1", "2", "gone", "pipe", "zero")]
     assert photos.paths == ("rain/1.jpg", *names)
-    for name, said in zip(names[2:], ("No such file", "not a reg", "not a reg"), strict=True):
+    for name, said in ("gone", "No such file"), ("pipe", "not a reg"), ("zero", "not a reg"):
         with pytest.raises(UnreadablePhoto, match=said):
-            read_photo(snow.parent / name)
+            read_photo(snow / f"{name}.jpg")
+    for path in (tmp_path / "missing", snow / "pipe.jpg", snow / "1.jpg" / "x"):
+        with pytest.raises(UserError, match="does not exist, or is neither"):
+            find_photos(path, tmp_path)
     (snow / "others").symlink_to("../rain")
     with pytest.raises(UserError, match="others' is a link to a folder: only class folders"):
         find_photos(snow.parent, tmp_path)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
-    make(tmp_path, "rain/1.jpg", "snow/1.jpg", "snow/deep/2.jpg")
-    (tmp_path / "snow" / "deep").chmod(0)
-    with pytest.raises(UserError, match=r"cannot read folder .*deep': Permission denied"):
-        find_photos(tmp_path, tmp_path)
+    monkeypatch.setattr("os.scandir", Mock(side_effect=PermissionError(13, "forbidden", "deep")))
+    with pytest.raises(UserError, match="cannot read folder 'deep': forbidden"):
+        find_photos(snow.parent, tmp_path)
 
 
 @pytest.mark.parametrize("name", READABLE, ids=ascii)
@@ -114,29 +142,22 @@ def test_a_photo_shows_what_it_shows(name):
     assert image.mode == "RGB"
     pixels = np.asarray(image).reshape(2, image.height // 2, 2, image.width // 2, 3)
     error = np.abs(pixels - corners[:, None, :, None].astype(float))
-    assert error.max() <= 1.01 if name.endswith((".png", ".tif", ".bmp")) else error.mean() < 6
+    assert error.max() <= 1.01 if name[-3:] in ("png", "tif") else error.mean() < 6
 
 
 @pytest.mark.parametrize("name", UNREADABLE, ids=ascii)
 def test_what_cannot_be_decoded_has_a_short_reason(name):
     data, said = UNREADABLE[name]
-    with pytest.raises(UnreadablePhoto, match=said) as error:
+    with pytest.raises(UnreadablePhoto, match=f"^.{{,80}}{said}.{{,80}}$"):
         decode_rgb(data, Path(name).suffix, 10_000)
-    assert len(str(error.value).splitlines()) == 1
-    assert len(str(error.value)) < 160
 
 
-def test_errors_of_the_machine_are_not_the_photos():
+def test_errors_of_the_machine_are_not_the_photos(monkeypatch):
     """A photo on a disk that fails for a moment must not be remembered as unreadable."""
     with pytest.raises(OSError, match="Input/output error"):
         open_rgb(Path("/proc/self/mem"), 8)  # as nothing lies at its beginning
-
-
-def test_too_little_memory_to_turn_a_photo_is_not_a_broken_exif_block(monkeypatch):
-    def fails(*_, **__):
-        raise MemoryError
-
-    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fails)
+    # Too little memory to turn a photo is no broken EXIF block.
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", Mock(side_effect=MemoryError))
     with pytest.raises(MemoryError):
         decode_rgb(encoded(Image.new("RGB", (8, 8))), ".jpg", 8)
 
@@ -186,20 +207,16 @@ def test_original_photos_decode_like_pillow():
 
 def test_training_writes_down_every_file_that_is_left_out(tmp_path):
     """In a terminal that knows ASCII alone, too. Every other file is decoded."""
-    folder = make_photos(tmp_path / "weather", per_class=24)
-    names = (os.fsdecode(b"f\xf6g"), "ha\nil | x", "rain", "雪")
-    for plain, odd in zip(CLASSES, names, strict=True):
-        (folder / plain).rename(folder / odd)
-    paths = {name: f"{names[n % 4]}/{name}" for n, name in enumerate(READABLE | UNREADABLE)}
+    folder = make_photos(tmp_path / "weather")
+    odd = (folder / "rain").rename(folder / os.fsdecode(b"f\xf6g |\n"))
     for name, (data, _) in (READABLE | UNREADABLE).items():
-        (folder / paths[name]).write_bytes(data)
-    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+        (odd / name).write_bytes(data)
     words = training(folder, tmp_path, "--models", "resnet18")
-    done = python("train.py", *words, env=ascii_only, timeout=120)
+    done = python("train.py", *words, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")
-    assert f": {4 * 24 + len(READABLE)} in 4 classes" in done.stdout
+    assert f": {4 * 14 + len(READABLE)} in 4 classes" in done.stdout
     assert f"{len(UNREADABLE)} files cannot be read" in done.stdout
     (listed,) = tmp_path.glob("output/results/*/unreadable.csv")
-    text = listed.read_bytes().decode("utf-8", "surrogateescape")
-    rows = csv.reader(io.StringIO(text, newline=""))
-    assert [path for path, _ in rows] == ["path", *sorted(paths[name] for name in UNREADABLE)]
+    rows = csv.reader(listed.read_text("utf-8", "surrogateescape").splitlines(keepends=True))
+    paths = [f"{odd.name}/{name}" for name in sorted(UNREADABLE)]
+    assert [path for path, _ in rows] == ["path", *paths]
