@@ -1,7 +1,7 @@
 """Runs that are killed at any moment and resumed end as if nothing had happened, Ctrl-C and SIGTERM
 are clean, and disks may be full.
 
-A quick share of it is part of the tests; FAULTS=whole pytest tests/test_faults.py runs all.
+Of it, tests/test_train.py has a quick share; FAULTS=whole pytest tests/test_faults.py runs all.
 """
 
 import csv
@@ -21,7 +21,7 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from models.checkpoint import load_checkpoint
-from tests.faults import WHOLE, only_whole
+from tests.faults import only_whole
 from tests.photo_folders import make_photos, python, training
 
 BASELINE = "weather-32px-resnet18-mixed-seed3"
@@ -32,7 +32,7 @@ SCRIPTS = {
     STUDENT: ["knowledge_distillation.py", "--teacher", "resnet18", "--student", "resnet18",
               "--method", "fitnet"],
 }  # fmt: skip
-KILLS = {BASELINE: 25 if WHOLE else 1, STUDENT: 50}
+KILLS = {BASELINE: 25, STUDENT: 50}
 # What a process may be at when its end comes, in the order in which it comes to it.
 MOMENTS = ("pixels.raw", "index.npz", "settings.json", "tfevents", "last.pt", "best.pt",
            "test_logits.npz", "history.csv", "split.csv", "result.json")  # fmt: skip
@@ -80,12 +80,13 @@ def whole(photos, tmp_path_factory) -> Callable[[str], tuple[Path, int]]:
     return made
 
 
-@pytest.mark.timeout(3600 if WHOLE else 300)
-@pytest.mark.parametrize("run", [BASELINE, pytest.param(STUDENT, marks=only_whole)])
+@only_whole
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("run", [BASELINE, STUDENT])
 def test_stopped_and_resumed_a_run_ends_with_the_same_bits(run, photos, whole, tmp_path):
     expected, changes = whole(run)
     folder = tmp_path / "interrupted"
-    for moment in MOMENTS if WHOLE else ():
+    for moment in MOMENTS:
         ended = interrupted(run, photos, folder, signal.SIGKILL, 1, 0, moment)
         assert ended.returncode == -signal.SIGKILL, (moment, ended.stderr)
     draw = random.Random(20)

@@ -1,10 +1,8 @@
 """Several processes at random on the same and on overlapping runs: what says that it is finished is
 whole, and the work of one of them. FAULTS=whole pytest tests/test_faults_processes.py runs it."""
 
-import json
 import os
 import random
-import signal
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 
 from config import Config
+from data.files import read_json
 from models.checkpoint import load_checkpoint, load_classifier, weights_digest
 from tests.faults import only_whole
 from tests.photo_folders import make_photos, start, training
@@ -30,42 +29,34 @@ COMMANDS = [
 @only_whole
 @pytest.mark.timeout(0)
 def test_finished_runs_are_whole_and_of_one_process(tmp_path):
-    draw, said = random.Random(int(os.environ.get("SEED", "0"))), dict[str, int]()
+    draw = random.Random(int(os.environ.get("SEED", "0")))
     photos = make_photos(tmp_path / "weather", per_class=6)
     shared = training(photos, tmp_path, "--batch-size", 6, "--epochs", 2, "--warmup-epochs", 0)
-    for number in range(ROUNDS):
+    for _ in range(ROUNDS):
         processes = []
         for _ in range(draw.choice([2, 3, 5])):
             words = [*draw.choice(COMMANDS)]
-            if words[0] == "-m":
-                words += shared[2:4]
-            else:
-                words += [*shared, *draw.choice([[], ["--resume"], ["--resume"], ["--overwrite"]])]
+            how = draw.choice([[], ["--resume"], ["--resume"], ["--overwrite"]])
+            words += shared[2:4] if words[0] == "-m" else [*shared, *how]
             processes.append(start(*words, env=os.environ | {"OMP_NUM_THREADS": "1"}))
             time.sleep(draw.choice([0, 0, draw.uniform(0, 5)]))
-        killed = [p for p in processes if draw.random() < 0.2]
         time.sleep(draw.uniform(0, 8))
-        for process in killed:
-            process.send_signal(signal.SIGKILL)
+        for process in processes:
+            if draw.random() < 0.2:
+                process.kill()
         for process in processes:
             _, errors = process.communicate(timeout=300)
             lines = [line for line in errors.splitlines() if line[:7] not in ("waiting", "note: l")]
             kinds = process.returncode, [line[:7] for line in lines[:1]]
             assert kinds in ((0, []), (2, ["error: "])) or kinds[0] == -9, (process.args, errors)
             assert len(lines) <= 2, errors
-            what = " ".join(lines[0].split()[2:6]) if lines else str(process.returncode)
-            said[what] = said.get(what, 0) + 1
         for path in tmp_path.glob("output/results/*/result.json"):
             check(path.parent)
-        if number % 5 == 4:
-            print(number + 1, said, flush=True)
 
 
 def check(folder: Path) -> None:
     """All files of a finished run are of the process that wrote its result."""
-    result, settings = (
-        json.loads((folder / name).read_text("utf-8")) for name in ("result.json", "settings.json")
-    )
+    result, settings = (read_json(folder / f"{name}.json") for name in ("result", "settings"))
     assert (result["run"], result["process"]) == (folder.name, settings["process"])
     checkpoints = folder.parents[1] / "checkpoints" / folder.name
     model, about = load_classifier(checkpoints / "best.pt")

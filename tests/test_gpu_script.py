@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from tests.faults import only_whole
 from tests.photo_folders import ROOT, make_photos
@@ -20,7 +21,7 @@ DONE_BEFORE = [
 DONE_NOW = ["gpu_tests", "benchmark --models resnet18", "from_nothing", "experiment experiment_1 0"]
 
 
-def start(seconds: int, out: Path, work: Path, *flags: object) -> subprocess.CompletedProcess[str]:
+def start(seconds: Any, out: Path, work: Path, *flags: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "docs/gpu.sh", str(seconds), str(out), *map(str, flags)],
         cwd=ROOT, capture_output=True, text=True, timeout=290,
@@ -31,11 +32,12 @@ def start(seconds: int, out: Path, work: Path, *flags: object) -> subprocess.Com
 def results_in(out: Path) -> set[str]:
     """The runs in the archive, of which it has these three files and no weights."""
     with tarfile.open(out / "results.tar.gz") as archive:
-        files = [Path(member.name) for member in archive if member.isfile()]
-    results = [path for path in files if path.parts[0] == "results"]
-    assert {path.name for path in files if path not in results} == {"log.txt", "done.txt"}
-    assert {path.name for path in results} == {"result.json", "history.csv", "test_logits.npz"}
-    return {path.parent.name for path in results}
+        files = {Path(member.name) for member in archive if member.isfile()}
+    runs = {path.parent.name for path in files if path.parts[0] == "results"}
+    each = ("result.json", "history.csv", "test_logits.npz")
+    whole = {Path("results", run, name) for run in runs for name in each}
+    assert files == whole | {Path("log.txt"), Path("done.txt")}
+    return runs
 
 
 @only_whole
@@ -53,41 +55,32 @@ def test_it_does_what_is_not_done_and_resumes_from_its_archive(tmp_path):
     assert "| resnet18, 32 px" in run.stdout
     assert (out / "done.txt").read_text().splitlines() == DONE_BEFORE + DONE_NOW
     assert (out / "log.txt").read_text() == run.stdout
-    runs = {
-        f"weather-32px-{what}-fold0of10-seed0"
-        for what in ("densenet169", "resnet18", "resnet18-from-densenet169-kd-a0.7-T2")
-    }
+    names = ("densenet169", "resnet18", "resnet18-from-densenet169-kd-a0.7-T2")
+    runs = {f"weather-32px-{name}-fold0of10-seed0" for name in names}
     assert results_in(out) == runs
 
-    # Elsewhere, with the archive alone, nothing is done again.
+    # Elsewhere, with the archive alone, only what is not done yet is done, and nothing is lost.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copy(out / "results.tar.gz", elsewhere)
-    run = start(60, elsewhere, tmp_path / "work elsewhere", *flags)
-    assert run.returncode == 0, run.stderr
-    assert "status" not in run.stdout
-    # One step more, with all of OUT, and what was there before is not lost.
-    (out / "done.txt").write_text("\n".join([*DONE_BEFORE[:-1], *DONE_NOW, ""]))
-    run = start(280, out, tmp_path / "another work", *flags)
+    (elsewhere / "done.txt").write_text("\n".join([*DONE_BEFORE[:-1], *DONE_NOW, ""]))
+    run = start(280, elsewhere, tmp_path / "work elsewhere", *flags)
     assert re.findall(r"^== (.+): status 0", run.stdout, re.M) == DONE_BEFORE[-1:]
-    assert results_in(out) == runs | {"weather-32px-resnet18-30epochs-fold9of10-seed0"}
+    assert (elsewhere / "log.txt").read_text() == (out / "log.txt").read_text() + run.stdout
+    assert results_in(elsewhere) == runs | {"weather-32px-resnet18-30epochs-fold9of10-seed0"}
 
 
-def test_without_seconds_or_a_folder_it_says_what_it_takes(tmp_path):
-    for words in ((), ("60",), ("soon", str(tmp_path / "out"))):
-        run = subprocess.run(
-            ["bash", ROOT / "docs" / "gpu.sh", *words], capture_output=True, text=True
-        )
+def test_what_it_cannot_do_is_said_and_a_failure_is_one(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    for seconds, more, says in (
+        ("soon", [], "docs/gpu.sh SECONDS OUT [FLAGS]"),
+        (60, ["--data", "x", "--fold", 3], "--fold: this script sets it itself\n"),
+    ):
+        run = start(seconds, out, work, *more)
         assert run.returncode == 2
-        assert run.stderr.startswith("docs/gpu.sh SECONDS OUT [FLAGS]")
-    assert not (tmp_path / "out").exists()
-
-
-def test_flags_that_it_sets_itself_are_refused_and_a_failure_is_one(tmp_path):
-    run = start(60, tmp_path / "out", tmp_path / "work", "--data", "x", "--fold", 3)
-    assert (run.returncode, run.stderr) == (2, "--fold: this script sets it itself\n")
-    (tmp_path / "out" / "done.txt").write_text("\n".join([*DONE_BEFORE[:-1], *DONE_NOW, ""]))
-    run = start(60, tmp_path / "out", tmp_path / "work", "--data", tmp_path / "nowhere")
+        assert run.stderr.startswith(says)
+    (out / "done.txt").write_text("\n".join([*DONE_BEFORE[:-1], *DONE_NOW, ""]))
+    run = start(60, out, work, "--data", tmp_path / "nowhere")
     assert run.returncode == 1
     assert "nowhere' does not exist" in run.stdout
-    assert (tmp_path / "out" / "done.txt").read_text().count("longer_alone 9") == 0
+    assert "longer_alone 9" not in (out / "done.txt").read_text()

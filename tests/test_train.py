@@ -1,13 +1,12 @@
 """train.py as a user runs it: whole commands on small folders of photos."""
 
-import contextlib
 import csv
-import json
+import os
 import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import torch
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
-from config import UserError
+from config import UserError, parse
+from data.dataset import load_datasets
 from data.files import read_json, write_json
 from data.photos import open_rgb
 from tests.photo_folders import CLASSES, make_photos, python, start, training
@@ -46,8 +46,7 @@ def refused(words: list[str], says: str, command: Callable[[list[str]], None] = 
 
 
 def result_of(output: Path, what: str = "resnet18", seed: int = 0) -> dict[str, Any]:
-    path = output / "results" / f"weather-32px-{what}-seed{seed}" / "result.json"
-    return dict(json.loads(path.read_text("utf-8")))
+    return read_json(output / "results" / f"weather-32px-{what}-seed{seed}" / "result.json")
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -72,8 +71,9 @@ def finished(photos, tmp_path_factory) -> tuple[Path, str]:
 
 @pytest.fixture
 def copied(finished, photos, tmp_path) -> tuple[Path, list[str]]:
-    """A copy of the finished runs that a test may change, and the words of their command."""
-    return shutil.copytree(finished[0], tmp_path / "output"), words_for(photos, tmp_path)
+    """The finished runs for a test that replaces their files, and the words of their command."""
+    output = shutil.copytree(finished[0], tmp_path / "output", copy_function=os.link)
+    return output, words_for(photos, tmp_path)
 
 
 def test_it_ends_with_the_seven_rows_and_says_where_things_are(finished):
@@ -101,6 +101,8 @@ def test_a_runs_files_agree_with_each_other_and_with_plain_torchvision(finished,
     assert [row["epoch"] for row in history] == ["1", "2"]
     assert result["table"]["final_val_loss"] == float(history[-1]["loss/val"])
     assert result["table"]["best_val_loss"] == min(float(row["loss/val"]) for row in history)
+    best = max(history, key=lambda row: (float(row["accuracy/val"]), -float(row["loss/val"])))
+    assert result["best_epoch"] == int(best["epoch"])
     split = rows_of(output / "results" / NAME / "split.csv")
     assert len(split) == 4 * 14
     test = [row for row in split if row["split"] == "test"]
@@ -120,31 +122,25 @@ def test_a_runs_files_agree_with_each_other_and_with_plain_torchvision(finished,
     np.testing.assert_allclose(logits.numpy(), saved["logits"], atol=atol)
 
 
-def test_finished_runs_are_kept_or_done_again_as_asked_and_end_with_the_same_bits(copied, capsys):
+def test_finished_runs_are_kept_or_done_again_as_asked(copied, tmp_path, capsys):
     output, words = copied
+    checkpoints, before = output / "checkpoints" / NAME, result_of(output)
     refused(words, f"{NAME} is finished: --resume .*--overwrite .*--tag")
-    before = (output / "checkpoints" / NAME / "best.pt").stat().st_mtime_ns
+    refused([*words, "--resume", "--lr", "0.01"], "written with --lr 0.001, not 0.01: .*--tag")
     main([*words, "--resume"])
     assert re.search(r"finished before, kept(.|\n)*\| Test accuracy", capsys.readouterr().out)
-    refused([*words, "--resume", "--lr", "0.01"], "written with --lr 0.001, not 0.01: .*--tag")
-    assert (output / "checkpoints" / NAME / "best.pt").stat().st_mtime_ns == before
-    digest = result_of(output)["digest"]
+    assert result_of(output) == before
+
+    elsewhere = checkpoints.rename(tmp_path / "elsewhere")
+    checkpoints.symlink_to(elsewhere)
     (output / "results" / NAME / ".ipynb_checkpoints").mkdir()  # as a notebook leaves them
-    main([*words, "--overwrite"])
-    main([*words, "--tag", "twin"])
-    assert not (output / "results" / NAME / ".ipynb_checkpoints").exists()
-    for what in ("resnet18", "resnet18-twin"):
-        assert result_of(output, what)["digest"] == digest
-
-
-def test_overwrite_never_resumes_and_unlinks_a_folder_of_another_place(copied, tmp_path):
-    output, words = copied
-    elsewhere = (output / "checkpoints" / NAME).rename(tmp_path / "elsewhere")
-    (output / "checkpoints" / NAME).symlink_to(elsewhere)
-    main([*words, "--overwrite", "--lr", "0.01"])
+    for how in (["--overwrite"], ["--tag", "twin"]):
+        main([*words, *how, "--lr", "0.01"])
     assert (elsewhere / "last.pt").exists()
-    main([*words, "--output", str(tmp_path / "fresh"), "--lr", "0.01"])
-    assert result_of(output)["digest"] == result_of(tmp_path / "fresh")["digest"]
+    assert not (output / "results" / NAME / ".ipynb_checkpoints").exists()
+    # What is overwritten is not resumed, and ends with the bits of a run that is new.
+    digest = result_of(output)["digest"]
+    assert digest == result_of(output, "resnet18-twin")["digest"] != before["digest"]
 
 
 def test_a_run_that_is_killed_is_resumed_to_the_same_bits(finished, photos, tmp_path, capsys):
@@ -161,83 +157,78 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_bits(finished, photos, tmp_
     refused(words, f"{NAME} was started before: --resume .*--overwrite")
     at_last, at_best = (torch.load(path, weights_only=True) for path in (last, best))
     (row,) = at_last["history"]
-    other, better = row | {"loss/val": 0}, row | {"accuracy/val": 1.1}
     mixed = "best.pt and last.pt are not of the same training, or one of them is gone:\n--overwrite"
-    for path, content, says in (
-        (last, at_last | {"seed": 1}, r"last\.pt was written with --seeds 1, not 0: .*--overwrite"),
-        (best, at_best | {"computed_in": "f16"}, r"best\.pt .* computed_in f16, not "),
-        (best, at_best | {"history": [other]}, mixed),
-        (best, at_best | {"history": 3 * [row]}, mixed),
-        (last, at_last | {"history": [row, better, row]}, mixed),
-        (last, at_best, mixed),
-        (last, None, mixed),
+    for change, best_row, says in (
+        ({"seed": 1}, row, r"last\.pt was written with --seeds 1, not 0: .*--overwrite"),
+        ({}, row | {"loss/val": 0}, mixed),
+        ({"history": [row, row | {"accuracy/val": 1.1}, row]}, row, mixed),
+        (None, row, mixed),
     ):
-        torch.save(content, path) if content else path.unlink()
+        torch.save(at_best | {"model": {}, "history": [best_row]}, best)
+        last.unlink()
+        if change is not None:
+            torch.save(at_last | {"model": {}, "optimizer": {}} | change, last)
         refused([*words, "--resume"], says)
-        torch.save(at_last, last)
-        torch.save(at_best, best)
+    torch.save(at_best, last)
+    refused([*words, "--resume"], mixed)
     torch.save(at_last | {"optimizer": {}}, last)
+    torch.save(at_best, best)
     refused([*words, "--resume"], r"last\.pt cannot be resumed: --overwrite trains it anew")
     torch.save(at_last | {"device": "cpu, 99 threads"}, last)
-    best.unlink()  # as when killed just before it was written
+    best.rename(best.with_name(".best.pt.tmp"))  # as when killed just before it was written
     main([*words, "--resume"])
     printed = capsys.readouterr().out
     assert f"{NAME}: resumed after epoch 1" in printed
     assert "NOTE     begun on cpu, 99 threads: the result is the same but for rounding" in printed
     assert result_of(tmp_path / "output")["digest"] == result_of(finished[0])["digest"]
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert len(list((tmp_path / "output" / "logs" / NAME).iterdir())) == 1
 
 
-@pytest.mark.parametrize("broken", ["", "{", "[]", "{}", '{"recipe": 1, "distillation": 2}', None])
-def test_a_broken_or_missing_settings_file_is_named(broken, copied):
-    path = copied[0] / "results" / NAME / "settings.json"
-    path.unlink() if broken is None else path.write_text(broken)
-    refused([*copied[1], "--resume"], rf"{NAME}/settings\.json is missing, damaged, .*--overwrite")
-
-
-def test_the_result_of_another_run_is_not_taken_for_this_ones(copied):
+def test_results_and_settings_that_are_damaged_or_of_another_run_are_named(copied):
     output, words = copied
     own, others = (output / "results" / NAME.replace("0", n) / "result.json" for n in "01")
     for content in (read_json(others), read_json(own) | {"process": "another"}):
         write_json(own, content)
         refused([*words, "--resume"], rf"{NAME}/result\.json is of another run: .*--overwrite")
+    path = own.with_name("settings.json")
+    path.unlink()
+    refused([*words, "--resume"], rf"{NAME}/settings\.json is missing, damaged, .*--overwrite")
 
 
-def test_a_run_that_another_process_trains_is_left_to_it(copied):
+@pytest.mark.parametrize(("shared", "how"), [(True, "--overwrite"), (False, "--resume")])
+def test_a_run_that_another_process_uses_or_trains_is_left_to_it(shared, how, copied):
     pytest.importorskip("fcntl")
     output, words = copied
-    with holding(output, NAME, shared=True):  # as a command does that builds on it
-        main([*words, "--resume"])
-        refused([*words, "--overwrite"], f"{NAME} is being trained or used by another .*--tag")
-    with holding(output, NAME, shared=False):
-        refused([*words, "--resume"], f"{NAME} is being trained or used by another process: ")
-
-
-@contextlib.contextmanager
-def holding(output: Path, name: str, *, shared: bool) -> Iterator[None]:
-    """While another process holds a run."""
-    code = "from data.files import locks; from pathlib import Path; import sys\n"
+    code = "from data.files import locks; from pathlib import Path\n"
     code += f"with locks(Path({str(output)!r})) as hold:\n"
-    code += f"    print(hold({name!r}, shared={shared}), flush=True); sys.stdin.read()"
+    code += f"    print(hold({NAME!r}, shared={shared}), flush=True); input()"
     with start("-c", code, stdin=-1) as other:
         assert other.stdout
-        assert other.stdin
         assert other.stdout.readline() == "True\n"
-        yield
-        other.stdin.close()
+        if shared:
+            main([*words, "--resume"])
+        refused([*words, how], f"{NAME} is being trained or used by another process: .*--tag")
+        other.communicate("\n")
 
 
-def test_a_run_whose_folder_is_taken_from_it_ends_without_a_result(photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize("says", ["missing", "another process has started it"])
+def test_a_run_whose_folder_is_taken_from_it_ends_without_a_result(
+    says, photos, tmp_path, monkeypatch
+):
     """As where somebody deletes it, and on a disk without locks, where two train the same run."""
-    words, results = words_for(photos, tmp_path), tmp_path / "output" / "results" / NAME
-    changes = {"missing": lambda: shutil.rmtree(results),
-               "another process has started it": lambda: write_json(
-                   results / "settings.json", {"process": "another"})}  # fmt: skip
-    for says, change in changes.items():
-        with monkeypatch.context() as patched:
-            patched.setattr("utils.runs.Tracker.epoch", lambda *_, change=change: change())
-            with pytest.raises(UserError, match=says):
-                main([*words, "--overwrite"])
-        assert not list(tmp_path.rglob("result.json"))
+    results = tmp_path / "output" / "results" / NAME
+
+    def take(*_: object) -> None:
+        if says == "missing":
+            shutil.rmtree(results, ignore_errors=True)
+        else:
+            write_json(results / "settings.json", {"process": "another"})
+
+    monkeypatch.setattr("utils.runs.save_checkpoint", take)
+    with pytest.raises(UserError, match=says):
+        main([*words_for(photos, tmp_path), "--batch-size", "40"])
+    assert not list(tmp_path.rglob("result.json"))
 
 
 def test_photos_that_changed_under_the_same_names_are_noticed(copied, photos, tmp_path):
@@ -248,24 +239,15 @@ def test_photos_that_changed_under_the_same_names_are_noticed(copied, photos, tm
     refused(words, r"was written with photos \w{16}, not \w{16}: .* --tag")
 
 
-def test_shots_of_one_scene_can_be_told_apart_and_classes_of_one_look_are_named(tmp_path, capsys):
-    made = make_photos(tmp_path / "made", per_class=1)
-    for name, scene in {"Rain": "fog", "rain": "hail"}.items():
-        (tmp_path / "weather" / name).mkdir(parents=True)
-        image = open_rgb(made / scene / "0.jpg", 256)
-        for number in range(12):  # in changing light; the last two are equal files
-            levels = [level * (30 - min(number, 10)) // 30 for level in range(256)]
-            image.point(3 * levels).save(tmp_path / "weather" / name / f"{number}.jpg")
-    photos = tmp_path / "weather"
-    words = words_for(photos, tmp_path)
-    refused(words, r"'Rain' has too few photos: 1 .*12 with .*; --duplicates exact or off keeps")
-    main([*words, "--duplicates", "exact"])
-    printed = capsys.readouterr().out
-    assert "WARNING  classes that look the same: 'Rain', 'rain'" in printed
-    assert "duplicates: 4 photos show 2 pictures" in printed
-    rows = rows_of(tmp_path / "output" / "results" / NAME / "split.csv")
-    part = {row["path"]: row["split"] for row in rows}
-    assert all(part[f"{name}/10.jpg"] == part[f"{name}/11.jpg"] for name in ("Rain", "rain"))
+def test_shots_of_one_scene_are_kept_together_or_told_apart_as_asked(tmp_path):
+    photos = make_photos(tmp_path / "weather", per_class=6)
+    photo = photos / "rain" / "0.jpg"
+    shutil.copy(photo, photo.with_name("copy.jpg"))
+    open_rgb(photo, 256).point(lambda level: level * 0.9).save(photo.with_name("dark.jpg"))
+    for how, groups in (("near", 24), ("exact", 25), ("off", 26)):
+        configs = parse([*training(photos, tmp_path), "--duplicates", how], "")
+        dataset = load_datasets(configs, torch.device("cpu"), 1)[None]
+        assert len(np.unique(dataset.groups)) == groups
 
 
 @pytest.mark.parametrize(
@@ -274,7 +256,6 @@ def test_shots_of_one_scene_can_be_told_apart_and_classes_of_one_look_are_named(
         ("--data nowhere", "nowhere"),
         ("--batch-size 57", "40 training photos are less than a batch of 57: .* --batch-size 40"),
         ("--device cuda:77", "--device cuda:77: this machine has . GPUs"),
-        ("--output {file}", "File exists: .*file"),
         ("--cache {file}/below", "Not a directory: .*file/below"),
         ("--pretrained", "--pretrained: no weights of resnet18 .*by hand"),
     ],
@@ -290,11 +271,12 @@ def test_a_full_disk_and_ranks_without_torchrun_are_one_line(photos, tmp_path, m
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, before[1]))
-    status = run_script(main, words_for(photos, tmp_path), resumes=True)
+    words = [*words_for(photos, tmp_path), "--batch-size", "40"]
+    status = run_script(main, words, resumes=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert status == 2
     assert re.fullmatch(r"error: .*large; once fixed, --resume .*\n", capsys.readouterr().err)
     assert not list((tmp_path / "output").rglob("*.pt*"))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run_script(main, words_for(photos, tmp_path)) == 2
+    assert run_script(main, words) == 2
     assert capsys.readouterr().err == "error: WORLD_SIZE is set, but not by torchrun: unset it\n"
