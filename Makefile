@@ -27,7 +27,7 @@ test: .venv/.test-installed
 	$(VENV_PYTHON) -m pytest $(ARGS)
 
 test-faults: .venv/.test-installed
-	FAULTS=whole $(VENV_PYTHON) -m pytest tests/test_faults*.py tests/test_gpu_script.py tests/test_ranks.py tests/test_script.py $(ARGS)
+	FAULTS=whole $(VENV_PYTHON) -m pytest tests/test_faults*.py tests/test_ranks.py tests/test_script.py $(ARGS)
 
 # The stamps are written last, so an install that was interrupted is done again, from an empty .venv.
 .venv/.runtime-installed: requirements.txt

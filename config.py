@@ -7,11 +7,13 @@ that take several values (`--seeds 0 1 2`) make one Config, and so one run, for 
 """
 
 import argparse
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +26,6 @@ EXPERIMENTS = {
     "experiment_2": ("resnet50", "resnet18"),
 }
 SMALLEST, LARGEST = 32, 4096  # side of images in pixels: networks halve them five times
-MODELS = ("densenet169", "resnet50", "resnet18")
 WEATHER = (ROOT / "data" / "weather", ROOT / "data" / "weather.zip")
 
 
@@ -35,6 +36,35 @@ class UserError(Exception):
 def shown(text: object, keep: str = "\n") -> str:
     """A text with escapes for all that a terminal would obey, but for what is to `keep`."""
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in str(text))
+
+
+def plain_name(path: Path) -> str:
+    """The name of a file or folder without endings, safe in file names."""
+    stem = path.resolve().name.split(".")[0] or "photos"
+    return "".join(c if c.isalnum() and c.isascii() else "_" for c in stem)[:60]
+
+
+def network_name(model: str) -> str:
+    """As run names and tables call a network: FILE.py:FUNCTION is FILE.FUNCTION."""
+    file, _, function = model.rpartition(":")
+    return f"{plain_name(Path(file))}.{function}" if file else model
+
+
+@cache
+def file_digest(path: Path) -> str:
+    """16 hex digits that stand for a file's bytes when a command first reads it."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def unchanged(path: Path) -> Path:
+    """The path; raises UserError if its file is not what `file_digest` has read."""
+    if file_digest(path) != file_digest.__wrapped__(path):
+        raise UserError(f"{str(path)!r} has changed since this command was started")
+    return path
 
 
 def number(
@@ -70,6 +100,9 @@ def matching(pattern: str, what: str, kind: type = str) -> Callable[[str], Any]:
 # An empty path, from an unset shell variable, would be the current folder.
 PATH = matching(r"(?s:.+)", "a path", Path)
 TAG = matching(r"[\w.]{1,60}", "1 to 60 letters, digits, '.' or '_'")
+MODEL = matching(
+    r"[a-z]\w*|(?s:.+)\.py:[a-zA-Z_]\w*", "a network of torchvision or FILE.py:FUNCTION"
+)
 DEVICE = matching("auto|cpu|cuda(:[1-9]?[0-9])?", "auto, cpu, cuda or cuda:N")
 
 
@@ -92,10 +125,13 @@ def setting(
 class KDConfig:
     """How a student is taught."""
 
-    teacher: str | None = setting(None, MODELS, "instead of the experiment's teacher")
+    teacher: str | None = setting(None, MODEL, "instead of the experiment's teacher")
     teacher_tag: str | None = setting(None, TAG, "the teacher is train.py's run with this --tag")
-    teacher_checkpoint: Path | None = setting(None, PATH, "a best.pt that teaches all seeds")
+    teacher_checkpoint: Path | None = setting(None, PATH, "a best.pt that teaches all seeds, or "
+        "weights of a --teacher whose classes are those of the photos, in order of their names")
     allow_other_split: bool = setting(False, bool, "accept a --teacher-checkpoint of another split")
+    unlabelled: Path | None = setting(None, PATH, "folder or archive of photos without classes: "
+        "for them, the student has the teacher's term alone")
     method: str = setting("kd", str, "how the teacher teaches", several=True)
     alpha: float = setting(0.7, number(float, 0, 1), "weight of the teacher in (1-alpha)*CE + "
         "alpha*T^2*KL", several=True)
@@ -106,7 +142,8 @@ class KDConfig:
 
     def __str__(self) -> str:
         weight = "" if self.weight is None else f"-w{self.weight:.15g}"
-        return f"{self.method}-a{self.alpha:.15g}-T{self.temperature:.15g}{weight}"
+        more = f"-and-{plain_name(self.unlabelled)}" if self.unlabelled else ""
+        return f"{self.method}-a{self.alpha:.15g}-T{self.temperature:.15g}{weight}{more}"
 
 
 @dataclass(frozen=True)
@@ -114,8 +151,9 @@ class Config:
     """The settings of one run: of a baseline or, with `kd`, of a student that has a teacher."""
 
     # What to run
-    model: str = setting("resnet18", MODELS, "instead of the experiment's two (default: both)",
-        flag="--models", several=True)
+    model: str = setting("resnet18", MODEL, "instead of the experiment's two (default: both): "
+        "names that `python -m models.factory` lists, or FILE.py:FUNCTION, called with the number "
+        "of classes, for your own", flag="--models", several=True)
     seed: int = setting(0, number(int, 0), "draws initial weights, order and crops, not the split",
         flag="--seeds", several=True)
     tag: str = setting("", TAG, "added to the run's name, so that a variant has its own")
@@ -123,7 +161,8 @@ class Config:
 
     # Photos
     data: str = setting("sample", matching(r"(?s:.+)", "a path"), "folder with a sub-folder of "
-        "photos per class, a zip or tar of one, or `sample`: synthetic weather (default: "
+        "photos per class; one divided into train, val and test; a CSV with columns path, class "
+        "and perhaps split; an archive of these; or `sample`: synthetic weather (default: "
         "data/weather or data/weather.zip if it exists, else sample)")
     image_size: int = setting(64, number(int, SMALLEST, LARGEST), "side of the square images that "
         "the network sees, in pixels (default: 224; 64 on the sample)")
@@ -132,6 +171,9 @@ class Config:
         "tests part K, validates on the next fifth of the parts and trains on the rest")
     fold: int | None = setting(None, number(int, 0, 99), "only these of the --folds, from 0",
         several=True)
+    labels_per_class: float | None = setting(None, number(float, 0, above=True), "use so many "
+        "labels of training photos, or such a share; to a teacher's student, the other photos are "
+        "unlabelled")
     duplicates: str = setting("near", ("near", "exact", "off"), "what stays in one part of the "
         "split: near, all photos of one picture; exact, equal files; off, nothing")
 
@@ -148,12 +190,12 @@ class Config:
     crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "least area of a crop")
     clip_norm: float = setting(0.0, number(float, 0), "largest gradient norm; 0 is off")
     pretrained: bool = setting(False, bool, "start from torchvision's ImageNet weights")
+    weights: Path | None = setting(None, PATH, "start from a file of weights (a state_dict)")
     precision: str = setting("auto", ("auto", "bf16", "float32"), "auto: bf16 where it is faster")
 
     # Machine and files
     device: str = setting("auto", DEVICE, "cpu, cuda or cuda:N; auto is the GPU if there is one")
     eager: bool = setting(False, bool, "no CUDA graphs: run the step kernel by kernel, to debug it")
-    workers: int | None = setting(None, number(int, 1, 1024), "decoding threads (default: cores)")
     output: Path = setting(ROOT / "output", PATH, "folder of all results (default: output)")
     cache: Path = setting(ROOT / "output" / "cache", PATH, "folder for decoded photos, 200 kB each "
         "at 224 px; safe to delete (default: output/cache)")
@@ -165,7 +207,8 @@ class Config:
         """The settings that decide a run's weights and are not all in its name, as plain values."""
         names = [item.name for item in fields(self)]
         names = ["split_seed", *names[names.index("epochs") : names.index("device")]]
-        return {name: getattr(self, name) for name in names} | {"crops": "RandomResizedCrop"}
+        values = {name: getattr(self, name) for name in names} | {"crops": "RandomResizedCrop"}
+        return values | {"weights": self.weights and file_digest(self.weights)}
 
 
 # fmt: on
@@ -199,7 +242,8 @@ def _make_parser(description: str, methods: Iterable[str]) -> _Parser:
     group.add_argument("--experiment", choices=EXPERIMENTS, default="experiment_1", help=pairs)
     if methods:
         group.add_argument("--reverse", action="store_true", help="student teaches teacher")
-        group.add_argument("--student", choices=MODELS, help="instead of the experiment's student")
+        text = "instead of the experiment's student; `python -m models.factory` lists names"
+        group.add_argument("--student", type=MODEL, metavar="MODEL", help=text)
     for item in (*(fields(KDConfig) if methods else ()), *fields(Config)):
         if item.name == "kd" or (methods and item.name == "model"):
             continue
@@ -228,11 +272,10 @@ def parse(
     arguments: Sequence[str], description: str, methods: Mapping[str, Any] | None = None
 ) -> list[Config]:
     """The runs that a command line asks for, by fold, by seed, then by model or by method; with
-    `methods`, the table of knowledge_distillation.py, each is a student's.
-
-    Raises UserError, in one line that names the flag, for anything that is wrong by itself or in
-    combination; what depends on the photos is checked once they are known.
-    """
+    `methods`, the table of knowledge_distillation.py, each is a student's. Raises UserError, in one
+    line that names the flag, for anything that is wrong by itself or in combination; what depends
+    on the photos is checked once they are known."""
+    file_digest.cache_clear()
     given = vars(_make_parser(description, methods or ()).parse_args(arguments))
     given = {name: value for name, value in given.items() if value is not None}
     pair, kds = EXPERIMENTS[given.pop("experiment")], [None]
@@ -246,6 +289,8 @@ def parse(
     seeds, folds = given.pop("seed", [0]), given.pop("fold", [])
     config = Config(**given)
     _check(config, folds)
+    if config.weights and len(set(models := list(models))) > 1:
+        raise UserError("--weights are those of one network: give one name to --models")
     folds = folds or (range(config.folds) if config.folds else [None])
     runs = (
         replace(config, fold=fold, seed=seed, model=model, kd=kd)
@@ -292,6 +337,11 @@ def _check(config: Config, folds: Sequence[int]) -> None:
         raise UserError(f"--fold {max(folds)}: {known or 'it needs --folds'}")
     if config.resume and config.overwrite:
         raise UserError("--resume keeps earlier runs, --overwrite deletes them: give one of them")
+    if config.pretrained and config.weights:
+        raise UserError("--pretrained and --weights both say where to start from: give one")
+    per_class = config.labels_per_class or 0
+    if per_class > 1 and per_class % 1:
+        raise UserError("--labels-per-class: a whole number, or a share below 1")
     if config.warmup_epochs > config.epochs:
         raise UserError(
             f"--warmup-epochs {config.warmup_epochs:g}: at most --epochs, which is {config.epochs}"

@@ -20,7 +20,7 @@ from utils.distillation import METHODS, Distillation
 from utils.engine import CrossEntropy
 from utils.report import comparison
 from utils.runs import Run, Teacher, kept, lock_runs, prepare, train_and_test
-from utils.script import ETA, describe, print_paths, run_script
+from utils.script import describe, print_paths, run_script
 from utils.teacher import check_teachers, described, load_teacher, named, teacher_of, with_teacher
 
 Result = dict[str, Any]
@@ -40,14 +40,14 @@ def main(arguments: Sequence[str]) -> None:
     loaded: Loaded = {}  # the last one
     with lock_runs(students, needed, set(used) - set(needed)) as share:
         describe(students)
-        eta = ETA([*needed, *students])
-        results = {run.name: eta.done(run, kept(run)) for run in used if run.finished}
-        for student, teacher in zip(students, teachers, strict=True):
+        results = {run.name: kept(run) for run in used if run.finished}
+        for number, (student, teacher) in enumerate(zip(students, teachers, strict=True), 1):
             for missing in (teacher, student.baseline):
                 if missing and missing.name not in results:
-                    results[missing.name] = eta.done(missing, train_baseline(missing))
+                    results[missing.name] = train_baseline(missing)
                     share(missing)
-            results[student.name] = eta.done(student, distil(student, teacher, results, loaded))
+            print(f"{number} of {len(students)}", end="  ")
+            results[student.name] = distil(student, teacher, results, loaded)
     print(comparison(list(results.values())))
     print_paths(configs[0].output)
 
@@ -65,7 +65,8 @@ def distil(
     command has left, for which no teacher is needed."""
     path = teacher_run.best if teacher_run else student.kd.teacher_checkpoint
     assert path
-    expected = results[teacher_run.name]["digest"] if teacher_run else described(path)["digest"]
+    about = results[teacher_run.name] if teacher_run else described(path, student)
+    expected = about["digest"]
     if student.finished:
         result = kept(student)
         if result["teacher"]["digest"] != expected:
@@ -80,7 +81,7 @@ def distil(
         loaded[key] = load_teacher(path, expected, student)
         report_teacher(loaded[key], results[student.baseline.name])
     teacher, device = loaded[key], student.device.device
-    objective = Distillation(student.config, teacher.about["arch"], teacher.model, device)
+    objective = Distillation(student.config, str(student.kd.teacher), teacher.model, device)
     return train_and_test(student, objective, teacher)
 
 

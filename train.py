@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from config import parse
 from utils.engine import CrossEntropy
 from utils.runs import kept, lock_runs, prepare, train_and_test
-from utils.script import ETA, describe, print_paths, run_script
+from utils.script import describe, print_paths, run_script
 from utils.tables import section
 
 
@@ -25,15 +25,15 @@ def main(arguments: Sequence[str]) -> None:
     runs = prepare(configs)
     with lock_runs(runs) as share:
         describe(runs)
-        eta, results = ETA(runs), []
-        for run in runs:
+        results = []
+        for number, run in enumerate(runs, 1):
+            print(f"{number} of {len(runs)}", end="  ")
             if run.finished:
                 results.append(kept(run))
             else:
                 objective = CrossEntropy(run.config.label_smoothing)
                 results.append(train_and_test(run, objective))
                 share(run)
-            eta.done(run, results[-1])
     print(section(results))
     print_paths(configs[0].output)
 

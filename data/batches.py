@@ -114,7 +114,8 @@ class TrainBatches:
     """Shuffled, augmented batches. Photos beyond the last full one wait for another epoch: batches
     of a few photos would disturb the statistics of BatchNorm. Every epoch draws its order, crops,
     flips and mixing weights on the host, from a generator seeded by (seed, epoch): a resumed run
-    repeats them on any device. `shard` is the part of each batch that this process makes."""
+    repeats them on any device. `shard` is the part of each batch that this process makes. Labels
+    are -1 of photos that have none."""
 
     def __init__(
         self,
@@ -129,8 +130,13 @@ class TrainBatches:
         self.pixels, self.device = pixels, device
         self.rows = torch.from_numpy(rows).to(pixels.device)
         self.labels = torch.from_numpy(labels).to(device)
-        self.classes, self.config = classes, config
+        self.classes, self.config, self.known = classes, config, labels >= 0
         self.shard = range(*shard.indices(config.batch_size))
+        # Of each batch, as many in every shard, whose means are averaged.
+        self.labelled, ranks = config.batch_size, config.batch_size // len(self.shard)
+        if not self.known.all():
+            share = round(self.known.mean() * len(self.shard))
+            self.labelled = ranks * min(max(share, 1), len(self.shard) - 1)
         self.normalise = Normalise(MEAN, STD, device)
 
     def __len__(self) -> int:
@@ -143,7 +149,7 @@ class TrainBatches:
         batch_size, alpha = self.config.batch_size, self.config.mixup
         count = len(self) * batch_size
         rng = np.random.Generator(np.random.PCG64([self.config.seed, number]))
-        order = rng.permutation(len(self.labels))
+        order = draw_order(rng, self.known, batch_size, self.labelled)
         drawn = random_boxes(rng, count, self.pixels.shape[1], self.config.crop_scale)
         lams = rng.beta(alpha, alpha, len(self)).tolist() if alpha else [1.0] * len(self)
         # To be mixed, a photo needs the one before it in the batch, and the first needs the last.
@@ -158,7 +164,9 @@ class TrainBatches:
             photos = gather(self.pixels, rows, self.device)
             images = self.normalise(crop_and_resize(photos, box, size))
             if alpha:
-                yield mixup(images, lam), mixup(one_hot(truth, self.classes).float(), lam)
+                # The mean over the batch is to be one over the photos that have a label.
+                targets = one_hot(truth.clamp(min=0), self.classes) * (batch_size / self.labelled)
+                yield mixup(images, lam), mixup(targets * (truth >= 0)[:, None], lam)
             else:
                 yield images, truth
 
@@ -180,6 +188,24 @@ class EvalBatches:
         for rows, truth in zip(self.rows.split(EVAL_BATCH), labels, strict=True):
             photos = gather(self.pixels, rows, self.device)
             yield whole_images(photos, self.size, self.normalise), truth
+
+
+def draw_order(
+    rng: np.random.Generator, known: np.ndarray, batch_size: int, labelled: int
+) -> np.ndarray:
+    """Which photo is where in the batches of an epoch: all in random order. With photos whose label
+    is not `known`, each batch has so many `labelled` ones, evenly spread, and an epoch shows as
+    many photos as there are: of either kind in random order, again from its start at its end."""
+    if known.all():
+        return rng.permutation(len(known))
+    steps, place = len(known) // batch_size, np.arange(batch_size)
+    places = (place + 1) * labelled // batch_size > place * labelled // batch_size
+    order = np.empty((steps, batch_size), np.int64)
+    for here, kind in ((places, known), (~places, ~known)):
+        photos, count = np.flatnonzero(kind), steps * here.sum()
+        passes = [rng.permutation(photos) for _ in range(-(-count // len(photos)))]
+        order[:, here] = np.concatenate([*passes, photos[:0]])[:count].reshape(steps, -1)
+    return order.ravel()
 
 
 def random_boxes(rng: np.random.Generator, count: int, side: int, smallest: float) -> np.ndarray:

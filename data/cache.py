@@ -22,38 +22,42 @@ from tqdm import tqdm
 
 from config import UserError
 from data.files import atomic_folder, lock, open_regular
-from data.photos import Photos, UnreadablePhoto, decode_rgb, open_rgb, read_photo
+from data.listing import Photos
+from data.photos import UnreadablePhoto, decode_rgb, open_rgb, read_photo
 
-VERSION = 7  # raised whenever the same photos would decode to other pixels or groups
+VERSION = 8  # raised whenever the same photos would decode to other pixels or groups
 SIGNATURE_SIDE = 256  # signatures must not depend on the cached resolution, or the split would
 ROUND = 256  # photos at a time: the decoded ones wait in memory for the slowest
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """M photos, of which N are readable, and their pixels."""
+    """M photos, of which N with a class and U without are readable, and their pixels."""
 
-    photos: Photos  # the readable ones, in order
+    photos: Photos  # the N readable ones, in order
     pixels: np.ndarray  # (M, side, side, 3) uint8 RGB, memory-mapped read-only
-    rows: np.ndarray  # (N,) int64, the row of `pixels` of each readable photo
+    rows: np.ndarray  # (N,) int64, the row of `pixels` of each of them
     groups: np.ndarray  # (N,) int64, equal for photos of one picture (data/duplicates.py)
     equal: np.ndarray  # (N,) int64, for each photo, the first one with an equal file
-    digest: str  # 16 hex digits that stand for the bytes of the readable files, in their order
+    digest: str  # 16 hex digits that stand for the bytes of the N files, in their order
     unreadable: tuple[tuple[str, str], ...]  # path and reason of each photo that was left out
+    unlabelled: np.ndarray  # (U,) int64, rows of `pixels`
+    together: np.ndarray  # (N + U,) int64, as `groups`, of both
+    unlabelled_digest: str = ""
 
 
-def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int) -> Decoded:
+def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:
     """Every photo squashed to a square of `side` pixels, from the cache or decoded into it. Raises
     UserError: a class without a readable photo, a photo that the disk does not yield, a cache that
     cannot be written."""
-    root = photos.root.resolve()
-    prefix = f"{root.name[:60]}-{zlib.crc32(os.fsencode(root)):08x}-{side}px-"
+    root, more = photos.root.resolve(), {os.path.dirname(p) for p in photos.paths if p[0] == "/"}
+    prefix = f"{root.name[:60]}-{zlib.crc32(os.fsencode(f'{root}{sorted(more)}')):08x}-{side}px-"
     ready = cache / f"{prefix}{_fingerprint(photos, side)}"
     try:
         with lock(cache, prefix):
             if (decoded := _load(ready, photos, side)) is None:
                 with atomic_folder(ready) as unfinished:
-                    _decode_into(unfinished, photos, side, workers, ready.name)
+                    _decode_into(unfinished, photos, side, ready.name)
                 for older in set(cache.glob(f"{glob.escape(prefix)}*")) - {ready}:
                     shutil.rmtree(older, ignore_errors=True)
                 if (decoded := _load(ready, photos, side)) is None:
@@ -63,10 +67,11 @@ def decode_photos(photos: Photos, side: int, cache: Path, *, workers: int) -> De
             f"{str(cache)!r}: the decoded photos could not be written or read there "
             f"({error.strerror or error}); free some space or point --cache to another disk"
         ) from error
-    for label in np.setdiff1d(photos.labels, decoded.photos.labels):
-        name = photos.classes[label]
-        path, reason = next(one for one in decoded.unreadable if one[0].startswith(f"{name}/"))
-        raise UserError(f"class {name!r}: no photo can be read, the first is {path!r} ({reason})")
+    reasons = dict(decoded.unreadable)
+    for label in np.setdiff1d(photos.labels, [*decoded.photos.labels, -1]):
+        path = photos.paths[np.flatnonzero(photos.labels == label)[0]]
+        what = f"no photo can be read, the first is {path!r} ({reasons[path]})"
+        raise UserError(f"class {photos.classes[label]!r}: {what}")
     return decoded
 
 
@@ -99,7 +104,8 @@ def _load(ready: Path, photos: Photos, side: int) -> Decoded | None:
         with open_regular(ready / "pixels.raw") as file:
             pixels = np.memmap(file, np.uint8, "r", shape=(len(photos), side, side, 3))
         with open_regular(ready / "index.npz") as file, np.load(file) as saved:  # has its own sums
-            reasons, sums, groups = saved["reasons"], saved["sums"], saved["groups"]
+            reasons, sums = saved["reasons"], saved["sums"]
+            groups, together = saved["groups"], saved["together"]
             if (zlib.crc32(pixels.data), ready.name) != (saved["pixel_sum"], saved["name"]):
                 raise ValueError("other pixels than were written")
     except Exception as error:  # numpy and zipfile raise errors of any kind on damaged files
@@ -107,20 +113,25 @@ def _load(ready: Path, photos: Photos, side: int) -> Decoded | None:
             raise  # of the machine
         print(f"NOTE: {str(ready)!r} is damaged: the photos are decoded anew", file=sys.stderr)
         return None
-    readable = reasons == ""
+    classed = photos.labels >= 0
+    readable, without = (reasons == "") & classed, (reasons == "") & ~classed
     _, first, which = np.unique(sums[readable], return_index=True, return_inverse=True)
+    digests = [hashlib.sha256(sums[of].astype("<u4").tobytes()) for of in (readable, without)]
     return Decoded(
         photos=photos.keep(readable),
         pixels=pixels,
         rows=np.flatnonzero(readable),
         groups=groups,
         equal=first[which],
-        digest=hashlib.sha256(sums[readable].astype("<u4").tobytes()).hexdigest()[:16],
-        unreadable=tuple((photos.paths[i], str(reasons[i])) for i in np.flatnonzero(~readable)),
+        digest=digests[0].hexdigest()[:16],
+        unreadable=tuple((photos.paths[i], str(reasons[i])) for i in np.flatnonzero(reasons != "")),
+        unlabelled=np.flatnonzero(without),
+        together=together,
+        unlabelled_digest=digests[1].hexdigest()[:16] if without.any() else "",
     )
 
 
-def _decode_into(folder: Path, photos: Photos, side: int, workers: int, name: str) -> None:
+def _decode_into(folder: Path, photos: Photos, side: int, name: str) -> None:
     """Fill a folder of this name; `_load` reads it."""
     from data.duplicates import group_duplicates  # once for all runs
 
@@ -129,7 +140,7 @@ def _decode_into(folder: Path, photos: Photos, side: int, workers: int, name: st
     with (
         # Not a memory map: on a full disk, that would kill the process without a word.
         open(folder / "pixels.raw", "wb") as file,
-        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=len(paths), desc="decoding photos, once", unit="photo", disable=None) as bar,
     ):
         for start in range(0, len(paths), ROUND):
@@ -139,9 +150,12 @@ def _decode_into(folder: Path, photos: Photos, side: int, workers: int, name: st
                 file.write(square.data)
                 bar.update()
     reasons, signatures, sums = map(np.array, zip(*rows, strict=True))
-    groups = group_duplicates(signatures[reasons == ""])
+    readable, labelled = reasons == "", photos.labels >= 0
+    groups = together = group_duplicates(signatures[readable & labelled])
+    if not labelled.all():  # which must not decide what is one group of the others
+        together = group_duplicates(signatures[readable])
     made = {"name": np.array(name), "pixel_sum": np.array(pixel_sum)}
-    made |= {"reasons": reasons, "sums": sums, "groups": groups}
+    made |= {"reasons": reasons, "sums": sums, "groups": groups, "together": together}
     np.savez(folder / "index.npz", allow_pickle=False, **made)
 
 

@@ -1,19 +1,19 @@
 """From settings to photos on the device, split into train, val and test."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from config import Config, UserError
+from config import Config, UserError, plain_name
 from data.batches import cached_side, to_device
 from data.cache import Decoded, decode_photos
-from data.photos import find_photos
-from data.split import PARTS, Split, split_photos
+from data.listing import PARTS, UNLABELLED, find_photos
+from data.split import Split, split_photos
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,17 @@ class Dataset:
     groups: np.ndarray  # (N,) int64, equal for photos that stay in one part of the split
     split: Split
     division: str | None = None  # the hash of the division that the fold is of
+
+    @cached_property
+    def unlabelled(self) -> tuple[np.ndarray, int]:
+        """Rows of the pixels of the photos for whom a student has its teacher alone, and how many
+        more would be, but show a picture of validation or test."""
+        parts, together = self.split.part, self.decoded.together
+        held_out = together[: len(parts)][(parts == 1) | (parts == 2)]
+        known = self.split.indices(UNLABELLED)
+        rows = np.concatenate([self.decoded.rows[known], self.decoded.unlabelled])
+        copies = np.isin(np.concatenate([together[known], together[len(parts) :]]), held_out)
+        return rows[~copies], int(copies.sum())
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -56,20 +67,23 @@ def load_datasets(
         name, path = "sample", draw_sample(config.cache)
     else:
         path = Path(config.data)
-        stem = path.resolve().name.split(".")[0] or "photos"
-        name = "".join(c if c.isalnum() and c.isascii() else "_" for c in stem)[:60]
+        name = plain_name(path)
         name = "sample_folder" if name == "sample" else name
     photos = find_photos(path, config.cache / "unpacked")
+    if config.kd and config.kd.unlabelled:
+        from data.layouts import with_unlabelled  # rarely needed
+
+        photos = with_unlabelled(photos, config.kd.unlabelled, config.cache / "unpacked")
     side = cached_side(config.image_size)
-    workers = config.workers or os.cpu_count() or 1
-    decoded = decode_photos(photos, side, config.cache, workers=workers)
+    decoded = decode_photos(photos, side, config.cache)
     pixels = to_device(decoded.pixels, device)
     apart = np.arange(len(decoded.photos))
     groups = {"near": decoded.groups, "exact": decoded.equal, "off": apart}[config.duplicates]
     split = split_photos(decoded.photos, groups, config.split_seed, config.folds)
     division = split.hash if config.folds else None
+    few = config.labels_per_class, config.split_seed
     datasets = {
-        fold: Dataset(name, decoded, pixels, groups, split.fold(fold), division)
+        fold: Dataset(name, decoded, pixels, groups, split.fold(fold).with_labels(*few), division)
         for fold in dict.fromkeys(config.fold for config in configs)
     }
     smallest = {part: min(d.counts[part] for d in datasets.values()) for part in PARTS}

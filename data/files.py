@@ -100,7 +100,7 @@ def locks(folder: Path) -> Iterator[Callable[..., bool]]:
     def hold(name: str, shared: bool = False, wait: bool = False) -> bool:
         if fcntl is None:
             return True  # type: ignore[unreachable]
-        byte = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
+        byte = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:7])
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
             fcntl.lockf(handle, kind | fcntl.LOCK_NB, 1, byte)
@@ -165,5 +165,5 @@ def _checksum(path: Path, content: dict[str, Any]) -> str:
 
 def lacks_memory(problem: Exception) -> bool:
     """Whether it says that memory or threads are too few: torch and Python raise a RuntimeError."""
-    text = "out of memory|allocate memory|start new thread"
+    text = "out of memory|allocate memory|start new thread|create a primitive"
     return isinstance(problem, MemoryError) or bool(re.search(text, str(problem), re.I))

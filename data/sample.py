@@ -12,8 +12,7 @@ from data.archives import made_once
 
 VERSION = 3  # counted up whenever a drawing changes, so that older samples are drawn again
 
-# How a plant branches: how far along the stem, and by what factor (its scale and turn) it goes on.
-Forks = list[tuple[float, complex]]
+Forks = list[tuple[float, complex]]  # where along a stem, and by what scale and turn, it goes on
 TREE: Forks = [(1, 0.75 * np.exp(1j * turn)) for turn in (-0.5, 0.1, 0.6)]
 FERN: Forks = [(t / 10, (0.45 - t / 25) * np.exp(turn)) for t in range(10) for turn in (1j, -1j)]
 
@@ -35,7 +34,7 @@ def draw_photo(name: str, number: int, seed: int = 0, size: int = 96) -> Image.I
     """Draws an RGB image of size × size pixels, which depends on these arguments alone."""
     rng = np.random.default_rng([VERSION, seed, CLASSES.index(name), number])
     canvas = Canvas(rng, 2 * size)  # drawn twice as large and reduced, for smooth edges
-    SCENES[CLASSES.index(name)](canvas)
+    getattr(canvas, name)()
     picture = canvas.picture.reshape(3, size, 2, size, 2).mean((2, 4))
     picture *= np.sqrt(rng.uniform(0.3, 0.6) / picture.mean())  # exposure
     mean = picture.mean((1, 2), keepdims=True)
@@ -45,11 +44,9 @@ def draw_photo(name: str, number: int, seed: int = 0, size: int = 96) -> Image.I
 
 
 class Canvas:
-    """A picture of n × n pixels that starts as a sky, and the painters that all scenes share.
-
-    The picture is float32 (3, n, n) and a colour (3, 1, 1), from 0 to 1. A mask is (n, n), and
-    counts as 0 below 0 and as 1 above 1. Places and lengths are fractions of n, and y points down.
-    """
+    """A picture of n × n pixels that starts as a sky, and the painters that all scenes share. The
+    picture is float32 (3, n, n) and a colour (3, 1, 1), from 0 to 1. A mask is (n, n), and counts
+    as 0 below 0 and as 1 above 1. Places and lengths are fractions of n, and y points down."""
 
     def __init__(self, rng: np.random.Generator, n: int) -> None:
         self.rng, self.uniform, self.n = rng, rng.uniform, n
@@ -104,90 +101,90 @@ class Canvas:
             lines.append(self.grow(root + place * stem, branch, forks, levels - 1))
         return np.concatenate(lines)
 
+    # The scenes: each paints the weather of its name on the sky.
+    def dew(self) -> None:
+        self.paint(
+            self.colour((0.2, 0.4, 0.1), (0.6, 0.9, 0.5)) * (0.7 + 0.5 * self.noise(12, 24)), 1
+        )
+        drops = self.spots(30, self.uniform(0.04, 0.08))
+        self.balls(drops, 1.5 * self.picture)
+        self.balls(drops * [1, 1, 0.25] - [0.02, 0.02, 0], 1.2)  # gleams
 
-# The scenes: each paints the weather of its name on a canvas that shows a sky.
-def dew(c: Canvas) -> None:
-    c.paint(c.colour((0.2, 0.4, 0.1), (0.6, 0.9, 0.5)) * (0.7 + 0.5 * c.noise(12, 24)), 1)
-    drops = c.spots(30, c.uniform(0.04, 0.08))
-    c.balls(drops, 1.5 * c.picture)
-    c.balls(drops * [1, 1, 0.25] - [0.02, 0.02, 0], 1.2)  # gleams
+    def fogsmog(self) -> None:
+        fog = self.picture.mean((1, 2), keepdims=True)
+        for depth in range(4):  # the farther away, the paler
+            self.paint(fog * (0.8 - 0.2 * depth), self.hills(0.6 + 0.1 * depth))
+            self.paint(fog, 1.2 * self.noise(1, 3) - 0.2)
+
+    def frost(self) -> None:
+        self.picture *= 0.5
+        for turn in np.exp(1j * self.uniform(0, 2 * np.pi, 7)):  # from the edges to the centre
+            fern = self.grow(0.5 + 0.5j + 0.7 * turn, -self.uniform(0.3, 0.6) * turn, FERN, 3)
+            self.paint(1, self.lines(fern * [1, 1, 1, 1, 0.2]))
+
+    def glaze(self) -> None:
+        for y in self.uniform(0, 0.7, 3):
+            twigs = self.grow(
+                self.uniform(-0.4, 0) + y * 1j, 0.35 + self.uniform(-0.1, 0.1) * 1j, TREE, 4
+            )
+            icicles = twigs[:, [2, 3, 2, 3, 4]] + [0, 0, 0, 0.12, 0]
+            self.paint(0.9, self.lines(np.concatenate([twigs, icicles])))
+            self.paint(0.2, self.lines(twigs * [1, 1, 1, 1, 0.4]))
+
+    def hail(self) -> None:
+        self.paint(self.colour((0.2, 0.2, 0.1), (0.6, 0.6, 0.4)), 1)
+        self.balls(self.spots(100, self.uniform(0.02, 0.06)), 0.9)
+
+    def lightning(self) -> None:
+        self.picture *= 0.3 + 0.6 * self.noise(2, 4)
+        y = np.linspace(0, 0.9, 20)
+        for _ in range(self.rng.integers(2, 6)):  # strokes from one cloud
+            x = 0.5 + np.cumsum(self.rng.normal(0, 0.06, 20))
+            stroke = np.column_stack([x[:-1], y[:-1], x[1:], y[1:], np.full(19, 0.015)])
+            self.paint(1, self.lines(stroke))
+        self.paint(0.1, self.hills(self.uniform(0.8, 1)))
+
+    def rain(self) -> None:
+        self.paint(self.colour(0.1, 0.4), self.hills(self.uniform(0.6, 0.9)))
+        x, y, length = self.spots(250, 0.1).T
+        drops = [x, y, x + self.uniform(-0.5, 0.5) * length, y + length, 0.06 * length]
+        self.paint(0.9, self.uniform(0.4, 0.8) * self.lines(np.column_stack(drops)))
+
+    def rainbow(self) -> None:
+        radius = np.hypot(self.x - self.uniform(0, 1), self.y - 0.9)
+        place = (self.uniform(0.4, 0.9) - radius) / self.uniform(
+            0.1, 0.15
+        )  # from 0 to 1 across the bow
+        colours = [1.3 - 3 * np.abs(place - peak) for peak in (0.2, 0.5, 0.8)]
+        self.paint(np.clip(colours, 0, 1), 5 * place * (1 - place))
+        self.paint(self.colour(0.1, (0.5, 0.6, 0.3)), self.hills(self.uniform(0.7, 1)))
+
+    def rime(self) -> None:
+        self.paint(1 - 0.2 * self.noise(6, 24), self.hills(self.uniform(0.8, 1)))
+        for x in self.uniform(0.1, 0.9, self.rng.integers(1, 4)):
+            tree = self.grow(x + 0.95j, self.uniform(-0.28, -0.13) * 1j, TREE, 7)
+            self.paint(0.2, self.lines(tree))
+            self.paint(1, self.lines(tree[tree[:, 4] < 0.01]))  # its twigs
+
+    def sandstorm(self) -> None:
+        dust = self.colour((0.7, 0.5, 0.3), (1, 0.7, 0.5)) * (0.5 + 0.7 * self.noise(6, 12))
+        billows = self.spots(120, 0.1)
+        billows[:, 1] = np.sort(
+            self.uniform(self.uniform(0.1, 0.4), 1, 120)
+        )  # the nearest come last
+        self.balls(billows, dust)
+        self.paint(dust, self.noise(3, 12) + self.y - 0.7)
+
+    def snow(self) -> None:
+        self.paint(1 - 0.2 * self.noise(6, 24), self.hills(self.uniform(0.6, 0.8)))
+        for y in self.uniform(0.7, 1, 6):  # pines
+            x, height = self.uniform((0, 0.2), (1, 0.4))
+            self.paint(
+                self.colour(0.1, 0.3),
+                (self.y < y) & (np.abs(self.x - x) < 0.3 * (self.y - y + height)),
+            )
+        self.balls(self.spots(150, 0.015), 1.2)
 
 
-def fogsmog(c: Canvas) -> None:
-    fog = c.picture.mean((1, 2), keepdims=True)
-    for depth in range(4):  # the farther away, the paler
-        c.paint(fog * (0.8 - 0.2 * depth), c.hills(0.6 + 0.1 * depth))
-        c.paint(fog, 1.2 * c.noise(1, 3) - 0.2)
-
-
-def frost(c: Canvas) -> None:
-    c.picture *= 0.5
-    for turn in np.exp(1j * c.uniform(0, 2 * np.pi, 7)):  # from the edges to the centre
-        fern = c.grow(0.5 + 0.5j + 0.7 * turn, -c.uniform(0.3, 0.6) * turn, FERN, 3)
-        c.paint(1, c.lines(fern * [1, 1, 1, 1, 0.2]))
-
-
-def glaze(c: Canvas) -> None:
-    for y in c.uniform(0, 0.7, 3):
-        twigs = c.grow(c.uniform(-0.4, 0) + y * 1j, 0.35 + c.uniform(-0.1, 0.1) * 1j, TREE, 4)
-        icicles = twigs[:, [2, 3, 2, 3, 4]] + [0, 0, 0, 0.12, 0]
-        c.paint(0.9, c.lines(np.concatenate([twigs, icicles])))
-        c.paint(0.2, c.lines(twigs * [1, 1, 1, 1, 0.4]))
-
-
-def hail(c: Canvas) -> None:
-    c.paint(c.colour((0.2, 0.2, 0.1), (0.6, 0.6, 0.4)), 1)
-    c.balls(c.spots(100, c.uniform(0.02, 0.06)), 0.9)
-
-
-def lightning(c: Canvas) -> None:
-    c.picture *= 0.3 + 0.6 * c.noise(2, 4)
-    y = np.linspace(0, 0.9, 20)
-    for _ in range(c.rng.integers(2, 6)):  # strokes from one cloud
-        x = 0.5 + np.cumsum(c.rng.normal(0, 0.06, 20))
-        stroke = np.column_stack([x[:-1], y[:-1], x[1:], y[1:], np.full(19, 0.015)])
-        c.paint(1, c.lines(stroke))
-    c.paint(0.1, c.hills(c.uniform(0.8, 1)))
-
-
-def rain(c: Canvas) -> None:
-    c.paint(c.colour(0.1, 0.4), c.hills(c.uniform(0.6, 0.9)))
-    x, y, length = c.spots(250, 0.1).T
-    drops = [x, y, x + c.uniform(-0.5, 0.5) * length, y + length, 0.06 * length]
-    c.paint(0.9, c.uniform(0.4, 0.8) * c.lines(np.column_stack(drops)))
-
-
-def rainbow(c: Canvas) -> None:
-    radius = np.hypot(c.x - c.uniform(0, 1), c.y - 0.9)
-    place = (c.uniform(0.4, 0.9) - radius) / c.uniform(0.1, 0.15)  # from 0 to 1 across the bow
-    colours = [1.3 - 3 * np.abs(place - peak) for peak in (0.2, 0.5, 0.8)]
-    c.paint(np.clip(colours, 0, 1), 5 * place * (1 - place))
-    c.paint(c.colour(0.1, (0.5, 0.6, 0.3)), c.hills(c.uniform(0.7, 1)))
-
-
-def rime(c: Canvas) -> None:
-    c.paint(1 - 0.2 * c.noise(6, 24), c.hills(c.uniform(0.8, 1)))
-    for x in c.uniform(0.1, 0.9, c.rng.integers(1, 4)):
-        tree = c.grow(x + 0.95j, c.uniform(-0.28, -0.13) * 1j, TREE, 7)
-        c.paint(0.2, c.lines(tree))
-        c.paint(1, c.lines(tree[tree[:, 4] < 0.01]))  # its twigs
-
-
-def sandstorm(c: Canvas) -> None:
-    dust = c.colour((0.7, 0.5, 0.3), (1, 0.7, 0.5)) * (0.5 + 0.7 * c.noise(6, 12))
-    billows = c.spots(120, 0.1)
-    billows[:, 1] = np.sort(c.uniform(c.uniform(0.1, 0.4), 1, 120))  # the nearest come last
-    c.balls(billows, dust)
-    c.paint(dust, c.noise(3, 12) + c.y - 0.7)
-
-
-def snow(c: Canvas) -> None:
-    c.paint(1 - 0.2 * c.noise(6, 24), c.hills(c.uniform(0.6, 0.8)))
-    for y in c.uniform(0.7, 1, 6):  # pines
-        x, height = c.uniform((0, 0.2), (1, 0.4))
-        c.paint(c.colour(0.1, 0.3), (c.y < y) & (np.abs(c.x - x) < 0.3 * (c.y - y + height)))
-    c.balls(c.spots(150, 0.015), 1.2)
-
-
-SCENES = (dew, fogsmog, frost, glaze, hail, lightning, rain, rainbow, rime, sandstorm, snow)
-CLASSES = tuple(scene.__name__ for scene in SCENES)
+CLASSES = ("dew", "fogsmog", "frost", "glaze", "hail", "lightning", "rain", "rainbow", "rime",
+           "sandstorm", "snow")  # fmt: skip

@@ -9,9 +9,8 @@ import numpy as np
 
 from config import UserError
 from data.files import csv_text
-from data.photos import Photos
+from data.listing import PARTS, UNLABELLED, Photos
 
-PARTS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.2, 0.1)
 DRAWS = 20  # tried where photos with two labels tie the classes to each other
 
@@ -22,7 +21,7 @@ class Split:
 
     photos: Photos
     part: np.ndarray  # (N,) int8, index into `names`; of folds, the one that tests the photo
-    names: tuple[str, ...] = PARTS  # or the numbers of the folds
+    names: tuple[str, ...] = (*PARTS, UNLABELLED)  # or the numbers of the folds
 
     @cached_property
     def manifest(self) -> bytes:
@@ -38,7 +37,7 @@ class Split:
         return hashlib.sha256(self.manifest).hexdigest()[:16]
 
     def indices(self, part: str) -> np.ndarray:
-        """Indices, ascending int64, of the photos in "train", "val" or "test"."""
+        """Indices, ascending int64, of the photos in "train", "val", "test" or "unlabelled"."""
         return np.flatnonzero(self.part == self.names.index(part))
 
     def fold(self, number: int | None) -> "Split":
@@ -50,31 +49,95 @@ class Split:
         after = (self.part - number) % folds
         val = max(1, round(FRACTIONS[1] * folds))
         part = np.select([after == 0, after <= val], [2, 1], 0).astype(np.int8)
-        return replace(self, part=part, names=PARTS)
+        return replace(self, part=part, names=(*PARTS, UNLABELLED)).checked()
+
+    def checked(self) -> "Split":
+        """The split; raises UserError for a class without a training photo."""
+        labels, classes = self.photos.labels[self.indices("train")], self.photos.classes
+        for label in np.setdiff1d(np.arange(len(classes)), labels):
+            raise UserError(f"class {classes[label]!r} has no photo in the given training part")
+        return self
+
+    def with_labels(self, per_class: float | None, seed: int) -> "Split":
+        """The labels of so many training photos of each class, at least one, or of such a share if
+        it is below 1; the others are unlabelled. Fewer labels are some of those of more."""
+        if per_class is None:
+            return self
+        part, labels = self.part.copy(), self.photos.labels
+        rng = np.random.Generator(np.random.PCG64(seed))
+        for label in range(len(self.photos.classes)):
+            own = rng.permutation(np.flatnonzero((part == 0) & (labels == label)))
+            count = max(1, round(per_class * len(own))) if per_class < 1 else int(per_class)
+            part[own[count:]] = self.names.index(UNLABELLED)
+        return replace(self, part=part)
 
 
 def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | None = None) -> Split:
-    """The photos split by 70/20/10, or into so many folds, by `make_split`."""
-    names = PARTS if folds is None else tuple(map(str, range(folds)))
-    fractions = FRACTIONS if folds is None else (1 / folds,) * folds
-    return Split(photos, make_split(photos.labels, groups, photos.classes, seed, fractions), names)
+    """The photos as they were divided; what is missing of val and test is drawn from train by
+    `make_split`. Where nothing is given, 70/20/10, or so many folds. Raises UserError for settings
+    that do not fit a given split."""
+    given = photos.given
+    if given is None:
+        names = (*PARTS, UNLABELLED) if folds is None else tuple(map(str, range(folds)))
+        fractions = FRACTIONS if folds is None else (1 / folds,) * folds
+        part = make_split(photos.labels, groups, photos.classes, seed, fractions)
+        return Split(photos, part, names)
+    known = sorted(set(given.tolist()))
+    if known[0].isdigit():
+        if len(known) < 3:
+            raise UserError("these photos are divided into two folds: three are needed")
+        if folds != len(known) or seed:
+            raise UserError(f"these photos are divided into folds: give --folds {len(known)} alone")
+        return Split(photos, given.astype(np.int8), tuple(map(str, range(folds))))
+    missing = [name for name in PARTS[1:] if name not in known]
+    if folds or (seed and not missing):
+        flag = "--folds" if folds else "--split-seed"
+        raise UserError(
+            f"{flag} divides photos anew, and these are divided already: omit it, or give the "
+            "folder of one part"
+        )
+    part = np.array([(*PARTS, UNLABELLED).index(name) for name in given], np.int8)
+    train = np.flatnonzero(part == 0)
+    Split(photos, part).checked()
+    if missing:
+        drawn = [0, *(PARTS.index(name) for name in missing)]
+        shares = np.array(FRACTIONS)[drawn]
+        labels = photos.labels[train]
+        new = make_split(labels, groups[train], photos.classes, seed, tuple(shares / shares.sum()))
+        part[train] = np.array(drawn, np.int8)[new]
+    return Split(photos, part)
 
 
-def describe_duplicates(photos: Photos, groups: np.ndarray) -> list[str]:
-    """How many photos are duplicates, and which of these have two labels; empty without any."""
-    copied = np.bincount(groups, minlength=1)[groups] > 1
+def describe_duplicates(split: Split, groups: np.ndarray) -> list[str]:
+    """How many photos are duplicates, which of these have two labels, and which are in several of
+    the parts; empty without any."""
+    photos, copied = split.photos, np.bincount(groups, minlength=1)[groups] > 1
     if not copied.any():
         return []
-    notes = [
-        f"duplicates: {copied.sum():,} photos show {len(np.unique(groups[copied])):,} pictures; "
-        "photos of one picture are kept in one part of the split"
-    ]
-    two_labels = np.unique(groups[photos.labels != photos.labels[groups]])
-    if len(two_labels):
-        same = np.flatnonzero(groups == two_labels[0])
-        shown = " = ".join(repr(photos.paths[photo]) for photo in same)
-        notes.append(f"WARNING: {len(two_labels):,} pictures carry two labels, such as {shown}")
+    pictures = len(np.unique(groups[copied]))
+    notes = [f"duplicates: {copied.sum():,} photos show {pictures:,} pictures"]
+    if photos.given is None:
+        notes[0] += "; photos of one picture are kept in one part of the split"
+    for values, what in (
+        (photos.labels, "carry two labels"),
+        (split.part % len(PARTS), "are in several parts of the given split"),
+    ):
+        apart = np.unique(groups[values != values[groups]])
+        if len(apart):
+            same = np.flatnonzero(groups == apart[0])
+            shown = " = ".join(repr(photos.paths[photo]) for photo in same)
+            notes.append(f"WARNING: {len(apart):,} pictures {what}, such as {shown}")
     return notes
+
+
+def list_duplicates(split: Split, groups: np.ndarray) -> list[tuple[object, ...]]:
+    """Lines of a table of all photos that are duplicates: number of the picture, path, class, and
+    part of the split."""
+    photos, copied = split.photos, np.bincount(groups, minlength=1)[groups] > 1
+    return [
+        (groups[i], photos.paths[i], photos.classes[photos.labels[i]], split.names[split.part[i]])
+        for i in sorted(np.flatnonzero(copied), key=lambda i: (groups[i], i))
+    ]
 
 
 def make_split(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the most of a machine with a GPU, for so many seconds: tests, benchmarks, evidence.
+# Makes the most of a machine with a GPU, for so many seconds: tests, evidence.
 #
 #   docs/gpu.sh SECONDS OUT [FLAGS]      docs/gpu.sh 480 results --data PHOTOS
 #
@@ -56,8 +56,6 @@ distil() {
 # A third of the time at most: there is more to do than a test that hangs.
 gpu_tests() { MOST=$((limit / 3)) python -m pytest -q -rs -o addopts= -p no:cacheprovider tests/test_gpu.py; }
 
-benchmark() { python -m utils.benchmark --cache "$work/cache" "$@" "${flags[@]}"; }
-
 # Decoding included: with an output and a cache of its own.
 from_nothing() {
   rm -rf "$work/nothing"
@@ -104,7 +102,6 @@ all() {
   failed=0
   "${PYTHON:-python3}" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
   once gpu_tests
-  once benchmark --models resnet18
   once from_nothing
   for fold in $folds; do once experiment experiment_1 "$fold"; done
   for fold in $folds; do once long_teacher "$fold"; done

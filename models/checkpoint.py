@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from config import LARGEST, MODELS, SMALLEST, UserError
+from config import UserError
 from data.files import atomic_write, lacks_memory, open_regular
-from models.factory import create_model
 
-MOST_CLASSES = 100_000  # that a file may claim
-FORMAT = 4  # raised whenever a reader of older files would misread newer ones
+FORMAT = 5  # raised whenever a reader of older files would misread newer ones
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -27,17 +25,24 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     atomic_write(path, packed.getbuffer())
 
 
+def read_tensors(path: Path) -> Any:
+    """What torch has saved in a file, without running code in it; raises errors of any kind."""
+    with open_regular(path) as file:
+        if file.read(2) == b"PK":  # a zip, as since torch 1.6
+            with zipfile.ZipFile(file) as packed:
+                # Compressed, it could unpack to any size; and torch does not look at the sums.
+                unpacked = sum(entry.file_size for entry in packed.infolist())
+                if unpacked > os.fstat(file.fileno()).st_size or packed.testzip():
+                    raise ValueError("bytes that have changed")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, its tensors on the CPU; code hidden in a file is never run.
     Raises UserError for a file that is missing, damaged, or no checkpoint of this version."""
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as packed:
-            # Compressed, it could unpack to any size; and torch does not look at the sums.
-            unpacked = sum(entry.file_size for entry in packed.infolist())
-            if unpacked > os.fstat(file.fileno()).st_size or packed.testzip():
-                raise ValueError("bytes that have changed")
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        content = read_tensors(path)
         if content["format"] != FORMAT or "model" not in content:
             raise ValueError("another format")
     except FileNotFoundError as problem:
@@ -50,48 +55,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "knowledge_distillation.py; use another copy, or train it again"
         ) from problem
     return dict(content)
-
-
-def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A trained network in eval mode, and its description: `arch`, `classes` in the order of the
-    logits, `image_size` in pixels, `mean` and `std` of the normalisation, `split` (the hash of its
-    split.csv), `photos` (the digest of the files), `seed` and `recipe`. Raises UserError as
-    load_checkpoint does, and where a part is missing or cannot be right."""
-    content = load_checkpoint(path)
-    weights = content.pop("model")
-    match content:
-        case {
-            "arch": str(arch),
-            "classes": [str(), str(), *_] as classes,
-            "image_size": int(side),
-            "mean": [float(), float(), float()] as mean,
-            "std": [float(), float(), float()] as std,
-            "split": str(),
-            "photos": str(),
-            "recipe": dict(recipe),
-        }:
-            fits = arch in MODELS and SMALLEST <= side <= LARGEST and len(classes) <= MOST_CLASSES
-            fits &= all(isinstance(name, str) for name in classes)
-            fits &= all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True))
-            fits &= all(isinstance(key, str) for key in recipe)
-            fits &= all(isinstance(value, str | int | float | None) for value in recipe.values())
-        case _:
-            fits = False
-    if not fits:
-        raise UserError(f"{path}: its description is incomplete, or cannot be right")
-    model = create_model(arch, len(classes), pretrained=False, seed=0)
-    try:
-        for name, own in model.state_dict().items():
-            value = weights[name]
-            if (value.shape, value.dtype) != (own.shape, own.dtype) or not value.isfinite().all():
-                raise ValueError(f"another {name}")
-        model.load_state_dict(weights)
-    except Exception as problem:  # tensors of all kinds raise errors of all kinds
-        if lacks_memory(problem):
-            raise
-        what = f"{path}: its weights are not those of a {arch} with {len(classes)} classes"
-        raise UserError(what) from problem
-    return model.eval(), content
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -1,27 +1,93 @@
-"""torchvision classifiers by name, from scratch or with ImageNet weights."""
+"""Networks: torchvision's classifiers by name, or a function in a file of yours.
 
+python -m models.factory     lists the names
+"""
+
+import runpy
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import get_model, get_model_weights
+from torchvision import models
 
-from config import UserError
+from config import UserError, file_digest, unchanged
+from data.files import lacks_memory
 
 
-def create_model(name: str, classes: int, *, pretrained: bool, seed: int) -> nn.Module:
-    """A torchvision classifier of normalised images (N, 3, S, S) that returns logits (N, classes),
-    its initial weights drawn from `seed`. With `pretrained`, all but the last layer starts from
-    torchvision's ImageNet weights, downloaded once; raises UserError when they cannot be had.
-    """
+def names() -> list[str]:
+    """All classifiers of torchvision."""
+    return models.list_models(module=models)
+
+
+def create_model(network: str, classes: int, image_size: int, *, seed: int) -> nn.Module:
+    """A classifier of normalised images (N, 3, S, S) that returns logits (N, classes), its initial
+    weights drawn from `seed`: torchvision's of this name, or what the function of FILE.py:FUNCTION
+    returns for the number of classes. Raises UserError for an unknown name or a file that fails."""
     torch.manual_seed(seed)
-    if not pretrained:
-        return get_model(name, weights=None, num_classes=classes)
-    model = _imagenet_model(name)
-    head, layer = [pair for pair in model.named_modules() if isinstance(pair[1], nn.Linear)][-1]
-    torch.manual_seed(seed)  # building the model drew random numbers
-    model.set_submodule(head, nn.Linear(layer.in_features, classes))
-    return model
+    file, _, function = network.rpartition(":")
+    if file:
+        path = unchanged(Path(file))
+        sys.path += [str(path.parent)] * (str(path.parent) not in sys.path)  # for what it imports
+        try:
+            model = runpy.run_path(str(path))[function](classes)
+        except (Exception, SystemExit) as problem:  # of any kind: it is the user's code
+            why = f"{type(problem).__name__}: {' '.join(str(problem).split())[:150]}"
+            raise UserError(f"{network}: {why}") from problem
+        if not isinstance(model, nn.Module):
+            raise UserError(f"{network} must return a torch.nn.Module, not {type(model).__name__}")
+        return model
+    if network not in names():
+        raise UserError(f"{network}: no such network; `python -m models.factory` lists the names")
+    sizes: dict[str, Any] = {"vit": {"image_size": image_size}}
+    sizes["maxvit"] = {"input_size": (image_size, image_size)}
+    options = sizes.get(network.partition("_")[0], {})
+    try:
+        return models.get_model(network, weights=None, num_classes=classes, **options)
+    except (AssertionError, ValueError) as problem:  # transformers cut images into patches
+        why = " ".join(str(problem).split())[:150]
+        raise UserError(f"{network}: not for images of {image_size} pixels ({why})") from problem
+
+
+def initial_model(
+    network: str, classes: int, image_size: int, *, seed: int, weights: Path | bool | None = None
+) -> tuple[nn.Module, str]:
+    """`create_model`, from weights if there are any, and what was taken of these, in words."""
+    model = create_model(network, classes, image_size, seed=seed)
+    if not weights:
+        return model, ""
+    from models.weights import load_weights  # rarely needed
+
+    return model, load_weights(model, network, weights)
+
+
+def check_network(network: str, image_size: int, weights: Path | bool | None = None) -> None:
+    """Raise UserError for a network that cannot be trained at this size or from these weights."""
+    for classes in (3, 5):
+        model, _ = initial_model(network, classes, image_size, seed=0, weights=weights)
+        if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):
+            raise UserError(f"{network}: layers of unknown size cannot be trained from a seed")
+        try:
+            images = torch.zeros(2, 3, image_size, image_size)
+            model.train()(images).sum().backward()
+            logits = model.eval()(images)
+        except Exception as problem:  # of shapes, batch norm, patches; of any kind in own code
+            if lacks_memory(problem):
+                raise
+            why = " ".join(str(problem).split())[:150]
+            what = f"{network} cannot be trained on images of {image_size} pixels"
+            raise UserError(f"{what} ({why}); another --image-size may help") from problem
+        values = [logits, *model.state_dict().values()]
+        if not all(isinstance(v, torch.Tensor) for v in values) or logits.shape != (2, classes):
+            found = getattr(logits, "shape", type(logits).__name__)
+            raise UserError(f"{network} must return logits (2, {classes}) of 2 images, not {found}")
+
+
+def source_digest(network: str) -> str | None:
+    """What stands for the code of a network of one's own."""
+    file, _, _ = network.rpartition(":")
+    return file_digest(Path(file)) if file else None
 
 
 def channels_last(model: nn.Module, device: torch.device) -> nn.Module:
@@ -29,14 +95,5 @@ def channels_last(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _imagenet_model(name: str) -> nn.Module:
-    url = get_model_weights(name)["DEFAULT"].url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    try:
-        return get_model(name, weights="DEFAULT")
-    except Exception as problem:  # of the network, the disk, or bytes that are no weights
-        why = " ".join(str(problem).split())[:200]
-        raise UserError(
-            f"--pretrained: no weights of {name} ({why}). "
-            f"Put {url} at {file} by hand, or omit --pretrained."
-        ) from problem
+if __name__ == "__main__":
+    print("\n".join(names()))

@@ -1,54 +1,96 @@
-"""The feature maps that a network computes on its way to the logits, by their stride.
+"""The feature maps of a network, whatever it is, by their stride: how many pixels of the image, in
+each direction, one of theirs stands for."""
 
-    logits, (early, late) = forward_with_features(model, "resnet18", (8, 32), images)
-
-A map at stride 8 has an eighth of the image's height and width.
-"""
-
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model
 
-# The modules whose outputs are the last maps, after a ReLU, at strides 4, 8, 16 and 32.
-# DenseNet's norm5 is followed by a ReLU in place, which leaves its output activated, too.
-_RESNET = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
-_DENSENET = {4: "transition1.relu", 8: "transition2.relu", 16: "transition3.relu", 32: "norm5"}
-FEATURES: dict[str, dict[int, str]] = {
-    "densenet169": {stride: f"features.{name}" for stride, name in _DENSENET.items()},
-    "resnet50": _RESNET,
-    "resnet18": _RESNET,
-}
+from config import UserError
+from models.factory import create_model
+
+
+class Layer(NamedTuple):
+    """Where the maps of a stride are."""
+
+    module: str  # whose output they are
+    channels: int
+    channels_last: bool  # (N, H, W, C), as transformers have them
+
+
+@cache
+def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
+    """By stride, the maps of a network at this image size, found by one image: of the modules whose
+    outputs are as large, the outermost ones' last, such as a stage's. The stem is passed over, and
+    what is larger again afterwards, as inside of squeeze-and-excitation."""
+    model = create_model(network, 2, image_size, seed=0).eval()
+    seen: list[tuple[int, int, int, Layer]] = []  # depth of the name, time, side
+    calls = Counter[str]()
+
+    def note(name: str, module: nn.Module, _inputs: object, output: object) -> None:
+        calls[name] += 1
+        stem = isinstance(module, nn.Conv2d) and module.in_channels == 3
+        if stem or isinstance(module, nn.AdaptiveAvgPool2d):
+            return
+        match getattr(output, "shape", ()):
+            # A cube is as what came before it.
+            case (_, channels, side, other) if side == other and not (
+                channels == side and seen and seen[-1][3].channels_last
+            ):
+                seen.append((name.count("."), len(seen), side, Layer(name, channels, False)))
+            case (_, side, other, channels) if side == other:
+                seen.append((name.count("."), len(seen), side, Layer(name, channels, True)))
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(partial(note, name))
+    with torch.no_grad():
+        model(torch.zeros(1, 3, image_size, image_size))
+    trunk: list[tuple[int, int, Layer]] = []  # time, side; never larger than before
+    for _, time, side, layer in sorted(seen, key=lambda one: (one[0], -one[1])):
+        once = calls[layer.module] == 1  # not as an activation that is used again and again
+        if once and all(side <= s if t < time else side >= s for t, s, _ in trunk):
+            trunk.append((time, side, layer))
+    sides = sorted({side for _, side, _ in trunk}, reverse=True)
+    layers, stride = dict[int, Layer](), 1
+    for larger, side in zip([image_size, *sides], sides, strict=False):
+        stride *= 2 ** round(math.log2(larger / side))  # an odd side is halved up or down
+        layers[stride] = next(layer for _, s, layer in trunk if s == side)
+    return layers
+
+
+def feature_layers(network: str, image_size: int, strides: Sequence[int]) -> list[Layer]:
+    """Where a network has maps of these strides; raises UserError for one that has none."""
+    found = _layers(network, image_size) if strides else {}
+    for stride in strides:
+        if stride not in found:
+            raise UserError(
+                f"{network} has no feature maps of stride {stride} at {image_size} px (it has: "
+                f"{', '.join(map(str, found)) or 'none'}): use a method of logits, such as kd"
+            )
+    return [found[stride] for stride in strides]
 
 
 def forward_with_features(
-    model: nn.Module, arch: str, strides: Sequence[int], images: Tensor
+    model: nn.Module, layers: Sequence[Layer], images: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Logits (N, classes) of images (N, 3, S, S), and the feature maps (N, channels, H, W) at
-    `strides`, in their order. By hooks, so that the network stays as it is."""
-    maps: dict[int, Tensor] = {}
+    """Logits (N, classes) of images (N, 3, S, S), and the feature maps (N, channels, H, W) of
+    `layers`, in their order. By hooks, so that the network stays as it is."""
+    maps: dict[str, Tensor] = {}
 
-    def keep(stride: int, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-        maps[stride] = output
+    def keep(layer: Layer, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        maps[layer.module] = output.permute(0, 3, 1, 2) if layer.channels_last else output
 
     hooks = [
-        model.get_submodule(FEATURES[arch][stride]).register_forward_hook(partial(keep, stride))
-        for stride in strides
+        model.get_submodule(layer.module).register_forward_hook(partial(keep, layer))
+        for layer in layers
     ]
     try:
         logits = model(images)
     finally:
         for hook in hooks:
             hook.remove()
-    return logits, [maps[stride] for stride in strides]
-
-
-@cache
-def feature_channels(arch: str, stride: int) -> int:
-    """The number of channels of a network's maps at a stride; nothing is computed for it."""
-    with torch.device("meta"):
-        model = get_model(arch, weights=None).eval()
-        _, (features,) = forward_with_features(model, arch, (stride,), torch.empty(1, 3, 64, 64))
-    return features.shape[1]
+    return logits, [maps[layer.module] for layer in layers]

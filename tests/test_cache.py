@@ -15,7 +15,7 @@ from PIL import Image
 from config import UserError
 from data.cache import Decoded, decode_photos, read_square
 from data.files import lock
-from data.photos import find_photos
+from data.listing import find_photos
 from tests.photo_folders import start
 
 SIDE = 16
@@ -45,7 +45,7 @@ def photos(tmp_path) -> Path:
 
 def decode(photos: Path, side: int = SIDE, cache: Path | None = None) -> Decoded:
     cache = cache or photos.parent / "cache"
-    return decode_photos(find_photos(photos, cache), side, cache, workers=2)
+    return decode_photos(find_photos(photos, cache), side, cache)
 
 
 def ready(decoded: Decoded) -> Path:
@@ -136,8 +136,7 @@ def test_a_damaged_cache_is_decoded_anew_with_a_note(photos, name, damage, capfd
     assert made(decode(photos)) == made(again)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_every_photo_is_in_its_row_and_what_cannot_be_read_is_listed(photos, workers, monkeypatch):
+def test_every_photo_is_in_its_row_and_what_cannot_be_read_is_listed(photos, monkeypatch):
     monkeypatch.setattr("data.cache.ROUND", 50)
     (photos / "fog" / "000.bmp").write_bytes(b"")
     (photos / "rain" / "007.bmp").write_text("no photo")
@@ -147,7 +146,7 @@ def test_every_photo_is_in_its_row_and_what_cannot_be_read_is_listed(photos, wor
     (photos / "fog" / "003.bmp").unlink()
     left = [number for number in range(COUNT) if number not in (0, 3, 72, 80)]
     for _ in range(2):  # decoded, and read from the cache
-        decoded = decode_photos(found, SIDE, photos.parent / "c", workers=workers)
+        decoded = decode_photos(found, SIDE, photos.parent / "c")
         paths, reasons = zip(*decoded.unreadable, strict=True)
         assert paths == ("fog/000.bmp", "fog/003.bmp", "hail/002.bmp", "rain/007.bmp")
         assert reasons[:2] == ("not an image, or broken in its first bytes", os.strerror(2))

@@ -11,7 +11,8 @@ import pytest
 
 from config import Config
 from data.files import read_json
-from models.checkpoint import load_checkpoint, load_classifier, weights_digest
+from models.checkpoint import load_checkpoint, weights_digest
+from models.classifier import load_classifier
 from tests.faults import only_whole
 from tests.photo_folders import make_photos, start, training
 from tests.test_train import rows_of

@@ -51,13 +51,14 @@ numbers = partial(st.floats, allow_nan=False, allow_infinity=False)
 NEAR = st.integers(0, 9).map(lambda digit: 1 + digit * 1e-7)  # only their seventh digits differ
 # A word in angle brackets stands for a place that the test has made.
 VALUES: dict[str, Words] = {
-    "models": several(*["resnet18"] * 20, "resnet50", "densenet169"),
+    "models": several(*["resnet18"] * 20, "resnet50", "mobilenet_v3_small", "googlenet", "no"),
     "experiment": one("experiment_1", "experiment_2"),
     "seeds": several(0, 1, rare=st.integers(0, 2**31 - 1)),
     "tag": one("twin", "x" * 60, "..."),
     "data": one(*["<photos>"] * 30, "<zip>", "<nowhere>", "<text>", "<empty>"),
     "image-size": one(SIDE, rare=st.integers(32, 48)),
     "split-seed": one(0, rare=st.integers(0, 2**31 - 1)),
+    "labels-per-class": one(2, 3, 0.5, rare=numbers(5e-324, 5)),
     "duplicates": one("near", "exact", "off"),
     "folds": one(3, 4, rare=st.integers(3, 100)),
     "fold": several(0, 1, 2),
@@ -69,22 +70,23 @@ VALUES: dict[str, Words] = {
     "schedule": one("cosine", "constant"),
     "warmup-epochs": one(0, 0.5, 1, rare=numbers(0, 3)),
     "label-smoothing": one(0, 0.1, 0.99, rare=numbers(0, 0.99)),
+    "weights": one("<weights>", "<weights>", "<text>", "<nowhere>"),
     "mixup": one(0, 0.2, 1, rare=numbers(0)),
     "crop-scale": one(0.35, 1, rare=numbers(5e-324, 1)),
     "clip-norm": one(0, 1, rare=numbers(0)),
     "device": one(*["cpu"] * 9, "auto", "cuda", "cuda:3"),
     "precision": one("auto", "bf16", "float32"),
-    "workers": one(1, 2, 1024),
     "output": one(*["<output>"] * 20, "<text>", "<text>/below", "<dangling>", "x" * 300),
     "cache": one(*["<cache>"] * 30, "<text>", "<text>/below", "x" * 300),
 }
 FLAGS = ("pretrained", "eager", "resume", "overwrite")
 VALUES |= {name: st.just([]) for name in FLAGS}
 KD_VALUES: dict[str, Words] = {
-    "teacher": one(*["resnet18"] * 12, "resnet50", "densenet169"),
-    "student": one(*["resnet18"] * 12, "resnet50"),
+    "teacher": one(*["resnet18"] * 12, "resnet50", "shufflenet_v2_x0_5", "squeezenet1_1"),
+    "student": one(*["resnet18"] * 12, "mobilenet_v3_small"),
     "teacher-checkpoint": one(*["<teacher>"] * 8, "<nowhere>", "<text>", "<empty>"),
     "teacher-tag": one("twin", "nobodys"),
+    "unlabelled": one("<photos>", "<zip>", "<empty>", "<text>"),
     "method": several(*METHODS),
     "alpha": several(0, 0.3, 0.7, 1, rare=numbers(0, 1) | NEAR.map(lambda n: 0.7 * n)),
     "temperature": several(1, 2, 4, rare=numbers(0.01, 1000) | NEAR.map(lambda n: 2.0 * n)),
@@ -94,11 +96,12 @@ KD_VALUES: dict[str, Words] = {
 }
 WRONG = st.sampled_from(["", "nan", "-1", "1e999", "two words", "a/b\n"])
 ANY_TEXT = {"data", "output", "cache", "teacher-checkpoint", "tag", "teacher-tag"}
+ANY_TEXT |= {"weights", "unlabelled", "models", "teacher", "student"}
 ALWAYS = {"data", "image-size", "epochs", "batch-size", "output", "cache"}
 # In all cases but a few: without them, it would be DenseNet169 each time.
 MOSTLY = {"models", "teacher", "student"}
 SELDOM = {"eager", "reverse", "experiment", "resume", "overwrite", "allow-other-split", "folds"}
-SELDOM |= {"fold", "weight", "teacher-tag", "pretrained"}
+SELDOM |= {"fold", "weight", "teacher-tag", "pretrained", "weights"}
 
 
 def test_every_setting_is_drawn():
@@ -147,7 +150,7 @@ def places(tmp_path_factory) -> Iterator[dict[str, Path]]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TORCH_HOME", str(folder / "hub"))
         environment.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
-        yield places | {"<teacher>": teacher}
+        yield places | {"<teacher>": teacher, "<weights>": weights}
 
 
 @pytest.mark.timeout(0 if WHOLE else 120)

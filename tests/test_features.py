@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from config import MODELS
+from config import UserError
 from models.factory import create_model
-from models.features import feature_channels, forward_with_features
+from models.features import feature_layers, forward_with_features
 from tests.toys import resnet_by_hand
 
 STRIDES = (4, 8, 16, 32)
@@ -19,25 +19,67 @@ def densenet_maps(model: Any) -> dict[int, Tensor]:
     layers, maps = model.features, {}
     x = layers.pool0(layers.relu0(layers.norm0(layers.conv0(IMAGES))))
     for number, stride in ((1, 4), (2, 8), (3, 16)):
-        transition = getattr(layers, f"transition{number}")
-        maps[stride] = transition.norm(getattr(layers, f"denseblock{number}")(x)).relu()
-        x = transition.pool(transition.conv(maps[stride]))
+        maps[stride] = getattr(layers, f"denseblock{number}")(x)
+        x = getattr(layers, f"transition{number}")(maps[stride])
     return maps | {32: layers.norm5(layers.denseblock4(x)).relu()}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["densenet169", "resnet50", "resnet18"])
 def test_maps_are_those_of_the_forward_written_out_and_nothing_stays_behind(name):
     """In the order asked for, with their gradients; no forward is needed to know their channels."""
-    model, backwards = create_model(name, 3, pretrained=False, seed=0).eval(), STRIDES[::-1]
+    model, backwards = create_model(name, 3, 75, seed=0).eval(), STRIDES[::-1]
     written_out = densenet_maps(model) if "densenet" in name else resnet_by_hand(model, IMAGES)[1]
     expected = [written_out[stride] for stride in backwards]
-    logits, maps = forward_with_features(model, name, backwards, IMAGES)
+    layers = feature_layers(name, 75, backwards)
+    logits, maps = forward_with_features(model, layers, IMAGES)
     assert all(map(torch.equal, maps, expected))
     assert torch.equal(logits, model(IMAGES))
     totals = [torch.stack([features.sum() for features in each]).sum() for each in (maps, expected)]
     kernels = next(model.parameters())  # of the first layer
     torch.testing.assert_close(*(torch.autograd.grad(total, kernels)[0] for total in totals))
-    assert [feature_channels(name, n) for n in backwards] == [len(each[0]) for each in expected]
+    assert [layer.channels for layer in layers] == [len(each[0]) for each in expected]
     with pytest.raises(RuntimeError, match="channels"):
-        forward_with_features(model, name, STRIDES, IMAGES[:, :2])
+        forward_with_features(model, layers, IMAGES[:, :2])
     assert not any(module._forward_hooks for module in model.modules())
+
+
+FAMILIES = {  # the modules whose outputs are the maps of strides 4, 8, 16 and 32
+    "convnext_tiny": "features.1 features.3 features.5 features",
+    "mobilenet_v3_small": "features.1 features.3 features.8 features",
+    "regnet_y_400mf": "trunk_output.block1 trunk_output.block2 trunk_output.block3 trunk_output",
+    "shufflenet_v2_x0_5": "maxpool stage2 stage3 conv5",
+    "swin_v2_t": "features.1 features.3 features.5 permute",
+    "vgg11": "features.9 features.14 features.19 features",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_maps_of_any_network_are_those_of_its_stages(name):
+    images = torch.zeros(1, 3, 64, 64)
+    layers = feature_layers(name, 64, STRIDES)
+    assert [layer.module for layer in layers] == FAMILIES[name].split()
+    _, maps = forward_with_features(create_model(name, 3, 64, seed=0).eval(), layers, images)
+    for layer, stride, features in zip(layers, STRIDES, maps, strict=True):
+        assert features.shape == (1, layer.channels, 64 // stride, 64 // stride)
+
+
+OWN = """
+from torch import nn
+def own(classes):
+    relu = nn.ReLU()
+    convs = [nn.Conv2d(channels, 8, 3, 2, 1) for channels in (3, 8, 8, 8)]
+    layers = [layer for conv in convs for layer in (conv, relu)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+"""
+
+
+def test_a_module_that_is_used_at_several_strides_is_none_of_them(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    layers = feature_layers(f"{tmp_path}/own.py:own", 50, (4, 8, 16))
+    assert [layer.module for layer in layers] == ["2", "4", "6"]
+
+
+def test_a_network_without_maps_says_so():
+    with pytest.raises(UserError, match=r"vit_b_16 has no .* stride 4 at 32 px \(it has: none\)"):
+        feature_layers("vit_b_16", 32, (4, 8))
+    assert feature_layers("vit_b_16", 32, ()) == []

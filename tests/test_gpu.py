@@ -1,6 +1,7 @@
 """What only a GPU can show: recorded steps, photos on the device, whole commands."""
 
 import io
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from models.factory import channels_last, create_model
 from tests.photo_folders import make_photos, python, training
 from utils.device import Device
 from utils.distillation import METHODS, Distillation
-from utils.engine import CrossEntropy, Objective, Training, evaluate, fit
+from utils.engine import CrossEntropy, Objective, Training, evaluate, fit, train_epoch
 from utils.graphs import keep_rates_on_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -60,7 +61,7 @@ def val_batches(count: int, device: torch.device) -> EvalBatches:
 
 
 def network(seed: int, device: torch.device = GPU) -> nn.Module:
-    return channels_last(create_model("resnet18", CLASSES, pretrained=False, seed=seed), device)
+    return channels_last(create_model("resnet18", CLASSES, 64, seed=seed), device)
 
 
 def start(
@@ -121,6 +122,24 @@ def test_a_resumed_run_continues_as_the_whole_one(optimizer):
     again.load_state(torch.load(file, map_location="cpu", weights_only=True))
     assert len(again.history) == 1
     assert_alike(whole, train(again))
+
+
+def test_an_epoch_keeps_up_with_its_steps():
+    """Gathering, cropping and normalising wait for the step, or the step hardly for them."""
+    config, count = replace(CONFIG, image_size=224, batch_size=32), 2048
+    training = start("none", Device(GPU, bf16=True, graphs=True), config)
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 256, 256, 3), np.uint8)
+    rows, labels = np.arange(count), np.arange(count) % CLASSES
+    batches = TrainBatches(to_device(pixels, GPU), rows, labels, CLASSES, config, GPU)
+    for epoch in (1, 2):  # the step is recorded in the first one
+        speed = train_epoch(training, batches, epoch)["images_per_second"]
+    images, truth = next(batches.epoch(1))
+    assert training.step
+    started = time.perf_counter()
+    for _ in range(len(batches)):
+        loss = training.step(images, truth)["loss"]
+    loss.item()
+    assert speed > 0.8 * count / (time.perf_counter() - started)
 
 
 def test_a_finished_run_leaves_the_gpu_to_the_next():

@@ -6,13 +6,11 @@ import sys
 import tomllib
 from pathlib import Path
 
-from tests.photo_folders import ROOT, python
+from tests.photo_folders import ROOT
 
 LAYERS = ("config", "data", "models", "utils", "docs", "train", "knowledge_distillation")
 SOURCES = sorted(path for name in LAYERS for path in ROOT.glob(f"{name}*/**/*.py"))
 SOURCES += sorted(ROOT.glob("*.py"))
-TORCH_FREE = ["config", "data.archives", "data.duplicates", "data.files",
-              "data.photos", "data.sample", "data.split"]  # fmt: skip
 
 
 def imported_modules(source: Path) -> set[str]:
@@ -66,9 +64,3 @@ def test_the_engine_knows_neither_networks_nor_teachers_and_the_losses_only_torc
     assert not reached & {ROOT / f"utils/{name}.py" for name in ("distillation", "losses", "runs")}
     own = packages(ROOT / "utils/losses.py") & set(LAYERS)
     assert not own
-
-
-def test_torch_is_not_loaded_where_it_is_not_needed():
-    code = f"import sys, {', '.join(TORCH_FREE)}; print('torch' in sys.modules)"
-    done = python("-c", code)
-    assert (done.stdout, done.stderr) == ("False\n", "")

@@ -85,9 +85,7 @@ def test_it_trains_what_is_missing_and_ends_with_teacher_student_and_kd_student(
     trained = re.findall(r"^(\S+): there is no such baseline yet", printed, re.M)
     assert trained == [name_of("resnet50"), name_of("resnet18"), name_of("resnet50", 1)]
     assert f"{name_of('resnet18', 1)}: finished before, kept" in printed
-    # Three baselines, and two students for each of two seeds.
-    assert re.findall(r"^(\d) of 7 runs done", printed, re.M) == list("123456")
-
+    assert "4 of 4  " in printed  # two students for each of two seeds
     table = [line for line in printed.splitlines() if line.startswith("| ")]
     head = [cell.strip() for cell in table[0].strip("|").split("|")]
     assert head == ["", "Teacher, 2 seeds", "Student, 2 seeds", "KD Student, 2 seeds"]
@@ -142,7 +140,7 @@ def test_a_teacher_of_any_recipe_is_named_by_its_tag(copied):
 def test_each_photo_is_tested_once_over_folds_by_networks_that_never_saw_it(photos, tmp_path):
     output, words = tmp_path / "output", training(photos, tmp_path, "--folds", 3, "--tag", "own")
     printed = printed_by([*words, "--teacher", "resnet18", "--student", "resnet18"])
-    assert len(re.findall(r"^\d of 6 runs done; the others take about", printed, re.M)) == 5
+    assert len(re.findall(r"^\d of 3  ", printed, re.M)) == 3
     tested = []
     for fold in range(3):
         names = ("resnet18", "resnet18-from-resnet18-kd-a0.7-T2")

@@ -12,20 +12,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torchvision.models import get_model, get_model_weights
 
-from config import MODELS, UserError
+from config import Config, UserError, file_digest
 from models import checkpoint
-from models.checkpoint import FORMAT, load_checkpoint, load_classifier, weights_digest
-from models.factory import channels_last, create_model
+from models.checkpoint import FORMAT, load_checkpoint, weights_digest
+from models.classifier import load_classifier
+from models.factory import channels_last, check_network, create_model, initial_model
+from tests.toys import CLASSES, CPU, train_batches
+from utils.device import Device
+from utils.engine import CrossEntropy, Training, train_epoch
 
 
 def test_initial_weights_come_from_the_seed_alone():
     models = []
     for noise, seed in ((1, 7), (2, 7), (3, 8)):
         torch.manual_seed(noise)
-        models.append(create_model("resnet18", 5, pretrained=False, seed=seed))
+        models.append(create_model("resnet18", 5, 64, seed=seed))
     first, again, other = map(weights_digest, models)
     assert first == again != other
     assert weights_digest(channels_last(models[0], torch.device("cpu"))) == first
@@ -41,7 +44,7 @@ def weights_folder(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["densenet169", "resnet50", "mobilenet_v3_small"])
 def test_pretrained_takes_all_but_the_head_from_the_file(name, weights_folder):
     """The file has a number of its own in each tensor, which takes no room however large it is."""
     with torch.device("meta"):
@@ -51,15 +54,16 @@ def test_pretrained_takes_all_but_the_head_from_the_file(name, weights_folder):
         for number, (key, value) in enumerate(shapes.items())
         if not key.endswith("num_batches_tracked")  # younger than the files
     }
-    head = "classifier" if name == "densenet169" else "fc"
+    head = [name.removesuffix(".bias") for name in shapes][-1]
     url = get_model_weights(name)["DEFAULT"].url
     torch.save(state, weights_folder / url.rpartition("/")[2])
-    model = create_model(name, 11, pretrained=True, seed=3)
+    model, taken = initial_model(name, 11, 64, seed=3, weights=True)
     for key in state.keys() - {f"{head}.weight", f"{head}.bias"}:
         assert torch.equal(model.state_dict()[key], state[key]), key
-    torch.manual_seed(3)  # on which alone the head depends
-    expected = nn.Linear(state[f"{head}.weight"].shape[1], 11)
-    assert weights_digest(model.get_submodule(head)) == weights_digest(expected)
+    scratch = create_model(name, 11, 64, seed=3)  # the head is drawn as ever
+    heads = (each.get_submodule(head) for each in (model, scratch))
+    assert len(set(map(weights_digest, heads))) == 1
+    assert taken.endswith(f"drawn anew: {head}.bias, {head}.weight")
 
 
 def saved(content: object, **how) -> bytes:
@@ -73,11 +77,108 @@ def test_weights_that_are_broken_or_cannot_be_had_are_named(weights_folder):
     url = re.escape(get_model_weights("resnet18")["DEFAULT"].url)
     put = rf"\. Put {url} at {re.escape(str(file))} by hand, or omit"
     with pytest.raises(UserError, match=f"--pretrained: .*refused.*{put}"):
-        create_model("resnet18", 2, pretrained=True, seed=0)
+        initial_model("resnet18", 2, 64, seed=0, weights=True)
     for content in (b"", b"<html>", saved([1]), saved({})[:-70], saved({"fc.bias": torch.ones(9)})):
         file.write_bytes(content)
         with pytest.raises(UserError, match=f"--pretrained: no weights of resnet18 .*{put}"):
-            create_model("resnet18", 2, pretrained=True, seed=0)
+            initial_model("resnet18", 2, 64, seed=0, weights=True)
+
+
+def test_weights_of_a_file_are_taken_whole_but_for_a_head_of_other_classes(tmp_path):
+    source, path = create_model("resnet18", 5, 64, seed=1).state_dict(), tmp_path / "w.pt"
+    parallel = {f"module.{key}": value for key, value in source.items()}
+    for content in (source, {"model": source}, {"state_dict": parallel}):
+        torch.save(content, path)
+        file_digest.cache_clear()  # as at the start of a command
+        same, taken = initial_model("resnet18", 5, 64, seed=2, weights=path)
+        assert all(map(torch.equal, same.state_dict().values(), source.values()))
+        assert taken == f"122 of 122 tensors from {path}; drawn anew: nothing"
+        other, taken = initial_model("resnet18", 3, 64, seed=2, weights=path)
+        state = other.state_dict()
+        assert torch.equal(state["layer1.0.conv1.weight"], source["layer1.0.conv1.weight"])
+        assert state["fc.weight"].shape == (3, 512)
+        assert taken == f"120 of 122 tensors from {path}; drawn anew: fc.bias, fc.weight"
+    torch.save(source, path)
+    with pytest.raises(UserError, match=r"w\.pt' has changed since this command was started"):
+        initial_model("resnet18", 5, 64, seed=2, weights=path)
+    for changed in ({"conv1.weight": torch.zeros(1)}, {"more": torch.zeros(1)}):
+        torch.save(source | changed, path)
+        file_digest.cache_clear()
+        with pytest.raises(UserError, match=f"the weights of this resnet18: 1 .*{min(changed)}"):
+            initial_model("resnet18", 5, 64, seed=2, weights=path)
+    for nothing in ([1], {}, {"a": 1}):
+        torch.save(nothing, path)
+        file_digest.cache_clear()
+        with pytest.raises(UserError, match=r"w\.pt: not a file of weights that can be read"):
+            initial_model("resnet18", 5, 64, seed=2, weights=path)
+
+
+ABOUT: dict[str, Any] = {
+    "image_size": 64, "mean": [0.5] * 3, "std": [0.2] * 3, "split": "s", "photos": "p", "seed": 0,
+    "recipe": {"epochs": 3},
+}  # fmt: skip
+FAMILIES = """alexnet convnext_tiny densenet121 efficientnet_b0 mnasnet0_5 mobilenet_v2
+    mobilenet_v3_small regnet_y_400mf resnet18 shufflenet_v2_x0_5 squeezenet1_1 swin_v2_t vgg11
+    vit_b_16"""
+
+
+@pytest.mark.parametrize("name", FAMILIES.split())
+def test_a_member_of_each_family_trains_for_three_steps_and_loads(name, tmp_path):
+    config = Config(image_size=64, batch_size=4, lr=1e-4)
+    model = create_model(name, CLASSES, 64, seed=0)
+    before = [p.detach().clone() for p in model.parameters()]
+    train_epoch(Training(model, CrossEntropy(), config, Device(CPU)), train_batches(config, 12), 1)
+    moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True)]
+    assert sum(moved) > 0.9 * len(moved)  # not those whose units are all off
+    content = ABOUT | {"arch": name, "classes": [*"abcde"[:CLASSES]], "model": model.state_dict()}
+    checkpoint.save_checkpoint(tmp_path / "best.pt", content)
+    assert weights_digest(load_classifier(tmp_path / "best.pt")[0]) == weights_digest(model)
+
+
+OWN = """
+from torch import nn
+def small(classes):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, classes))
+def fails(classes):
+    raise KeyError("no data")
+def number(classes):
+    return classes
+def five(classes):
+    return small(5)
+def ends(classes):
+    raise SystemExit(0)
+def frozen(classes):
+    return small(classes).requires_grad_(False)
+def lazy(classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+"""
+
+
+def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    check_network(f"{file}:small", 32)
+    check_network("resnet18", 32)
+    for network, side, says in (
+        ("resnet19", 32, "no such network; `python -m models.factory` lists the names"),
+        ("alexnet", 32, "alexnet cannot be trained on images of 32 pixels .*small"),
+        (
+            "googlenet",
+            64,
+            "googlenet cannot be trained on images of 64 pixels .*no attribute 'sum'",
+        ),
+        ("vit_b_16", 40, "vit_b_16: not for images of 40 pixels .*patch size"),
+        (f"{file}:fails", 32, "own.py:fails: KeyError: 'no data'"),
+        (f"{file}:number", 32, "own.py:number must return a torch.nn.Module, not int"),
+        (f"{file}:five", 32, r"own.py:five must return logits \(2, 3\) of 2 images, not .*2, 5"),
+        (f"{file}:ends", 32, "own.py:ends: SystemExit: 0"),
+        (f"{file}:frozen", 32, "does not require grad"),
+        (f"{file}:lazy", 32, "own.py:lazy: layers of unknown size"),
+        (f"{file}:none", 32, "own.py:none: KeyError: 'none'"),
+        (f"{tmp_path}/no.py:none", 32, "no.py' cannot be read: No such"),
+    ):
+        with pytest.raises(UserError, match=rf"^(?s:.)*{says}.*$"):
+            check_network(network, side)
 
 
 CONTENT: dict[str, Any] = {
@@ -142,11 +243,8 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_a_classifier_is_what_its_checkpoint_describes_or_refused(tmp_path):
-    path, model = tmp_path / "best.pt", create_model("resnet18", 2, pretrained=False, seed=1)
-    about: dict[str, Any] = {
-        "arch": "resnet18", "classes": ["fog", "雪"], "image_size": 64, "mean": [0.5] * 3,
-        "std": [0.2] * 3, "split": "s", "photos": "p", "seed": 0, "recipe": {"epochs": 3},
-    }  # fmt: skip
+    path, model = tmp_path / "best.pt", create_model("resnet18", 2, 64, seed=1)
+    about = ABOUT | {"arch": "resnet18", "classes": ["fog", "雪"]}
     checkpoint.save_checkpoint(path, about | {"model": model.state_dict()})
     loaded, description = load_classifier(path)
     assert (weights_digest(loaded), loaded.training) == (weights_digest(model), False)
@@ -159,8 +257,20 @@ def test_a_classifier_is_what_its_checkpoint_describes_or_refused(tmp_path):
         *({"std": std} for std in ([0.0] * 3, [0.2] * 4, [1e9] * 3, [torch.nan] * 3)),
         *({"classes": names} for names in (["fog"], ["fog", 2], ["a"] * 100_001)),
         *({"recipe": recipe} for recipe in (itself, {"epochs": [3]}, {(1, 2): 3})),
-        {"arch": "vgg16"}, {"mean": ["x"] * 3},
+        {"arch": "vgg"}, {"mean": ["x"] * 3},
     ]  # fmt: skip
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    small = about | {"arch": "own.small", "source": file_digest(own)}
+    small["model"] = create_model(f"{own}:small", 2, 64, seed=0).state_dict()
+    checkpoint.save_checkpoint(path, small)
+    assert load_classifier(path, f"{own}:small")[0].training is False
+    with pytest.raises(UserError, match=r"own.small, a network of your own: give FILE.py:FUNC"):
+        load_classifier(path)
+    own.write_text(OWN + "# changed")
+    file_digest.cache_clear()
+    with pytest.raises(UserError, match=r"own\.py:small has changed since this was trained"):
+        load_classifier(path, f"{own}:small")
     weights, sums = model.state_dict(), torch.zeros(2, 512)
     heads: list[Any] = [1, torch.full((2, 512), torch.nan), sums.to_sparse(), sums.half()]
     heads.append(torch.zeros(1).expand(2, 512, 10**9))

@@ -11,7 +11,7 @@ import torch
 
 from config import UserError
 from data.cache import read_square
-from models.checkpoint import load_classifier
+from models.classifier import load_classifier
 from tests.photo_folders import CLASSES, make_photos, python, training
 from utils.predict import classify, main
 

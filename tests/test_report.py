@@ -28,7 +28,7 @@ def result(model: str = "resnet18", seed: int = 0, wrong: Any = (), **more: Any)
     made: Made = copy.deepcopy(KEPT["weather-64px-resnet18-seed0"])
     made |= {"run": f"{model} {more} seed{seed}".replace("/", ""), "model": model, "seed": seed}
     made["recipe"] = Config().recipe
-    made["photos"]["counts"]["test"] = 10
+    made["photos"] |= {"counts": made["photos"]["counts"] | {"test": 10}, "labels_per_class": None}
     made["test"] |= {"photos": 10, "wrong": list(wrong), "accuracy": 1 - len(wrong) / 10}
     made["val"]["accuracy"] = 1 - len(wrong) / 10
     base = 0.5 + seed / 100 + len(model) / 1000
@@ -93,9 +93,11 @@ def test_the_rows_have_a_column_for_each_model_tag_and_recipe_and_spreads_over_s
 
 def test_photos_resolutions_splits_and_divisions_are_not_mixed(tmp_path):
     others = [{"name": "fog"}, {"image_size": 96}, {"split": "ffff"}, {"name": "s", "sample": True}]
+    others += [{"labels_per_class": 5.0}]
     plain = [result() | {"run": f"{one}", "photos": result()["photos"] | one} for one in others]
     text = report(tmp_path, result(), *plain, *on_folds(0, 1), *on_folds(0, 1, photos_digest="b"))
-    assert len(re.findall("^## .*", text, re.M)) == 7
+    assert len(re.findall("^## .*", text, re.M)) == 8
+    assert text.count("Labels per class: 5.") == 1
     assert text.count("11 classes, split ffff: train 2614, val 750, test 10.") == 1
     assert text.count("Drawn by this repo, not photographed.") == 1
 

@@ -23,14 +23,6 @@ def test_a_photo_depends_on_seed_class_and_number_alone(tmp_path):
     assert len({*tiny.values(), *other.values()}) == 44
 
 
-def test_a_complete_sample_is_reused_and_any_other_is_replaced(tmp_path):
-    folder = draw_sample(tmp_path, **TINY)
-    tiny, before = contents(folder), folder.stat().st_ino
-    assert draw_sample(tmp_path, **TINY).stat().st_ino == before
-    (folder / "snow" / "0001.jpg").unlink()
-    assert contents(draw_sample(tmp_path, **TINY)) == tiny
-
-
 def held_out_accuracy(features: np.ndarray) -> float:
     """Accuracy of a linear model of features (528, D) on each fourth photo."""
     features = (features - features.mean(0)) / features.std(0)

@@ -2,21 +2,17 @@
 
 import errno
 import io
-import re
 import shlex
 import signal
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
-from config import Config, KDConfig, UserError
-from data.files import write_json
+from config import UserError
 from tests.faults import only_whole
 from tests.photo_folders import ROOT, make_photos, python, training
-from utils.runs import Run
-from utils.script import ETA, run_script
+from utils.script import run_script
 
 TOO_LITTLE = "error: too little memory, a smaller --batch-size needs less"
 TOO_LITTLE += "; once fixed, --resume continues"
@@ -63,18 +59,6 @@ def test_streams_may_be_closed_or_replaced(stream, monkeypatch):
         sys.stderr.flush()
 
     assert run_script(main, []) == 0
-
-
-def test_the_waiting_runs_take_as_long_an_epoch_as_the_last_of_their_kind(tmp_path, capsys):
-    data: Any = type("Photos", (), {"name": "photos"})
-    kinds = [(0, None), (1, None), (2, None), (1, KDConfig()), (2, KDConfig())]
-    runs = [Run(Config(output=tmp_path, seed=s, epochs=10, kd=kd), data, data) for s, kd in kinds]
-    write_json(runs[0].path("results", "result.json"), {})  # finished before: not counted
-    eta = ETA(runs)
-    for run, seconds in zip(runs, (50, 100, 300, 4000, 1), strict=True):
-        eta.done(run, {"seconds": seconds, "epochs": 10})
-    lines = re.findall(r"(\d of 4) runs .* about (\S+), until", capsys.readouterr().out)
-    assert lines == [("1 of 4", "0:05:00"), ("2 of 4", "0:10:00"), ("3 of 4", "1:06:40")]
 
 
 PLACES = {  # where a command runs; its exit statuses there, and how its line on stderr begins

@@ -1,6 +1,7 @@
 """Duplicates are found and stay together, the split is stratified, the manifest is exact."""
 
 import io
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from PIL import Image, ImageOps
 from config import UserError
 from data.cache import decode_photos
 from data.duplicates import group_duplicates, signature
-from data.photos import Photos, find_photos
-from data.split import Split, describe_duplicates, make_split, split_photos
+from data.listing import Photos, find_photos
+from data.split import Split, describe_duplicates, list_duplicates, make_split, split_photos
 from tests.photo_folders import encoded
 
 WEATHER = Path(__file__).parents[2] / "shared" / "weather"
@@ -149,7 +150,8 @@ def test_over_all_folds_each_photo_is_a_test_photo_once(classes_in_groups, folds
     labels, groups = classes_in_groups
     tested = make_split(labels, groups, "abcde"[: labels.max() + 1], seed, (1 / folds,) * folds)
     names = tuple(map(str, range(folds)))
-    photos = Photos(Path("photos"), ("a", "b", "c", "d", "e"), ("",) * len(labels), labels)
+    classes = tuple("abcde"[: labels.max() + 1])
+    photos = Photos(Path("photos"), classes, ("",) * len(labels), labels)
     whole = Split(photos, tested, names)
     parts = np.stack([whole.fold(number).part for number in range(folds)])
     assert ((parts == 2).sum(0) == 1).all()
@@ -175,17 +177,46 @@ def test_the_manifest_is_these_bytes():
 def test_copies_are_reported_and_the_seed_is_passed_on():
     paths = [f"{name}/{number:02}.jpg" for name in ("fog", "rain") for number in range(20)]
     photos = Photos(Path("photos"), ("fog", "rain"), tuple(paths), np.repeat([0, 1], 20))
-    assert describe_duplicates(photos, np.arange(40)) == []
+    split = Split(photos, np.zeros(40, np.int8))
+    assert describe_duplicates(split, np.arange(40)) == []
+    assert list_duplicates(split, np.arange(40)) == []
     groups = np.array([0, 0, *range(2, 20), 0, *range(21, 40)])
     assert split_photos(photos, groups, 0).hash != split_photos(photos, groups, 1).hash
-    how_many, two_labels = describe_duplicates(photos, groups)
-    assert "3 photos show 1 picture" in how_many
-    assert "1 pictures carry two labels, such as 'fog/00.jpg' = 'fog/01.jpg' = 'rain/" in two_labels
+    how_many, two_labels = describe_duplicates(split, groups)
+    assert "3 photos show 1 pictures; photos of one picture are kept in one part" in how_many
+    same = "such as 'fog/00.jpg' = 'fog/01.jpg' = 'rain/00.jpg'"
+    assert f"1 pictures carry two labels, {same}" in two_labels
+    given = replace(photos, given=np.array(["train", "test"] * 20))
+    across = split_photos(given, groups, 0)
+    how_many, _, in_parts = describe_duplicates(across, groups)
+    assert how_many == "duplicates: 3 photos show 1 pictures"
+    assert f"1 pictures are in several parts of the given split, {same}" in in_parts
+    assert [line[1:] for line in list_duplicates(across, groups)] == [
+        ("fog/00.jpg", "fog", across.names[across.part[0]]),
+        ("fog/01.jpg", "fog", "test"),
+        ("rain/00.jpg", "rain", across.names[across.part[20]]),
+    ]
+
+
+def test_few_labels_are_some_of_more_of_each_class_and_of_training_alone():
+    paths = tuple(f"{name}/{number:02}.jpg" for name in ("fog", "rain") for number in range(20))
+    photos = Photos(Path("photos"), ("fog", "rain"), paths, np.repeat([0, 1], 20))
+    whole = split_photos(photos, np.arange(40), 0)
+    kept = [set(whole.with_labels(n, 5).indices("train")) for n in (1, 3, 0.5, 99)]
+    assert [len(one) for one in kept] == [2, 6, 14, 28]
+    assert kept[0] < kept[1] < kept[2] < kept[3] == set(whole.indices("train"))
+    few = whole.with_labels(3, 5)
+    assert np.bincount(photos.labels[few.indices("train")]).tolist() == [3, 3]
+    assert len(few.indices("unlabelled")) == 22
+    for part in ("val", "test"):
+        assert np.array_equal(few.indices(part), whole.indices(part))
+    assert few.hash != whole.hash == whole.with_labels(None, 5).hash
+    assert set(whole.with_labels(1, 6).indices("train")) != kept[0]
 
 
 @pytest.mark.skipif(not WEATHER.is_dir(), reason="needs the weather photos")
 def test_the_weather_photos_have_this_split(tmp_path):
-    decoded = decode_photos(find_photos(WEATHER, tmp_path), 32, tmp_path, workers=2)
+    decoded = decode_photos(find_photos(WEATHER, tmp_path), 32, tmp_path)
     photos, groups = decoded.photos, decoded.groups
     assert (np.bincount(groups) > 1).sum() == 229
     split = split_photos(photos, groups, 0)

@@ -129,17 +129,3 @@ def test_settings_and_confusions_are_shown_as_they_are(board):
     (text,) = board.ask("/plugin/text/text", run="resumed", tag="settings/text_summary")
     code = html.unescape(re.sub("<[^>]*>", "", text["text"])).strip()
     assert code.splitlines() == [f"{name}: {value!r}" for name, value in SETTINGS.items()]
-
-
-def test_a_full_disk_is_noticed_when_an_epoch_is_written(tmp_path):
-    resource = pytest.importorskip("resource")
-    Tracker(tmp_path / "run", [], {}).__exit__()
-    tracker = Tracker(tmp_path / "run", EPOCHS, {})
-    (events,) = (tmp_path / "run").iterdir()  # a start replaces the file of an earlier one
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (events.stat().st_size + 20, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"), tracker:
-            tracker.epoch(EPOCHS[0])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from config import Config, KDConfig, UserError
-from models.features import feature_channels, forward_with_features
+from models.features import feature_layers, forward_with_features
 from utils.engine import Output, hard_loss
 from utils.losses import (
     attention_loss,
@@ -77,9 +77,14 @@ METHODS = {
 }
 
 
-def check_method(config: Config, classes: int) -> None:
-    """Raise UserError for a method that does not fit the recipe or the photos."""
-    if config.kd and METHODS[config.kd.method].hard_labels:
+def check_method(config: Config, classes: int, unlabelled: int) -> None:
+    """Raise UserError for a method that does not fit the recipe, the networks or the photos."""
+    assert config.kd
+    for network in (config.model, str(config.kd.teacher)):
+        feature_layers(network, config.image_size, METHODS[config.kd.method].strides)
+    if METHODS[config.kd.method].hard_labels:
+        if unlabelled:
+            raise UserError(f"--method {config.kd.method} needs the label of each photo; not so kd")
         if config.mixup:
             raise UserError(
                 f"--method {config.kd.method} separates the photo's class from the others, and "
@@ -98,29 +103,33 @@ class Distillation:
     def __init__(
         self, config: Config, teacher: str, teacher_model: nn.Module, device: torch.device
     ) -> None:
-        """`teacher` is the teacher's architecture. The seed draws the initial weights of an adapter
-        and touches no other random number."""
+        """`teacher` is the teacher's network. The seed draws the initial weights of an adapter and
+        touches no other random number."""
         assert config.kd
         self.kd: KDConfig = config.kd
         self.method = METHODS[self.kd.method]
         self.label_smoothing = config.label_smoothing
-        self.student, self.teacher = config.model, teacher
+        self.student, self.teacher = (
+            feature_layers(network, config.image_size, self.method.strides)
+            for network in (config.model, teacher)
+        )
         self.teacher_model = teacher_model.eval().requires_grad_(False)
         self.adapters = nn.ModuleDict()
         if self.method.adapter:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(config.seed)  # manual_seed reaches GPUs, too
-                for stride in self.method.strides:
-                    narrow, wide = (feature_channels(a, stride) for a in (config.model, teacher))
-                    self.adapters[str(stride)] = nn.Conv2d(narrow, wide, 1).to(device)
+                pairs = zip(self.student, self.teacher, strict=True)
+                for stride, (narrow, wide) in zip(self.method.strides, pairs, strict=True):
+                    adapter = nn.Conv2d(narrow.channels, wide.channels, 1)
+                    self.adapters[str(stride)] = adapter.to(device)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Output:
         method, kd, weight = self.method, self.kd, float(self.kd.weight or 0)
         with torch.no_grad():
             teacher_logits, teacher_maps = forward_with_features(
-                self.teacher_model, self.teacher, method.strides, images
+                self.teacher_model, self.teacher, images
             )
-        logits, maps = forward_with_features(model, self.student, method.strides, images)
+        logits, maps = forward_with_features(model, self.student, images)
         logits, teacher_logits = logits.float(), teacher_logits.float()
 
         hard, plain = hard_loss(logits, labels, self.label_smoothing)

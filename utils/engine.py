@@ -3,7 +3,7 @@
     loss, logits, parts = objective(model, images, labels)
 
 `loss` is a scalar to minimise, `logits` (N, C) are the trained model's, and `parts` names further
-scalars to log. `labels` are (N,) class numbers, or (N, C) probabilities where photos are mixed.
+scalars to log. `labels` are (N,) class numbers, -1 of photos without one, or mixed (N, C) floats.
 """
 
 import math
@@ -20,7 +20,6 @@ from tqdm import tqdm
 from config import Config, UserError
 from data.batches import EvalBatches, TrainBatches
 from utils import ranks
-from utils.cpu import keep_freed_memory
 from utils.device import Device
 from utils.metrics import accuracy
 
@@ -52,9 +51,18 @@ class CrossEntropy:
 
 
 def hard_loss(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy with label smoothing, to be minimised, and without, to be logged."""
-    loss = cross_entropy(logits, labels, label_smoothing=smoothing)
-    return loss, cross_entropy(logits.detach(), labels) if smoothing else loss.detach()
+    """Cross-entropy with label smoothing, to be minimised, and without, to be logged: means over
+    the photos that have a label, as others have -1 or, where photos are mixed, no probabilities."""
+
+    def loss(logits: Tensor, smoothing: float) -> Tensor:
+        if labels.ndim == 1:
+            return cross_entropy(logits, labels, ignore_index=-1, label_smoothing=smoothing)
+        mass = labels.sum(1, keepdim=True)
+        targets = labels * (1 - smoothing) + mass * (smoothing / labels.shape[1])
+        return -(targets * logits.log_softmax(1)).sum() / len(labels)
+
+    smooth = loss(logits, smoothing)
+    return smooth, loss(logits.detach(), 0.0) if smoothing else smooth.detach()
 
 
 class TrainModule(nn.Module):
@@ -83,7 +91,6 @@ class Training:
     def __post_init__(self) -> None:
         self.module = ranks.parallel(TrainModule(self.model, self.objective))
         self.optimizer = make_optimizer(self.module, self.config)
-        keep_freed_memory()
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values; the teacher is no part of it."""
@@ -110,10 +117,9 @@ def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     """AdamW or SGD. Biases and norms, of one dimension, are never decayed: pulling a scale towards
     zero is no regulariser."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    decayed, others = ([p for p in parameters if (p.ndim > 1) == kind] for kind in (True, False))
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}] * bool(decayed)
+    groups += [{"params": others, "weight_decay": 0.0}] * bool(others)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
     # A run has about a thousand steps: averages over the last hundred squared gradients follow it,
@@ -192,8 +198,10 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
         if config.clip_norm:
             nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
         optimizer.step()
-        truth = labels.argmax(1) if labels.ndim == 2 else labels
-        right = (logits.argmax(1) == truth).float().mean()
+        known, truth = labels >= 0, labels
+        if labels.ndim == 2:
+            known, truth = labels.sum(1) > 0, labels.argmax(1)
+        right = ((logits.argmax(1) == truth) & known).sum() / known.sum()
         return {"loss": loss.detach(), "accuracy": right} | parts
 
     step: Step = train_step

@@ -32,10 +32,8 @@ def _full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 @_full_precision
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T² · KL(p(t, T) ‖ p(s, T)) of logits (N, C), p(z, T) = softmax(z / T), T > 0: summed over the
-    classes (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
-
-    T² keeps the gradient's scale, which falls by 1/T², beside that of the cross-entropy.
-    """
+    classes (Hinton et al. 2015, https://arxiv.org/abs/1503.02531). T² keeps the gradient's scale,
+    which falls by 1/T², beside that of the cross-entropy."""
     log_s, log_t = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
     return temperature**2 * _kl(log_s, log_t)
 

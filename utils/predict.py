@@ -2,10 +2,7 @@
 
     python -m utils.predict output/checkpoints/RUN/best.pt PHOTO_OR_FOLDER ... [--top 3]
 
-prints one line per photo, in the order given, such as
-
-    rain/1.jpg: rain 93.1 %, snow 4.0 %, fogsmog 1.2 %
-
+prints a line for each photo in the order given: rain/1.jpg: rain 93.1 %, snow 4.0 %, hail 1.2 %
 The exit status is 2 if the checkpoint or a photo cannot be used; stderr says why.
 """
 
@@ -24,7 +21,7 @@ from config import UserError, number, shown
 from data.batches import Normalise, cached_side, whole_images
 from data.cache import read_square
 from data.photos import UnreadablePhoto, is_named_as_photo
-from models.checkpoint import load_classifier
+from models.classifier import load_classifier
 from utils.script import run_script
 
 
@@ -34,8 +31,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("checkpoint", type=Path, help="a run's best.pt or last.pt")
     parser.add_argument("photos", nargs="+", help="photos, or folders with photos directly in them")
     parser.add_argument("--top", type=number(int, 1), default=3, help="classes to print")
+    parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
     options = parser.parse_args(arguments)
-    model, about = load_classifier(options.checkpoint)
+    model, about = load_classifier(options.checkpoint, options.network)
     unreadable = 0
     for path in [path for given in options.photos for path in photos_at(given)]:
         try:

@@ -14,7 +14,7 @@ from config import ROOT, UserError, shown
 from data.files import atomic_write, read_json
 from utils import tables
 from utils.script import run_script
-from utils.tables import Result, cell, escaped, grouped, heading, method_name, points
+from utils.tables import Result, cell, escaped, grouped, points, title
 
 COMPARISON_NOTE = """\
 KD − baseline: points of test accuracy over the run of the same fold and seed without a teacher, and
@@ -44,6 +44,20 @@ def as_it_taught(student: Result, by_name: Mapping[str, Result]) -> Result:
     known = {"best_val_accuracy": teacher["val"]["accuracy"]}
     known |= {f"test_{key}": teacher["test"][key] for key in ("loss", "accuracy")}
     return teacher | {"table": dict.fromkeys(student["table"]) | known, "photos": student["photos"]}
+
+
+def heading(student: Result) -> str:
+    """The teacher and the student, each with its settings."""
+    teacher = {"model": student["distillation"]["teacher"], "tag": "", **student["teacher"]}
+    return f"{title(teacher)} teaches {title(student)}"
+
+
+def method_name(student: Result) -> str:
+    """A method and its settings, as a row of a table calls them."""
+    how = student["distillation"]
+    weight = "" if how["weight"] is None else f", weight {how['weight']:.15g}"
+    more = f", and {how['unlabelled']}" if how.get("unlabelled") else ""
+    return f"{how['method']}, α {how['alpha']:.15g}, T {how['temperature']:.15g}{weight}{more}"
 
 
 def one_pair(students: Sequence[Result]) -> str:
@@ -95,7 +109,8 @@ def write_report(folder: Path) -> str:
 
     def photos(run: Result) -> str:
         split = "division" if run["photos"]["folds"] else "split"
-        return str([run["photos"][key] for key in ("name", "image_size", "digest", split)])
+        keys = ("name", "image_size", "digest", "labels_per_class", split)
+        return str([run["photos"][key] for key in keys])
 
     results = read_results(folder)
     groups = grouped(results, photos).values()

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from config import Config, KDConfig, UserError
+from config import Config, KDConfig, UserError, network_name, plain_name
 from data.batches import MEAN, STD, EvalBatches, TrainBatches
 from data.dataset import Dataset, load_datasets
 from data.files import atomic_write, csv_text, lacks_memory, locks, read_json, remove, write_json
+from data.split import list_duplicates
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
-from models.factory import channels_last, create_model
+from models.factory import channels_last, check_network, initial_model, source_digest
 from utils import ranks
 from utils.device import Device, find_device
 from utils.engine import CrossEntropy, Objective, Row, Training, evaluate, fit, validation_rank
@@ -46,9 +47,11 @@ class Run:
     def name(self) -> str:
         """Tells runs apart that may stand side by side."""
         config = self.config
-        parts = [self.data.name, f"{config.image_size}px", config.model]
+        parts = [self.data.name, f"{config.image_size}px", network_name(config.model)]
         if config.kd:
             parts += ["from", self.teacher, str(config.kd)]
+        if config.labels_per_class:
+            parts.append(f"labels{config.labels_per_class:.15g}")
         parts += [config.tag] * bool(config.tag)
         parts += [f"split{config.split_seed}"] * bool(config.split_seed)
         parts += [f"fold{config.fold}of{config.folds}"] * bool(config.folds)
@@ -91,14 +94,20 @@ class Run:
             return None
         kd = asdict(self.config.kd)
         values = {name: kd[name] for name in ("method", "alpha", "temperature", "weight")}
-        return values | {"teacher": self.teacher, "baseline": self.baseline.name}
+        values |= {"teacher": self.teacher, "baseline": self.baseline.name}
+        return values | {
+            "unlabelled": self.kd.unlabelled and plain_name(self.kd.unlabelled),
+            "unlabelled_photos": len(self.data.unlabelled[0]),
+            "unlabelled_digest": self.data.decoded.unlabelled_digest,
+        }
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides the run's weights, as plain values; also describes its checkpoints."""
         return {
             "run": self.name,
-            "arch": self.config.model,
+            "arch": network_name(self.config.model),
+            "source": source_digest(self.config.model),
             "seed": self.config.seed,
             "classes": list(self.data.classes),
             "image_size": self.config.image_size,
@@ -120,9 +129,13 @@ class Run:
         return result
 
     def train_batches(self, photos: int | None = None) -> TrainBatches:
-        """The training photos, or the first so many; of each batch this rank's shard."""
+        """The training photos, or the first so many, and a student's unlabelled ones; of each batch
+        this rank's shard."""
         data, config, shard = self.data, self.config, ranks.shard(self.config.batch_size)
         rows, labels = (values[:photos] for values in data.rows_and_labels("train"))
+        if config.kd:
+            rows = np.concatenate([rows, data.unlabelled[0]])
+            labels = np.concatenate([labels, np.full(len(data.unlabelled[0]), -1)])
         classes, device = len(data.classes), self.device.device
         return TrainBatches(data.pixels, rows, labels, classes, config, device, shard)
 
@@ -142,10 +155,11 @@ class Run:
 
 def prepare(configs: Sequence[Config]) -> list[Run]:
     """A run for each configuration; raises UserError, before any training, for what cannot work."""
-    device = find_device(configs[0])
-    models = {c.model for c in configs} | {c.kd.teacher for c in configs if c.kd and c.kd.teacher}
-    for name in models if configs[0].pretrained else ():
-        create_model(name, classes=2, pretrained=True, seed=0)
+    config, device = configs[0], find_device(configs[0])
+    for network in dict.fromkeys(c.model for c in configs):
+        check_network(network, config.image_size, config.pretrained or config.weights)
+    if config.kd and not config.kd.teacher_checkpoint:
+        check_network(str(config.kd.teacher), config.image_size, config.pretrained)
     datasets = load_datasets(configs, device.device, ranks.count())
     return [Run(config, datasets[config.fold], device) for config in configs]
 
@@ -168,6 +182,8 @@ def lock_runs(
     `teachers`, of any recipe. All names are checked before the first run starts, so that none is
     refused after hours of work. Rank 0 does it for all ranks."""
     mine = list(dict.fromkeys([*needed, *runs]))
+    if len({run.name for run in mine}) < len(mine):
+        raise UserError("two runs would have one name: rename a network's file, or --teacher-tag")
     ranks.check_same([(run.name, run.settings, run.device.precision) for run in mine])
     if not ranks.is_first():
         ranks.barrier()
@@ -247,15 +263,18 @@ def delete(run: Run) -> None:
 def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = None) -> Result:
     """Train a run, from its last checkpoint if it has one, test it once, return its result."""
     config, data, device = run.config, run.data, run.device
-    model = create_model(
-        config.model, len(data.classes), pretrained=config.pretrained, seed=config.seed
-    )
+    model, taken = initial_model(
+        config.model, len(data.classes), config.image_size, seed=config.seed,
+        weights=config.pretrained or config.weights,
+    )  # fmt: skip
     training = Training(channels_last(model, device.device), objective, config, device)
     header = run.settings | {
         "computed_in": device.precision,  # which the recipe may leave to the machine
         "teacher_digest": teacher.about["digest"] if teacher else None,
     }
     resume(run, training, header)
+    if taken and not training.history:
+        print(f"weights  {taken}")
     # All ranks train and measure; the first one writes.
     tracking: AbstractContextManager[Tracker | None] = nullcontext()
     if ranks.is_first():
@@ -361,7 +380,7 @@ def measure_run(
     steady = [row["images_per_second"] for row in history[1:] or history]
     result: Result = PROCESS | {
         "run": run.name,
-        "model": config.model,
+        "model": network_name(config.model),
         "seed": config.seed,
         "tag": config.tag,
         "photos": {
@@ -375,10 +394,16 @@ def measure_run(
             "folds": config.folds,
             "fold": config.fold,
             "digest": data.decoded.digest,
-            "unreadable": len(data.decoded.unreadable),
+            "labels_per_class": config.labels_per_class,
         },
         "recipe": config.recipe,
-        "environment": environment(run.device),
+        "environment": {
+            "device": str(run.device),
+            "precision": run.device.precision,
+            "ranks": ranks.count(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
+        },
         "parameters": sum(p.numel() for p in training.model.parameters()),
         "digest": weights_digest(training.model),
         "table": {
@@ -392,6 +417,7 @@ def measure_run(
         },
         "epochs": len(history),
         "best_epoch": best["epoch"],
+        "unreadable": len(data.decoded.unreadable),
         "images_per_second": statistics.median(steady),
         "seconds": sum(row["seconds"] for row in history),
         "val": val,
@@ -422,17 +448,9 @@ def write_results(
     atomic_write(results / "split.csv", run.data.split.manifest)
     if unreadable:
         atomic_write(results / "unreadable.csv", csv_text([("path", "reason"), *unreadable]))
+    if copies := list_duplicates(run.data.split, run.data.groups):
+        head = ("picture", "path", "class", "split")
+        atomic_write(results / "duplicates.csv", csv_text([head, *copies]))
     tracker.finish(metrics, result["test"]["confusion"], run.data.classes)
     check_owner(run)
     write_json(results / "result.json", result)
-
-
-def environment(device: Device) -> dict[str, Any]:
-    """What the numbers were computed with."""
-    return {
-        "device": str(device),
-        "precision": device.precision,
-        "ranks": ranks.count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
-    }

@@ -6,13 +6,15 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unicodedata import normalize
+
+import numpy as np
 
 from config import UserError, shown
 from data.files import lacks_memory
+from data.listing import UNLABELLED
 from data.split import describe_duplicates
 from utils.ranks import init_distributed
 
@@ -23,9 +25,8 @@ if TYPE_CHECKING:  # report and predict start without what a training needs
 def run_script(
     main: Callable[[Sequence[str]], None], arguments: Sequence[str], *, resumes: bool = False
 ) -> int:
-    """Run `main` and return the exit status: 2 for the user's mistakes, 130 or 143 when SIGINT
-    (Ctrl-C) or SIGTERM (a scheduler's, before it kills) stops it, 141 when stdout has no reader.
-    `resumes` tells whether it has --resume."""
+    """Run `main`, which may have --resume, and return the exit status: 2 for the user's mistakes,
+    130 or 143 when SIGINT (Ctrl-C) or SIGTERM stops it, 141 when stdout has no reader."""
     hint = "; once fixed, --resume continues" if resumes else ""
     before = signal.signal(signal.SIGTERM, _terminate)
     # A stream that was closed by the shell (>&-) is None.
@@ -74,28 +75,37 @@ def describe(runs: Sequence["Run"]) -> None:
     config, dataset, device = runs[0].config, runs[0].data, runs[0].device
     photos, unreadable = dataset.decoded.photos, dataset.decoded.unreadable
     counts = ", ".join(f"{part} {count:,}" for part, count in dataset.counts.items())
+    sizes = zip(photos.classes, np.bincount(photos.labels), strict=True)
+    classes = [f"{shown(name, keep='')} {size:,}" for name, size in sizes]
+    more = f", and {len(classes) - 24} more" if len(classes) > 24 else ""
     if config.folds:
         folds = len({run.config.fold for run in runs})
         counts = f"{folds} of {config.folds} folds; in fold {config.fold}: {counts}"
-    print(
-        f"photos   {dataset.name}: {len(photos):,} in {len(dataset.classes)} classes, {counts}; "
-        f"split {dataset.split.hash}"
-    )
+    about = f"{len(photos):,} in {len(dataset.classes)} classes, {counts}"
+    print(f"photos   {dataset.name}: {about}; split {dataset.split.hash}")
+    print(f"classes  {', '.join(classes[:24])}{more}")
+    for note in photos.notes:
+        print(f"NOTE     {shown(note)}")
+    if unused := len(dataset.split.indices(UNLABELLED)):
+        print(f"NOTE     {unused:,} training photos are used without their labels, or not at all")
+    rows, copies = dataset.unlabelled
+    if config.kd and (len(rows) or config.kd.unlabelled):
+        left_out = f"{copies:,} copies of val and test photos are left out"
+        print(f"NOTE     {len(rows):,} unlabelled photos for the teacher's term; {left_out}")
     if config.data == "sample":
         print(
             "NOTE     synthetic weather: these numbers show that the code works and say nothing\n"
             "         about photos; --data FOLDER uses yours, docs/usage.md says where to get some"
         )
     if unreadable:
-        print(f"WARNING  {len(unreadable)} files cannot be read and are skipped. Each run lists")
-        print("         all in its unreadable.csv. The first ones:")
+        print(f"WARNING  {len(unreadable)} files cannot be read; unreadable.csv of a run has all:")
         for path, reason in unreadable[:5]:
             print(f"         {path!r}: {reason}")
     looks = [normalize("NFKC", name).casefold() for name in photos.classes]
     if len(looks) > len(set(looks)):
         alike = [ascii(photos.classes[i]) for i, look in enumerate(looks) if looks.count(look) > 1]
         print(f"WARNING  classes that look the same: {', '.join(alike)}")
-    for note in describe_duplicates(photos, dataset.groups):
+    for note in describe_duplicates(dataset.split, dataset.groups):
         print(f"         {note}")
     print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
 
@@ -106,32 +116,3 @@ def print_paths(output: Path) -> None:
     for what in ("results", "checkpoints"):
         print(f"{what:12} {here / what}")
     print(f"{'curves':12} tensorboard --logdir={shlex.quote(str(here / 'logs'))}")
-
-
-class ETA:
-    """How long the runs take that a command still has to train, from those that are done."""
-
-    def __init__(self, runs: Sequence["Run"]) -> None:
-        self.waiting = {run.name: run for run in runs if not run.finished}
-        self.total = len(self.waiting)
-        self.paces: dict[str, float] = {}  # seconds an epoch, by model and method
-
-    def done(self, run: "Run", result: dict[str, Any]) -> dict[str, Any]:
-        """Record the result's time and, if other runs wait, print how long they will take; returns
-        the result. Runs that were finished before are not counted, but their times are."""
-        self.paces[_kind(run)] = result["seconds"] / result["epochs"]
-        if self.waiting.pop(run.name, None) and self.waiting:
-            mean = sum(self.paces.values()) / len(self.paces)
-            waiting = self.waiting.values()
-            seconds = sum(self.paces.get(_kind(run), mean) * run.config.epochs for run in waiting)
-            left = timedelta(seconds=round(seconds))
-            print(
-                f"{self.total - len(waiting)} of {self.total} runs done; the others take "
-                f"about {left}, until {datetime.now() + left:%H:%M}\n"
-            )
-        return result
-
-
-def _kind(run: "Run") -> str:
-    """What an epoch's time depends on, within one command."""
-    return f"{run.config.model} {run.config.kd and run.config.kd.method}"

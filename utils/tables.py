@@ -32,7 +32,6 @@ MORE_ROWS: Rows = {
     **PARAMETERS,
     "Test macro-F1": ("test", "macro_f1", ".4f"),
     "Test calibration error": ("test", "calibration_error", ".4f"),
-    "Epochs": ("epochs", ".0f"),
     "Best epoch": ("best_epoch", ".0f"),
     "Training images per second": ("images_per_second", ",.0f"),
     "Training seconds": ("seconds", ",.0f"),
@@ -62,6 +61,8 @@ def section(results: Sequence[Result]) -> str:
     if folds := photos["folds"]:
         here = len({result["photos"]["fold"] for result in results})
         about = f"{len(names)} classes; {here} of {folds} folds of division {photos['division']}."
+    if few := photos["labels_per_class"]:
+        about += f" Labels per class: {few:g}."
     about += " Drawn by this repo, not photographed." if photos["sample"] else ""
     once = "The test photos were used once, with the weights of the best validation accuracy.\n"
     text = [f"## {escaped(photos['name'])} at {photos['image_size']} px\n", escaped(about), once]
@@ -82,19 +83,6 @@ def title(run: Result) -> str:
     notes = [f"{key} {value}" for key, value in run["recipe"].items() if value != default.get(key)]
     notes = [run["tag"]] * bool(run["tag"]) + notes
     return f"{run['model']} ({', '.join(notes)})" if notes else str(run["model"])
-
-
-def heading(student: Result) -> str:
-    """The teacher and the student, each with its settings."""
-    teacher = {"model": student["distillation"]["teacher"], "tag": "", **student["teacher"]}
-    return f"{title(teacher)} teaches {title(student)}"
-
-
-def method_name(student: Result) -> str:
-    """A method and its settings, as a row of a table calls them."""
-    how = student["distillation"]
-    weight = "" if how["weight"] is None else f", weight {how['weight']:.15g}"
-    return f"{how['method']}, α {how['alpha']:.15g}, T {how['temperature']:.15g}{weight}"
 
 
 def gain_over(pairs: Pairs, part: str = "test") -> np.ndarray:

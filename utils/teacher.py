@@ -6,42 +6,76 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from config import Config, UserError
+from torch import nn
+
+from config import Config, KDConfig, UserError, network_name
 from data.batches import MEAN, STD
-from data.dataset import Dataset
-from models.checkpoint import load_classifier, weights_digest
-from models.factory import channels_last
+from models.checkpoint import read_tensors, weights_digest
+from models.classifier import load_classifier
+from models.factory import channels_last, create_model, initial_model
+from models.weights import read_weights
 from utils.distillation import check_method
 from utils.runs import Run, Teacher
 
 
+def described(checkpoint: Path, student: Run) -> dict[str, Any]:
+    """What the teacher's checkpoint says about itself, and the digest of its weights."""
+    return _described(checkpoint, student.kd, student.config.image_size)
+
+
 @cache
-def described(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself, and the digest of its weights."""
-    model, description = load_classifier(checkpoint)
+def _described(checkpoint: Path, kd: KDConfig, image_size: int) -> dict[str, Any]:
+    model, description = load(checkpoint, kd, image_size)
     return description | {"digest": weights_digest(model)}
 
 
+def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
+    """`load_classifier` of a run's checkpoint or, for a --teacher with --allow-other-split, of a
+    file of weights; what this does not say is what the student's photos say."""
+    network = kd.teacher or ""
+    if is_ours(checkpoint):
+        return load_classifier(checkpoint, network)
+    if not (network and kd.allow_other_split):
+        raise UserError(f"{checkpoint} has weights alone: give --teacher and --allow-other-split")
+    last = [*create_model(network, 2, image_size, seed=0).state_dict()][-1]
+    head = read_weights(checkpoint).get(last)
+    classes = len(head) if head is not None and head.ndim else 1
+    model, taken = initial_model(network, classes, image_size, seed=0, weights=checkpoint)
+    if not taken.endswith(": nothing"):
+        raise UserError(f"{checkpoint}: a teacher needs all weights of {network}: {taken}")
+    about = {"arch": network_name(network), "classes": classes, "image_size": image_size}
+    about |= {"mean": list(MEAN), "std": list(STD), "recipe": {}, "split": "", "photos": ""}
+    return model.eval(), about
+
+
+def is_ours(checkpoint: Path) -> bool:
+    """Whether it is a run's checkpoint, or none that can be read."""
+    try:
+        return "format" in read_tensors(checkpoint)
+    except Exception:  # load_classifier says why
+        return True
+
+
 def with_teacher(configs: list[Config]) -> list[Config]:
-    """The configurations with the architecture of their --teacher-checkpoint, if they have one;
-    raises UserError when it is no checkpoint, or not of the --teacher that was asked for."""
-    described.cache_clear()  # the file may be another one by now
+    """The configurations with the network of their --teacher-checkpoint, if they have one; raises
+    UserError when it is no checkpoint, or not of the --teacher that was asked for."""
+    _described.cache_clear()  # the file may be another one by now
     kd = configs[0].kd
     if kd is None or kd.teacher_checkpoint is None:
         return configs
-    arch = described(kd.teacher_checkpoint)["arch"]
-    if kd.teacher not in (None, arch):
+    arch = _described(kd.teacher_checkpoint, kd, configs[0].image_size)["arch"]
+    if kd.teacher and network_name(kd.teacher) != arch:
         raise UserError(f"--teacher {kd.teacher}: {kd.teacher_checkpoint} is a {arch}; omit it")
-    return [replace(c, kd=replace(c.kd, teacher=arch)) for c in configs if c.kd]
+    return [replace(c, kd=replace(c.kd, teacher=kd.teacher or arch)) for c in configs if c.kd]
 
 
 def named(student: Run) -> Run:
     """The student's run, which names its teacher. Raises UserError for a method that does not fit
     the photos or the recipe."""
-    check_method(student.config, len(student.data.classes))
-    teacher = str(student.kd.teacher)
-    if student.kd.teacher_checkpoint:
-        teacher += f".{described(student.kd.teacher_checkpoint)['digest'][:8]}"
+    check_method(student.config, len(student.data.classes), len(student.data.unlabelled[0]))
+    teacher, path = network_name(str(student.kd.teacher)), student.kd.teacher_checkpoint
+    if path:
+        teacher += f".{described(path, student)['digest'][:8]}"
     if student.kd.teacher_tag:
         teacher += f".{student.kd.teacher_tag}"
     return replace(student, teacher=teacher)
@@ -53,7 +87,8 @@ def teacher_of(student: Run) -> Run | None:
     if kd.teacher_checkpoint:
         return None
     tag = kd.teacher_tag or baseline.config.tag
-    return replace(baseline, config=replace(baseline.config, model=str(kd.teacher), tag=tag))
+    config = replace(baseline.config, model=str(kd.teacher), tag=tag, weights=None)
+    return replace(baseline, config=config)
 
 
 def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> None:
@@ -72,7 +107,7 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
         if teacher and teacher.finished and not teacher.best.exists():
             raise UserError(f"{teacher.best} is gone: train the teacher again with train.py")
         if path:
-            check_teacher(path, described(path), student)
+            check_teacher(path, described(path, student), student)
     if len(recipes) > 1:  # over seeds, they would be averaged as one
         raise UserError(
             f"--teacher-tag {tag}: {' and '.join(recipes.values())} were trained by different "
@@ -83,7 +118,7 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
 def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
     """The teacher of a checkpoint, on the device, measured on the student's validation photos;
     raises UserError for another checkpoint than that of `expected` digest, which was checked."""
-    model, description = load_classifier(path)
+    model, description = load(path, student.kd, student.config.image_size)
     if weights_digest(model) != expected:
         raise UserError(
             f"{path} has changed since it was measured: start again or, if that does not help, "
@@ -96,7 +131,7 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
         "epochs": description["recipe"].get("epochs"),
         "recipe": description["recipe"],
         "digest": expected,
-        "other_split": not same_photos(description, student.data),
+        "other_split": any(description[k] != student.settings[k] for k in ("split", "photos")),
         "parameters": sum(p.numel() for p in model.parameters()),
         "val": student.measure(model, "val")[0],
     }
@@ -107,23 +142,20 @@ def check_teacher(path: Path, description: dict[str, Any], student: Run) -> None
     """Raise UserError when a teacher's classes, resolution or normalisation are not the student's,
     and, without --allow-other-split, when it was trained on another split."""
     config, data = student.config, student.data
-    wanted = {"classes": list(data.classes), "image_size": config.image_size}
+    names = list(data.classes)
+    classes = names if isinstance(description["classes"], list) else len(names)
+    wanted = {"classes": classes, "image_size": config.image_size}
     for name, value in (wanted | {"mean": list(MEAN), "std": list(STD)}).items():
         if description[name] != value:
             raise UserError(
                 f"{path}: this teacher has {name} {description[name]}, the student {value}; "
                 "train one on these photos and at this --image-size"
             )
-    if not same_photos(description, data) and not student.kd.allow_other_split:
+    elsewhere = any(description[k] != student.settings[k] for k in ("split", "photos"))
+    if elsewhere and not student.kd.allow_other_split:
         raise UserError(
             f"{path}: this teacher was trained on another split or on other photos of the same "
             "names: it may have seen the student's test photos.\n"
             "Train one on this split with train.py or, for a --teacher-checkpoint from elsewhere, "
             "if the tables may say so, give --allow-other-split"
         )
-
-
-def same_photos(description: dict[str, Any], data: Dataset) -> bool:
-    """Whether a teacher was trained on the same split of the same photos."""
-    theirs = description["split"], description["photos"]
-    return theirs == (data.split.hash, data.decoded.digest)

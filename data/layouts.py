@@ -1,0 +1,159 @@
+"""Photos that somebody has divided, in folders or in a table, and photos without a class."""
+
+import csv
+import posixpath
+import re
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config import UserError
+from data.listing import LAYOUTS, PARTS, UNLABELLED, Photos, of_classes, opened, photos_below, walk
+
+PART = re.compile(  # as in seg_train, training_set, Testdata, unlabelled
+    r"(?<![a-z])(train|test|eval|val|dev|unlabel)(ing|uation|id|idation|l?ed|val)?(set|data)?(?![a-z])"
+)
+MEANT = {"eval": "test", "dev": "val", "unlabel": UNLABELLED}
+TEXT: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+
+
+def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
+    """The photos and, after them, those of a folder or archive at any depth, without classes.
+    Raises UserError if there is none."""
+    root = opened(path, unpack_into).resolve()
+    inside = (inner.removeprefix("./") for inner in photos_below(root, "."))
+    more = sorted(f"{root.as_posix()}/{inner}" for inner in inside)
+    if not more:
+        raise UserError(f"--unlabelled: no photo (*.jpg, *.png, ...) in {str(path)!r}")
+    labels = np.concatenate([photos.labels, np.full(len(more), -1)])
+    given = photos.given
+    if given is not None:
+        given = np.concatenate([given, np.full(len(more), "")])
+    return replace(photos, paths=(*photos.paths, *more), labels=labels, given=given)
+
+
+def divided(root: Path, names: list[str], files: list[str]) -> Photos | None:
+    """The photos of a folder with these folders and files, if a table lists or folders divide them.
+    Raises UserError for what is neither that nor classes."""
+    tables = [root / name for name in files if name.lower().endswith(".csv")]
+    if tables := [table for table in tables if {"path", "class"} <= {*_columns(table)}]:
+        if len(tables) > 1:
+            raise UserError(f"{tables[0]} and {tables[1].name} both list photos: give one of them")
+        photos = of_table(tables[0])
+        for path in photos.paths:
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise UserError(f"{tables[0]}: {path!r} leads out of its folder")
+        return replace(photos, notes=(f"{tables[0].name} lists the photos", *photos.notes))
+    if parts := _parts(root, names):
+        return _of_parts(root, parts, names)
+    if len(names) > 1 and all(map(_part, names)):
+        what = f"{str(root)!r} is divided into {', '.join(names)}"
+        raise UserError(f"{what}, and none to train on has two class folders; {LAYOUTS}")
+    return None
+
+
+def _part(name: str) -> str:
+    """The part of a split that a name tells, as `seg_train` and `training_set`; or nothing."""
+    found = PART.search(name.lower())
+    return MEANT.get(found[1], found[1]) if found else ""
+
+
+def _parts(root: Path, names: list[str]) -> dict[str, dict[str, str]]:
+    """The class folders, by their paths below the root, of each folder that is a part of a divided
+    data set; empty for any other. It has a part of the name of training, with classes, and others
+    that have the same classes or, of unlabelled photos, none."""
+    inside: dict[str, dict[str, str]] = {}
+    for name in names:
+        folder = Path(name)
+        while (
+            len(inner := next(walk(root / folder))[1]) == 1
+            and next(walk(root / folder / inner[0]))[1]
+        ):
+            folder /= inner[0]
+        inside[name] = {(folder / one).as_posix(): one for one in inner}
+    training = [name for name in names if _part(name) == "train" and len(inside[name]) > 1]
+    if not training or len(names) < 2:
+        return {}
+    classes, others = {*inside[training[0]].values()}, {*names} - {*training}
+    shared = {name for name in others if classes & {*inside[name].values()}}
+    named = {name for name in others if _part(name)}
+    for name in others - shared:
+        if len(inside[name]) < 2 or _part(name) == UNLABELLED or (shared and not _part(name)):
+            inside[name] = {}  # photos, perhaps in a folder
+    if not (shared | named or training[1:]) or any(inside[one] for one in others - shared - named):
+        return {}  # classes, of which one is called train
+    return inside
+
+
+def _of_parts(root: Path, parts: dict[str, dict[str, str]], names: list[str]) -> Photos:
+    """Photos of folders that divide them; those without classes are left out."""
+    labelled = {name: _part(name) for name in names if parts[name]}
+    left_out = [name for name in names if name not in labelled]
+    where = f"{str(root)!r} is divided into {', '.join(names)}"
+    twice = len(labelled) > len(set(labelled.values()))
+    if twice or not set(labelled.values()) <= set(PARTS):
+        raise UserError(
+            f"{where}, and it is not clear which of them is which: name them train, val and test, "
+            "or list the photos in a CSV with the columns path, class and split"
+        )
+    train = next(name for name, part in labelled.items() if part == "train")
+    for name in labelled:
+        if other := sorted({*parts[name].values()} - {*parts[train].values()}):
+            raise UserError(f"{where}: {name} has a class {other[0]!r}, which {train} has not")
+    photos = of_classes(root, {k: v for name in labelled for k, v in parts[name].items()})
+    given = np.array([labelled[path.split("/")[0]] for path in photos.paths])
+    notes = [f"{name} has no class folders and is left out" for name in left_out]
+    return replace(photos, given=given if len(labelled) > 1 else None, notes=tuple(notes))
+
+
+def _columns(table: Path) -> list[str]:
+    """The names of a table's columns; none where it cannot be read."""
+    with suppress(OSError, csv.Error), table.open(**TEXT) as file:
+        return [name.strip().lower() for name in next(csv.reader(file), ())]
+    return []
+
+
+def of_table(table: Path) -> Photos:
+    """Photos of a CSV with the columns path (relative to the CSV), class and perhaps split."""
+    columns = _columns(table)
+    if not {"path", "class"} <= {*columns}:
+        found = f"has the columns {', '.join(columns)}" if columns else "cannot be read as a table"
+        raise UserError(f"{str(table)!r} {found}: the columns path and class are needed")
+    try:
+        with table.open(**TEXT) as file:
+            rows = list(csv.DictReader(file, columns))[1:]
+    except csv.Error as error:
+        raise UserError(f"{str(table)!r} cannot be read as a table: {error}") from error
+    for row in rows:
+        row["class"] = (row["class"] or "").strip()
+        if not row["path"] or not row["class"] or "\0" in row["path"]:
+            raise UserError(f"{str(table)!r}: no path or no class in the line {str(row)[:100]}")
+        row["path"] = posixpath.normpath(row["path"])
+    rows = sorted(rows, key=itemgetter("path"))
+    for row, after in pairwise(rows):
+        if row["path"] == after["path"]:
+            raise UserError(f"{str(table)!r} has {row['path']!r} twice")
+    classes = sorted({row["class"] for row in rows})
+    if len(classes) < 2:
+        raise UserError(f"{str(table)!r} has {len(classes)} classes: two are needed")
+    others = ", ".join({*columns} - {"path", "class", "split"})
+    notes = (f"columns of {table.name} that are not used: {others}",) if others else ()
+    given = None
+    if "split" in columns:
+        texts = [str(row["split"] or "").strip().lower() for row in rows]
+        given = np.array([_part(text) or text for text in texts])
+        folds = {str(number) for number in range(len(set(texts)))}
+        wrong = sorted({*given.tolist()} - {*PARTS, UNLABELLED})
+        if wrong and {*texts} != folds:
+            raise UserError(
+                f"{str(table)!r}: its column split has {wrong[0]!r}; it may have train, val and "
+                "test, or the numbers of folds, from 0"
+            )
+    labels = np.array([classes.index(row["class"]) for row in rows], np.int64)
+    paths = tuple(row["path"] for row in rows)
+    return Photos(table.parent, tuple(classes), paths, labels, given, notes)

@@ -1,0 +1,108 @@
+"""Which photos there are, of which class and, where somebody has divided them, in which part."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from config import UserError
+from data.photos import is_named_as_photo
+
+PARTS = ("train", "val", "test")
+UNLABELLED = "unlabelled"  # the part of those photos whose class is known, but not used
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "@Recycle", "#recycle"}  # of macOS and of a NAS
+LAYOUTS = "a folder with one sub-folder per class works; or one divided into train, val and test,\n"
+LAYOUTS += "a CSV with columns path, class and perhaps split, or an archive of any of these"
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """The photos of a data set, in an order that is the same on every machine."""
+
+    root: Path  # the folder that the paths start from
+    classes: tuple[str, ...]  # their names, sorted; surrogates stand for bytes that are not UTF-8
+    paths: tuple[str, ...]  # with "/" between the parts, sorted; unlabelled ones last, absolute
+    labels: np.ndarray  # (N,) int64, index into classes; -1 of unlabelled photos
+    given: np.ndarray | None = None  # (N,) part of the split, or number of the fold, as text
+    notes: tuple[str, ...] = ()  # what was found and left out
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def keep(self, mask: np.ndarray) -> "Photos":
+        """The photos where the (N,) bool mask is true; the classes stay as they are."""
+        paths = tuple(path for path, kept in zip(self.paths, mask, strict=True) if kept)
+        given = None if self.given is None else self.given[mask]
+        return replace(self, paths=paths, labels=self.labels[mask], given=given)
+
+
+def find_photos(path: Path, unpack_into: Path) -> Photos:
+    """List the photos of a folder, a table (.csv), or an archive that is unpacked below
+    unpack_into. One folder alone is a wrapper: what is in it is used. Raises UserError: none of the
+    LAYOUTS, fewer than two classes, one without photos, or no access."""
+    if path.suffix.lower() == ".csv":
+        from data.layouts import of_table  # rarely needed
+
+        return of_table(path)
+    root = opened(path, unpack_into)
+    while True:
+        _, names, files = next(walk(root))
+        if re.search(r"\.csv|train|val|dev|test", " ".join((*names, *files)).lower()):
+            from data.layouts import divided  # rarely needed
+
+            if photos := divided(root, names, files):
+                return photos
+        if len(names) != 1 or not next(walk(root / names[0]))[1]:
+            break
+        root /= names[0]
+    if len(names) < 2:
+        found = f"only one class, {names[0]!r}," if names else "no class folders"
+        raise UserError(f"{found} in {str(path)!r}; {LAYOUTS}")
+    return of_classes(root, {name: name for name in names})
+
+
+def opened(path: Path, unpack_into: Path) -> Path:
+    if os.path.isdir(path):
+        return path
+    from data.archives import unpack  # rarely needed
+
+    return unpack(path, unpack_into)
+
+
+def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Each folder with its folders and files, sorted and without hidden names."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"cannot read folder {error.filename!r}: {error.strerror}")
+
+    for folder, inner, files in os.walk(top, onerror=fail):
+        for names in (inner, files):
+            names[:] = sorted(n for n in names if n[0] != "." and n not in SYSTEM_FOLDERS)
+        yield Path(folder), inner, files
+
+
+def photos_below(root: Path, name: str) -> Iterator[str]:
+    for folder, inner, files in walk(root / name):
+        for link in filter(Path.is_symlink, map(folder.joinpath, inner)):
+            raise UserError(f"{str(link)!r} is a link to a folder: only class folders may be links")
+        inside = folder.relative_to(root).as_posix()
+        yield from (f"{inside}/{file}" for file in files if is_named_as_photo(file))
+
+
+def of_classes(root: Path, folders: dict[str, str]) -> Photos:
+    """Photos of a class for each of `folders`, by their paths below the root."""
+    classes = sorted(set(folders.values()))
+    found: list[tuple[str, int]] = []
+    for folder, name in folders.items():
+        photos = [(path, classes.index(name)) for path in photos_below(root, folder)]
+        if not photos:
+            raise UserError(f"no photo (*.jpg, *.png, ...) in class folder {str(root / folder)!r}")
+        inside = {part for path, _ in photos for part in path[len(folder) :].split("/")}
+        if {"train", "test"} <= inside:
+            raise UserError(f"{str(root / folder)!r} is divided into train and test; {LAYOUTS}")
+        found += photos
+    paths, labels = zip(*sorted(found), strict=True)
+    return Photos(root, tuple(classes), paths, np.array(labels, np.int64))

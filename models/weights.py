@@ -1,0 +1,62 @@
+"""Weights to start from: torchvision's, or those of a file."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from config import UserError, unchanged
+from models.checkpoint import read_tensors
+
+
+def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
+    """Give a network all but its last layer from a file or, if `weights` is True, torchvision's
+    ImageNet weights, downloaded once; returns what was taken, in words. Raises UserError for
+    weights that cannot be had or are another network's."""
+    if isinstance(weights, Path):
+        state = read_weights(unchanged(weights))
+    else:
+        state = _imagenet_weights(network)
+    where = f"{network}, ImageNet weights" if weights is True else str(weights)
+    own = model.state_dict()
+    head = [*own][-1].rpartition(".")[0] + "."
+    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    others = {*state, *own} - {*fits}
+    wrong = [k for k in others if not k.startswith(head) and not k.endswith(".num_batches_tracked")]
+    if wrong:
+        raise UserError(
+            f"{where}: not the weights of this {network}: {len(wrong)} tensors are missing or "
+            f"others, such as {min(wrong)}"
+        )
+    model.load_state_dict(fits, strict=False)
+    new = ", ".join(sorted({*own} - {*fits})) or "nothing"
+    return f"{len(fits)} of {len(own)} tensors from {where}; drawn anew: {new}"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state_dict in a file: alone, or as `model` or `state_dict` of a checkpoint."""
+    try:
+        state = read_tensors(path)
+        for key in ("model", "state_dict"):
+            state = state.get(key, state) if isinstance(state.get(key), dict) else state
+        state = {str(k).removeprefix("module."): v for k, v in state.items()}
+        if not state or not all(isinstance(v, Tensor) for v in state.values()):
+            raise ValueError("no tensors by name")
+    except Exception as problem:  # torch raises errors of any kind on bytes that are not its own
+        why = " ".join(str(problem).split())[:100]
+        raise UserError(f"{path}: not a file of weights that can be read ({why})") from problem
+    return state
+
+
+def _imagenet_weights(name: str) -> dict[str, Tensor]:
+    url = models.get_model_weights(name)["DEFAULT"].url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    try:
+        return models.get_model(name, weights="DEFAULT").state_dict()
+    except Exception as problem:  # of the network, the disk, or bytes that are no weights
+        why = " ".join(str(problem).split())[:200]
+        raise UserError(
+            f"--pretrained: no weights of {name} ({why}). "
+            f"Put {url} at {file} by hand, or omit --pretrained."
+        ) from problem

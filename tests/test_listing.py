@@ -1,0 +1,159 @@
+"""Photos as people have them: in folders of classes, divided, in a table, in archives."""
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from config import UserError
+from data.layouts import with_unlabelled
+from data.listing import PARTS, find_photos
+from data.split import Split, split_photos
+
+TABLE = [(f"images/{name}/{n}.jpg", name) for name in ("rain", "snow") for n in range(9)]
+
+
+def files(root: Path, *folders: str, count: int = 9) -> None:
+    """Empty photos: nothing here decodes them."""
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        for number in range(count):
+            (root / folder / f"{number}.jpg").touch()
+
+
+def classes_in(root: Path, *folders: str, count: int = 9) -> None:
+    files(
+        root, *(f"{folder}/{name}" for folder in folders for name in ("rain", "snow")), count=count
+    )
+
+
+def table(path: Path, head: str, rows: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([head.split(), *rows])
+    return path
+
+
+def read(path: Path, seed: int = 0, folds: int | None = None) -> Split:
+    photos = find_photos(path, path.parent / "unpacked")
+    return split_photos(photos, np.arange(len(photos)), seed, folds)
+
+
+LAYOUTS = {
+    # folders, those of photos without classes, and how many photos are for train, val and test
+    "classes": (["."], [], (12, 4, 2)),
+    "a wrapper": (["a/b"], [], (12, 4, 2)),
+    "train, val, test": (["train", "val", "test"], [], (18, 18, 18)),
+    "Trainset": (["Trainset", "testdata"], [], (14, 4, 18)),
+    "Data/train": (["Data/train", "Data/test"], [], (14, 4, 18)),
+    "seg_train": (["seg_train/seg_train", "seg_test/seg_test"], ["seg_pred/seg_pred"], (14, 4, 18)),
+    "without test": (["train", "valid"], ["unlabelled/a", "unlabelled/b"], (16, 18, 2)),
+    "others": (["train", "test"], ["extra/a", "extra/b"], (14, 4, 18)),
+    "test without classes": (["train"], ["test"], (12, 4, 2)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_layout_is_recognised_and_its_parts_are_used_as_given(name, packed, tmp_path):
+    labelled, others, counts = LAYOUTS[name]
+    root = tmp_path / "photos"
+    classes_in(root, *labelled)
+    files(root, *others)
+    path = Path(shutil.make_archive(str(root), "zip", root)) if packed else root
+    split = read(path)
+    assert split.photos.classes == ("rain", "snow")
+    assert tuple(len(split.indices(part)) for part in PARTS) == counts
+    for photo, part in zip(split.photos.paths, split.part, strict=True):
+        assert "test" not in photo or PARTS[part] == "test"
+    left_out = {other.split("/")[0] for other in others}
+    assert {note.split()[0] for note in split.photos.notes} == left_out
+
+
+def test_classes_of_sub_folders_are_no_parts(tmp_path):
+    files(tmp_path / "a", "rain/light", "rain/heavy", "snow/light", "snow/heavy")
+    files(tmp_path / "b", "train/steam", "train/diesel", "car/red", "car/blue")
+    assert find_photos(tmp_path / "a", tmp_path).classes == ("rain", "snow")
+    assert find_photos(tmp_path / "b", tmp_path).classes == ("car", "train")
+
+
+def test_a_table_gives_classes_parts_and_folds_and_reads_what_is_written(tmp_path):
+    rows = [(*row, PARTS[n % 3]) for n, row in enumerate(TABLE)]
+    given = read(table(tmp_path / "given.csv", "path class split", rows))
+    assert [len(given.indices(part)) for part in PARTS] == [6, 6, 6]
+    drawn = read(table(tmp_path / "drawn.csv", "path class", TABLE[::-1]), seed=3)
+    (tmp_path / "split.csv").write_bytes(drawn.manifest)
+    assert read(tmp_path / "split.csv").manifest == drawn.manifest
+    few = drawn.with_labels(2, 0)
+    (tmp_path / "split.csv").write_bytes(few.manifest)
+    assert np.array_equal(read(tmp_path / "split.csv").part, few.part)
+    numbered = [(*row, n % 3) for n, row in enumerate(TABLE)]
+    folds = read(table(tmp_path / "in" / "folds.csv", "path class split", numbered), folds=3)
+    assert [len(folds.fold(1).indices(part)) for part in PARTS] == [6, 6, 6]
+    assert folds.fold(1).indices("test").tolist() == np.flatnonzero(folds.part == 1).tolist()
+    files(tmp_path / "in", "images")  # a folder with a table, and with another that cannot be read
+    (tmp_path / "in" / "a.csv").write_bytes(b"path\0class")
+    found = read(tmp_path / "in", folds=3)
+    assert (found.hash, found.photos.notes) == (folds.hash, ("folds.csv lists the photos",))
+
+
+WRONG = [
+    ({"train": "rain snow", "holdout": "rain snow"}, "holdout, train, and it is not clear"),
+    ({"train": "rain snow", "training": "rain snow"}, "train, training, and it is not clear"),
+    ({"train": "rain snow", "test": "rain hail"}, "test has a class 'hail', which train has not"),
+    ({"train": "", "test": ""}, "divided into test, train, and none to train on has two class"),
+    ({"a": "rain"}, "only one class, 'rain', in .*a folder with one sub-folder"),
+    ({".": ""}, "no class folders in"),
+    ({"val": "rain snow", "test": "rain snow"}, "divided into test, val, and none to train on"),
+    ({"rain": "train test", "snow": "train test"}, "rain' is divided into train and test; a fold"),
+    ("file label\na.jpg rain", "has the columns file, label: the columns path and class"),
+    ("path class split\na.jpg rain foo\nb.jpg snow train", "its column split has 'foo'; it may"),
+    ("path class\na.jpg rain\na.jpg snow", "has 'a.jpg' twice"),
+    ("path class\na.jpg", "no path or no class in the line"),
+    ("path class\na.jpg rain", "has 1 classes: two are needed"),
+    ("path class split\na.jpg rain val\nb.jpg snow train", "'rain' has no photo in the given"),
+    ("", "cannot be read as a table"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("made", "says"), WRONG)
+def test_what_is_no_layout_is_refused_with_what_was_found(made, says, tmp_path):
+    path = tmp_path / "photos"
+    if isinstance(made, str):
+        path = tmp_path / "photos.csv"
+        path.write_text(made.replace(" ", ","))
+    else:
+        for folder, inner in made.items():
+            files(path, *(f"{folder}/{name}" for name in inner.split() or ["."]))
+    with pytest.raises(UserError, match=says):
+        read(path)
+
+
+def test_settings_that_would_divide_given_parts_anew_are_refused(tmp_path):
+    classes_in(tmp_path / "all", "train", "val", "test")
+    classes_in(tmp_path / "two", "train", "test", count=20)
+    rows = [(*row, n % 3) for n, row in enumerate(TABLE)]
+    folds = table(tmp_path / "folds.csv", "path class split", rows)
+    for path, seed, count in ((tmp_path / "all", 0, 5), (tmp_path / "all", 1, None)):
+        with pytest.raises(UserError, match="divides photos anew, and these are divided already"):
+            read(path, seed, count)
+    for seed, count in ((0, None), (0, 4), (1, 3)):
+        with pytest.raises(UserError, match="divided into folds: give --folds 3 alone"):
+            read(folds, seed, count)
+    assert read(tmp_path / "two", 1).hash != read(tmp_path / "two", 2).hash  # its validation
+
+
+def test_unlabelled_photos_follow_with_absolute_paths(tmp_path):
+    classes_in(tmp_path / "photos", ".")
+    files(tmp_path / "more", "deep/down", count=2)
+    photos = with_unlabelled(
+        find_photos(tmp_path / "photos", tmp_path), tmp_path / "more", tmp_path
+    )
+    assert photos.labels.tolist() == [0] * 9 + [1] * 9 + [-1] * 2
+    assert photos.paths[18:] == tuple(f"{tmp_path}/more/deep/down/{n}.jpg" for n in range(2))
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="--unlabelled: no photo"):
+        with_unlabelled(photos, tmp_path / "nothing", tmp_path)

@@ -1,0 +1,131 @@
+"""Photos that nobody labelled: what a student's teacher says of them, and that nothing leaks."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy, one_hot
+
+import knowledge_distillation
+import train
+from config import UserError, parse
+from data.batches import draw_order
+from data.dataset import load_datasets
+from data.files import read_json
+from data.listing import PARTS
+from tests.photo_folders import make_photos, training
+from tests.toys import CPU
+from utils.distillation import METHODS
+from utils.engine import hard_loss
+
+OWN = """from torch import nn
+def small(classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+"""
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> tuple[Path, Path]:
+    """Labelled photos, and a folder of others, of copies of some of these, and of a broken one."""
+    root = tmp_path_factory.mktemp("photos")
+    make_photos(root / "all", per_class=20)
+    for label, name in enumerate(("fog", "hail", "rain", "snow")):
+        (root / "more" / str(label)).mkdir(parents=True)
+        for number in range(12, 20):
+            (root / "all" / name / f"{number}.jpg").rename(root / "more" / f"{name}{number}.jpg")
+        for number in range(6):
+            shutil.copy(root / "all" / name / f"{number}.jpg", root / "more" / str(label))
+    (root / "more" / "broken.jpg").write_text("no photo")
+    return root / "all", root / "more"
+
+
+def test_what_is_held_out_is_left_out_and_the_labelled_photos_stay_as_they_are(places, tmp_path):
+    words = training(places[0], tmp_path, "--batch-size", 4, "--folds", 4)
+    plain = load_datasets(parse(words, ""), CPU)
+    both = load_datasets(parse([*words, "--unlabelled", str(places[1])], "", METHODS), CPU)
+    for fold, dataset in both.items():
+        other = plain[fold]
+        assert dataset.decoded.digest == other.decoded.digest
+        assert dataset.split.hash == other.split.hash
+        assert np.array_equal(dataset.decoded.groups, other.decoded.groups)
+        for part in PARTS:
+            rows, labels = dataset.rows_and_labels(part)
+            expected, same = other.rows_and_labels(part)
+            assert torch.equal(dataset.pixels[rows], other.pixels[expected])
+            assert np.array_equal(labels, same)
+        held_out = np.concatenate([dataset.rows_and_labels(part)[0] for part in ("val", "test")])
+        unlabelled, copies = dataset.unlabelled
+        assert 0 < copies < 24  # the others are copies of training photos
+        assert len(unlabelled) == 32 + 24 - copies
+        photos = {dataset.pixels[row].numpy().tobytes() for row in held_out}
+        assert not photos & {dataset.pixels[row].numpy().tobytes() for row in unlabelled}
+        assert len(other.unlabelled[0]) == 0
+        assert dataset.decoded.unreadable[-1][0] == f"{places[1].resolve()}/broken.jpg"
+
+
+@given(
+    st.lists(st.booleans(), min_size=16, max_size=300).filter(any),
+    st.sampled_from([8, 16]),
+    st.sampled_from([1, 2, 4]),
+    st.data(),
+)
+def test_each_batch_has_its_share_of_labels_in_each_shard(known, batch_size, ranks, data):
+    known = np.array(known)
+    labelled = ranks * data.draw(st.integers(1, batch_size // ranks - 1))
+    order = draw_order(np.random.default_rng(0), known, batch_size, labelled)
+    if known.all():
+        assert sorted(order) == list(range(len(known)))
+        return
+    batches = order.reshape(-1, batch_size)
+    assert len(batches) == len(known) // batch_size
+    assert (known[batches].sum(1) == labelled).all()
+    shards = known[batches].reshape(len(batches), ranks, -1).sum(2)
+    assert (shards == labelled // ranks).all()
+    for kind in (known, ~known):
+        times = np.bincount(order, minlength=len(known))[kind]
+        assert times.max() - times.min() <= 1  # again from the start only at the end
+
+
+def test_photos_without_a_label_do_not_count_in_the_cross_entropy():
+    logits, labels = torch.randn(6, 4), torch.tensor([2, -1, 0, -1, -1, 3])
+    known = labels >= 0
+    targets = one_hot(labels.clamp(min=0), 4) * known[:, None] * (6 / 3)  # as batches mix them
+    for smoothing in (0.0, 0.1):
+        loss, plain = hard_loss(logits, labels, smoothing)
+        expected = cross_entropy(logits[known], labels[known], label_smoothing=smoothing)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(plain, cross_entropy(logits[known], labels[known]))
+        torch.testing.assert_close(hard_loss(logits, targets, smoothing), (loss, plain))
+
+
+def test_few_labels_and_other_photos_are_a_command(places, tmp_path, capsys):
+    """With a network of one's own as teacher, of its weights; baselines are those of train.py."""
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    words = training(places[0], tmp_path, "--labels-per-class", 4, "--epochs", 2)
+    train.main([*words, "--models", f"{own}:small", "resnet18"])
+    distils = [*words, "--teacher", f"{own}:small", "--student", "resnet18"]
+    distils += ["--unlabelled", str(places[1]), "--method", "kd", "sp", "--mixup", "0"]
+    with pytest.raises(UserError, match=r"small has no feature maps of stride 32 at 32 px"):
+        knowledge_distillation.main(distils)
+    capsys.readouterr()
+    knowledge_distillation.main([*distils, "--method", "kd", "dist"])
+    printed = capsys.readouterr().out
+    assert printed.count("finished before, kept") == 2
+    assert "unlabelled photos for the teacher's term" in printed
+    name = "all-32px-resnet18-from-own.small-kd-a0.7-T2-and-more-labels4-seed0"
+    result = read_json(tmp_path / "output" / "results" / name / "result.json")
+    dataset = load_datasets(parse([*distils, "--method", "kd"], "", METHODS), CPU)[None]
+    assert result["distillation"]["unlabelled_photos"] == len(dataset.unlabelled[0])
+    assert "| no teacher" in printed  # the broken file is no part of what is compared
+    assert "and more" in printed
+    assert result["photos"]["counts"]["train"] == 16
+    (tmp_path / "output" / "results" / name / "result.json").unlink()
+    (places[1] / "rain12.jpg").unlink()
+    with pytest.raises(UserError, match="was written with unlabelled_photos 63, not 62"):
+        knowledge_distillation.main([*distils, "--method", "kd", "--resume"])
