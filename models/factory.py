@@ -64,8 +64,8 @@ def initial_model(
 
 def check_network(network: str, image_size: int, weights: Path | bool | None = None) -> None:
     """Raise UserError for a network that cannot be trained at this size or from these weights."""
-    for classes in (3, 5):
-        model, _ = initial_model(network, classes, image_size, seed=0, weights=weights)
+    for classes, start in ((3, weights), (5, None)):  # weights are read once
+        model, _ = initial_model(network, classes, image_size, seed=0, weights=start)
         if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):
             raise UserError(f"{network}: layers of unknown size cannot be trained from a seed")
         try:
