@@ -38,6 +38,11 @@ def shown(text: object, keep: str = "\n") -> str:
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in str(text))
 
 
+def one_line(problem: object, most: int = 150) -> str:
+    """What an error says, in a line of at most so many characters."""
+    return " ".join(str(problem).split())[:most]
+
+
 def plain_name(path: Path) -> str:
     """The name of a file or folder without endings, safe in file names."""
     stem = path.resolve().name.split(".")[0] or "photos"

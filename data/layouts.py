@@ -1,14 +1,17 @@
 """Photos that somebody has divided, in folders or in a table, and photos without a class."""
 
+import codecs
 import csv
+import io
+import os
 import posixpath
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +22,6 @@ PART = re.compile(  # as in seg_train, training_set, Testdata, unlabelled
     r"(?<![a-z])(train|test|eval|val|dev|unlabel)(ing|uation|id|idation|l?ed|val)?(set|data)?(?![a-z])"
 )
 MEANT = {"eval": "test", "dev": "val", "unlabel": UNLABELLED}
-TEXT: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
 
 
 def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
@@ -41,7 +43,7 @@ def divided(root: Path, names: list[str], files: list[str]) -> Photos | None:
     """The photos of a folder with these folders and files, if a table lists or folders divide them.
     Raises UserError for what is neither that nor classes."""
     tables = [root / name for name in files if name.lower().endswith(".csv")]
-    if tables := [table for table in tables if {"path", "class"} <= {*_columns(table)}]:
+    if tables := [table for table in tables if {"path", "class"} <= {*_columns(_cells(table))}]:
         if len(tables) > 1:
             raise UserError(f"{tables[0]} and {tables[1].name} both list photos: give one of them")
         photos = of_table(tables[0])
@@ -111,26 +113,34 @@ def _of_parts(root: Path, parts: dict[str, dict[str, str]], names: list[str]) ->
     return replace(photos, given=given if len(labelled) > 1 else None, notes=tuple(notes))
 
 
-def _columns(table: Path) -> list[str]:
-    """The names of a table's columns; none where it cannot be read."""
-    with suppress(OSError, csv.Error), table.open(**TEXT) as file:
-        return [name.strip().lower() for name in next(csv.reader(file), ())]
+def _cells(table: Path) -> list[list[str]]:
+    """The rows of a CSV in UTF-8 or UTF-16, between commas, semicolons or tabs, as spreadsheets
+    write them; none where it cannot be read."""
+    with suppress(OSError, UnicodeError, csv.Error):
+        data = table.read_bytes()
+        wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        text = data.decode(*(["utf-16"] if wide else ["utf-8-sig", "surrogateescape"]))
+        head, *_ = text.splitlines() or [""]
+        return [*csv.reader(io.StringIO(text, ""), delimiter=max(",;\t", key=head.count))]
     return []
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The names of the columns."""
+    return [name.strip().lower() for name in rows[0]] if rows else []
 
 
 def of_table(table: Path) -> Photos:
     """Photos of a CSV with the columns path (relative to the CSV), class and perhaps split."""
-    columns = _columns(table)
+    cells = _cells(table)
+    columns = _columns(cells)
     if not {"path", "class"} <= {*columns}:
         found = f"has the columns {', '.join(columns)}" if columns else "cannot be read as a table"
         raise UserError(f"{str(table)!r} {found}: the columns path and class are needed")
-    try:
-        with table.open(**TEXT) as file:
-            rows = list(csv.DictReader(file, columns))[1:]
-    except csv.Error as error:
-        raise UserError(f"{str(table)!r} cannot be read as a table: {error}") from error
+    empty = dict.fromkeys(columns, "")
+    rows = [empty | dict(zip(columns, line, strict=False)) for line in cells[1:] if line]
     for row in rows:
-        row["class"] = (row["class"] or "").strip()
+        row["class"] = row["class"].strip()
         if not row["path"] or not row["class"] or "\0" in row["path"]:
             raise UserError(f"{str(table)!r}: no path or no class in the line {str(row)[:100]}")
         row["path"] = posixpath.normpath(row["path"])
@@ -141,11 +151,15 @@ def of_table(table: Path) -> Photos:
     classes = sorted({row["class"] for row in rows})
     if len(classes) < 2:
         raise UserError(f"{str(table)!r} has {len(classes)} classes: two are needed")
-    others = ", ".join({*columns} - {"path", "class", "split"})
-    notes = (f"columns of {table.name} that are not used: {others}",) if others else ()
+    if not any(os.path.exists(table.parent / row["path"]) for row in rows):
+        what = f"none of its {len(rows):,} files exists, such as {rows[0]['path']!r}"
+        raise UserError(f"{str(table)!r}: {what}: paths start from the folder of the CSV")
+    others = ", ".join(name for name in columns if name not in ("path", "class", "split"))
+    note = f"columns of {table.name} that are not used (one called split would be): {others}"
+    notes = (note,) if others else ()
     given = None
     if "split" in columns:
-        texts = [str(row["split"] or "").strip().lower() for row in rows]
+        texts = [row["split"].strip().lower() for row in rows]
         given = np.array([_part(text) or text for text in texts])
         folds = {str(number) for number in range(len(set(texts)))}
         wrong = sorted({*given.tolist()} - {*PARTS, UNLABELLED})

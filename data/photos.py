@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from config import one_line
 from data.files import open_regular
 
 # Pillow warns of odd but decodable files. Set once: catch_warnings is not safe in threads.
@@ -80,7 +81,7 @@ def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
         raise UnreadablePhoto("not an image, or broken in its first bytes") from error
     except Exception as error:  # Pillow's plug-ins raise errors of any kind on broken data
         bytes(needed)  # MemoryError: some decoders say "broken" where memory is too little
-        raise UnreadablePhoto(" ".join(str(error).split())[:120] or repr(error)) from error
+        raise UnreadablePhoto(one_line(error, 120) or repr(error)) from error
 
 
 def _has_end(jpeg: bytes) -> bool:

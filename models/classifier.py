@@ -44,8 +44,10 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
             fits = False
     if not fits:
         raise UserError(f"{path}: its description is incomplete, or cannot be right")
+    if network and network_name(network) != arch:
+        raise UserError(f"{path} is of {arch}, not of {network_name(network)}")
     if own := "." in arch:  # its code comes from the command line, never from a checkpoint
-        if network_name(network) != arch:
+        if not network:
             raise UserError(f"{path} is of {arch}, a network of your own: give FILE.py:FUNCTION")
         if source_digest(network) != content.get("source"):
             raise UserError(f"{path}: {network} has changed since this was trained")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from config import UserError, file_digest, unchanged
+from config import UserError, file_digest, one_line, unchanged
 from data.files import lacks_memory
 
 
@@ -33,7 +33,7 @@ def create_model(network: str, classes: int, image_size: int, *, seed: int) -> n
         try:
             model = runpy.run_path(str(path))[function](classes)
         except (Exception, SystemExit) as problem:  # of any kind: it is the user's code
-            why = f"{type(problem).__name__}: {' '.join(str(problem).split())[:150]}"
+            why = f"{type(problem).__name__}: {one_line(problem)}"
             raise UserError(f"{network}: {why}") from problem
         if not isinstance(model, nn.Module):
             raise UserError(f"{network} must return a torch.nn.Module, not {type(model).__name__}")
@@ -46,8 +46,8 @@ def create_model(network: str, classes: int, image_size: int, *, seed: int) -> n
     try:
         return models.get_model(network, weights=None, num_classes=classes, **options)
     except (AssertionError, ValueError) as problem:  # transformers cut images into patches
-        why = " ".join(str(problem).split())[:150]
-        raise UserError(f"{network}: not for images of {image_size} pixels ({why})") from problem
+        what = f"{network}: not for images of {image_size} pixels ({one_line(problem)})"
+        raise UserError(what) from problem
 
 
 def initial_model(
@@ -75,9 +75,9 @@ def check_network(network: str, image_size: int, weights: Path | bool | None = N
         except Exception as problem:  # of shapes, batch norm, patches; of any kind in own code
             if lacks_memory(problem):
                 raise
-            why = " ".join(str(problem).split())[:150]
             what = f"{network} cannot be trained on images of {image_size} pixels"
-            raise UserError(f"{what} ({why}); another --image-size may help") from problem
+            why = f"({one_line(problem)}); another --image-size may help"
+            raise UserError(f"{what} {why}") from problem
         values = [logits, *model.state_dict().values()]
         if not all(isinstance(v, torch.Tensor) for v in values) or logits.shape != (2, classes):
             found = getattr(logits, "shape", type(logits).__name__)

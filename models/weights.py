@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from config import UserError, unchanged
+from config import UserError, one_line, unchanged
 from models.checkpoint import read_tensors
 
 
@@ -20,15 +20,18 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
         state = _imagenet_weights(network)
     where = f"{network}, ImageNet weights" if weights is True else str(weights)
     own = model.state_dict()
-    head = [*own][-1].rpartition(".")[0] + "."
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    others = {*state, *own} - {*fits}
-    wrong = [k for k in others if not k.startswith(head) and not k.endswith(".num_batches_tracked")]
-    if wrong:
+    others = {k for k in {*state, *own} - {*fits} if not k.endswith(".num_batches_tracked")}
+    layers = {k.rpartition(".")[0] for k in others}
+    # The head is the one layer with another number of rows or, where a file has none, the last.
+    head = all(k in state and k in own and state[k].shape[1:] == own[k].shape[1:] for k in others)
+    if len(layers) > 1 or not (head or layers == {[*own][-1].rpartition(".")[0]}):
         raise UserError(
-            f"{where}: not the weights of this {network}: {len(wrong)} tensors are missing or "
-            f"others, such as {min(wrong)}"
+            f"{where}: not the weights of this {network}: {len(others)} tensors are missing or "
+            f"others, such as {min(others)}"
         )
+    if not all(v.isfinite().all() for v in fits.values()):
+        raise UserError(f"{where}: some of its values are not finite")
     model.load_state_dict(fits, strict=False)
     new = ", ".join(sorted({*own} - {*fits})) or "nothing"
     return f"{len(fits)} of {len(own)} tensors from {where}; drawn anew: {new}"
@@ -44,8 +47,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not state or not all(isinstance(v, Tensor) for v in state.values()):
             raise ValueError("no tensors by name")
     except Exception as problem:  # torch raises errors of any kind on bytes that are not its own
-        why = " ".join(str(problem).split())[:100]
-        raise UserError(f"{path}: not a file of weights that can be read ({why})") from problem
+        what = f"{path}: not a file of weights that can be read ({one_line(problem, 100)})"
+        raise UserError(what) from problem
     return state
 
 
@@ -55,8 +58,7 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
     try:
         return models.get_model(name, weights="DEFAULT").state_dict()
     except Exception as problem:  # of the network, the disk, or bytes that are no weights
-        why = " ".join(str(problem).split())[:200]
         raise UserError(
-            f"--pretrained: no weights of {name} ({why}). "
+            f"--pretrained: no weights of {name} ({one_line(problem, 200)}). "
             f"Put {url} at {file} by hand, or omit --pretrained."
         ) from problem

@@ -167,7 +167,7 @@ def given(copied, tmp_path) -> tuple[Path, list[str]]:
         ({"photos": "0123456789abcdef"}, [], "other photos of the same names: .*\nTrain one"),
         ({"classes": ["hail", "fog", "rain", "snow"]}, [], "has classes .*hail.*, the student"),
         ({"arch": "resnet18"}, [], "not those of a resnet18 with 4 classes"),
-        ({}, ["--teacher", "densenet169"], "is a resnet50; omit it"),
+        ({}, ["--teacher", "densenet169"], "is of resnet50, not of densenet169"),
         ({}, ["--teacher-checkpoint", str(ROOT / "README.md")], "damaged, or not a checkpoint"),
     ],
 )

@@ -81,6 +81,7 @@ def test_classes_of_sub_folders_are_no_parts(tmp_path):
 
 
 def test_a_table_gives_classes_parts_and_folds_and_reads_what_is_written(tmp_path):
+    files(tmp_path, "images/rain", "in/images/rain")
     rows = [(*row, PARTS[n % 3]) for n, row in enumerate(TABLE)]
     given = read(table(tmp_path / "given.csv", "path class split", rows))
     assert [len(given.indices(part)) for part in PARTS] == [6, 6, 6]
@@ -94,10 +95,13 @@ def test_a_table_gives_classes_parts_and_folds_and_reads_what_is_written(tmp_pat
     folds = read(table(tmp_path / "in" / "folds.csv", "path class split", numbered), folds=3)
     assert [len(folds.fold(1).indices(part)) for part in PARTS] == [6, 6, 6]
     assert folds.fold(1).indices("test").tolist() == np.flatnonzero(folds.part == 1).tolist()
-    files(tmp_path / "in", "images")  # a folder with a table, and with another that cannot be read
-    (tmp_path / "in" / "a.csv").write_bytes(b"path\0class")
+    text = (tmp_path / "in" / "folds.csv").read_text("utf-8")
+    (tmp_path / "in" / "a.csv").write_bytes(b"path\0class")  # in a folder of a table and others
     found = read(tmp_path / "in", folds=3)
     assert (found.hash, found.photos.notes) == (folds.hash, ("folds.csv lists the photos",))
+    for mark, code in ((";", "utf-8"), ("\t", "utf-16"), (",", "utf-8-sig")):  # of spreadsheets
+        (tmp_path / "in" / "folds.csv").write_bytes(text.replace(",", mark).encode(code))
+        assert read(tmp_path / "in" / "folds.csv", folds=3).hash == folds.hash
 
 
 WRONG = [
@@ -115,6 +119,7 @@ WRONG = [
     ("path class\na.jpg", "no path or no class in the line"),
     ("path class\na.jpg rain", "has 1 classes: two are needed"),
     ("path class split\na.jpg rain val\nb.jpg snow train", "'rain' has no photo in the given"),
+    ("path class\nb.jpg rain\nc.jpg snow", "none of its 2 files exists, such as 'b.jpg': paths"),
     ("", "cannot be read as a table"),
 ]  # fmt: skip
 
@@ -125,6 +130,7 @@ def test_what_is_no_layout_is_refused_with_what_was_found(made, says, tmp_path):
     if isinstance(made, str):
         path = tmp_path / "photos.csv"
         path.write_text(made.replace(" ", ","))
+        (tmp_path / "a.jpg").touch()
     else:
         for folder, inner in made.items():
             files(path, *(f"{folder}/{name}" for name in inner.split() or ["."]))
@@ -137,6 +143,7 @@ def test_settings_that_would_divide_given_parts_anew_are_refused(tmp_path):
     classes_in(tmp_path / "two", "train", "test", count=20)
     rows = [(*row, n % 3) for n, row in enumerate(TABLE)]
     folds = table(tmp_path / "folds.csv", "path class split", rows)
+    files(tmp_path, "images/rain")
     for path, seed, count in ((tmp_path / "all", 0, 5), (tmp_path / "all", 1, None)):
         with pytest.raises(UserError, match="divides photos anew, and these are divided already"):
             read(path, seed, count)

@@ -101,10 +101,11 @@ def test_weights_of_a_file_are_taken_whole_but_for_a_head_of_other_classes(tmp_p
     torch.save(source, path)
     with pytest.raises(UserError, match=r"w\.pt' has changed since this command was started"):
         initial_model("resnet18", 5, 64, seed=2, weights=path)
-    for changed in ({"conv1.weight": torch.zeros(1)}, {"more": torch.zeros(1)}):
-        torch.save(source | changed, path)
+    wrong = {"conv1.weight": torch.zeros(1), "more": torch.zeros(1)}
+    for key, value in (wrong | {"bn1.bias": torch.full((64,), torch.nan)}).items():
+        torch.save(source | {key: value}, path)
         file_digest.cache_clear()
-        with pytest.raises(UserError, match=f"the weights of this resnet18: 1 .*{min(changed)}"):
+        with pytest.raises(UserError, match=f"resnet18: 1 .*{key}$|values are not finite"):
             initial_model("resnet18", 5, 64, seed=2, weights=path)
     for nothing in ([1], {}, {"a": 1}):
         torch.save(nothing, path)
@@ -265,6 +266,8 @@ def test_a_classifier_is_what_its_checkpoint_describes_or_refused(tmp_path):
     small["model"] = create_model(f"{own}:small", 2, 64, seed=0).state_dict()
     checkpoint.save_checkpoint(path, small)
     assert load_classifier(path, f"{own}:small")[0].training is False
+    with pytest.raises(UserError, match=r"is of own.small, not of own.frozen"):
+        load_classifier(path, f"{own}:frozen")
     with pytest.raises(UserError, match=r"own.small, a network of your own: give FILE.py:FUNC"):
         load_classifier(path)
     own.write_text(OWN + "# changed")

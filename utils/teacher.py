@@ -64,8 +64,6 @@ def with_teacher(configs: list[Config]) -> list[Config]:
     if kd is None or kd.teacher_checkpoint is None:
         return configs
     arch = _described(kd.teacher_checkpoint, kd, configs[0].image_size)["arch"]
-    if kd.teacher and network_name(kd.teacher) != arch:
-        raise UserError(f"--teacher {kd.teacher}: {kd.teacher_checkpoint} is a {arch}; omit it")
     return [replace(c, kd=replace(c.kd, teacher=kd.teacher or arch)) for c in configs if c.kd]
 
 
