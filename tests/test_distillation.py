@@ -187,6 +187,20 @@ def test_networks_of_unlike_families_teach_each_other(method, models, device):
         assert parameter.grad.any() or parameter.ndim == 1
 
 
+@each_method
+def test_a_loss_is_given_float32_and_no_autocast_is_around_it(method, monkeypatch):
+    def checked(student, teacher, *others):
+        assert student.dtype == teacher.dtype == torch.float32
+        return torch.is_autocast_enabled("cpu") + 0 * student.sum()
+
+    entry: Any = METHODS[method]
+    kind = "logits_loss" if entry.logits_loss else "feature_loss"
+    monkeypatch.setitem(METHODS, method, replace(entry, **{kind: checked}))
+    objective = distillation(with_kd(method))
+    with BF16.autocast():
+        assert objective(network(1), images_of(32), TRUTH)[2][method] == 0
+
+
 class Batches(list[Any]):
     def epoch(self, _number: int):
         return self

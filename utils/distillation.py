@@ -130,24 +130,23 @@ class Distillation:
                 self.teacher_model, self.teacher, images
             )
         logits, maps = forward_with_features(model, self.student, images)
-        logits, teacher_logits = logits.float(), teacher_logits.float()
-
-        hard, plain = hard_loss(logits, labels, self.label_smoothing)
-        if method.logits_loss:
-            name, t = kd.method, kd.temperature
-            soft = method.logits_loss(logits, teacher_logits, labels, t, weight)
-        else:
-            name, soft = "kd", kd_loss(logits, teacher_logits, kd.temperature)
-        loss = (1 - kd.alpha) * hard + kd.alpha * soft
-        parts = {"ce": plain, name: soft.detach()}
-        if method.feature_loss:
-            terms = []
-            for stride, student, teacher in zip(method.strides, maps, teacher_maps, strict=True):
-                if method.adapter:
-                    student = self.adapters[str(stride)](student)
-                terms.append(method.feature_loss(student, teacher))
-            term = torch.stack(terms).sum()
-            loss = loss + weight * term
-            parts[kd.method] = term.detach()
+        if method.adapter:
+            pairs = zip(self.adapters.values(), maps, strict=True)
+            maps = [adapter(student) for adapter, student in pairs]
+        with torch.autocast(images.device.type, enabled=False):  # the losses are in float32
+            logits, teacher_logits = logits.float(), teacher_logits.float()
+            hard, plain = hard_loss(logits, labels, self.label_smoothing)
+            if method.logits_loss:
+                name, t = kd.method, kd.temperature
+                soft = method.logits_loss(logits, teacher_logits, labels, t, weight)
+            else:
+                name, soft = "kd", kd_loss(logits, teacher_logits, kd.temperature)
+            loss = (1 - kd.alpha) * hard + kd.alpha * soft
+            parts = {"ce": plain, name: soft.detach()}
+            if method.feature_loss:
+                maps, teacher_maps = ([m.float() for m in each] for each in (maps, teacher_maps))
+                term = torch.stack([*map(method.feature_loss, maps, teacher_maps)]).sum()
+                loss = loss + weight * term
+                parts[kd.method] = term.detach()
         same = logits.argmax(1) == teacher_logits.argmax(1)
         return loss, logits, parts | {"agreement": same.float().mean()}

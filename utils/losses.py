@@ -1,14 +1,13 @@
 """Knowledge distillation losses of logits (kd, dkd, dist), of features (fitnet, attention), and of
 the relations between the photos of a batch (rkd, sp).
 
-All are zero where student and teacher agree, average over the batch to a scalar ≥ 0, and compute in
-float32, also under autocast (in float64 where they are given it). `student` and `teacher` are
-logits (N, C), embeddings (N, D) or maps (N, C, H, W) of the same photos; the teacher's may have
-another number of channels.
+All are zero where student and teacher agree, and average over the batch to a scalar ≥ 0. `student`
+and `teacher` are logits (N, C), embeddings (N, D) or maps (N, C, H, W) of the same photos; the
+teacher's may have another number of channels. To be called with float32 or float64 and outside of
+autocast, as Distillation does: half precision would round the small differences away.
 """
 
-from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +16,6 @@ from torch import Tensor
 _kl = partial(F.kl_div, reduction="batchmean", log_target=True)
 
 
-def _full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let a loss of tensors compute in float32 at least, whatever autocast is around it."""
-
-    @wraps(loss)
-    def widened(student: Tensor, teacher: Tensor, *others: object, **settings: object) -> Tensor:
-        wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in (student, teacher)]
-        with torch.autocast(student.device.type, enabled=False):
-            return loss(*wide, *others, **settings)
-
-    return widened
-
-
-@_full_precision
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T² · KL(p(t, T) ‖ p(s, T)) of logits (N, C), p(z, T) = softmax(z / T), T > 0: summed over the
     classes (Hinton et al. 2015, https://arxiv.org/abs/1503.02531). T² keeps the gradient's scale,
@@ -38,7 +24,6 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * _kl(log_s, log_t)
 
 
-@_full_precision
 def dkd_loss(
     student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, beta: float
 ) -> Tensor:
@@ -68,7 +53,6 @@ def dkd_loss(
     return temperature**2 * (target + beta * non_target)
 
 
-@_full_precision
 def dist_loss(student: Tensor, teacher: Tensor, temperature: float, beta: float) -> Tensor:
     """T² · β · (inter + intra) of logits (N, C), distillation from a stronger teacher (Huang et al.
     2022, https://arxiv.org/abs/2205.10536) with one weight for both, as in the paper. inter is 1 −
@@ -94,14 +78,12 @@ def _deviations(rows: Tensor) -> Tensor:
     return F.normalize(deviations * varies)
 
 
-@_full_precision
 def fitnet_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of two feature maps, the student's after its adapter (FitNets: Romero
     et al. 2015, https://arxiv.org/abs/1412.6550), trained with the rest, not in a stage before."""
     return F.mse_loss(*_same_size(student, teacher))
 
 
-@_full_precision
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of two attention maps: mean squares over the channels, as a vector of
     length 1 over the pixels (Zagoruyko and Komodakis 2017, https://arxiv.org/abs/1612.03928)."""
@@ -122,7 +104,6 @@ def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
 
 
-@_full_precision
 def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Huber difference of the distances between all photos of the batch, in units of their mean
     (RKD-D: Park et al. 2019, https://arxiv.org/abs/1904.05068)."""
@@ -135,7 +116,6 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.smooth_l1_loss(distances(student), distances(teacher))
 
 
-@_full_precision
 def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Huber difference of the cosines of the angles that all triples of photos form, 0 where two of
     them coincide (RKD-A: Park et al. 2019, https://arxiv.org/abs/1904.05068)."""
@@ -159,7 +139,6 @@ def _pairs(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return differences, torch.where(apart, squares, 1), apart
 
 
-@_full_precision
 def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """25 · distance + 50 · angle, the paper's weights for classification, of what the classifier
     reads: each channel's mean."""
@@ -167,7 +146,6 @@ def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return 25 * rkd_distance_loss(student, teacher) + 50 * rkd_angle_loss(student, teacher)
 
 
-@_full_precision
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of the similarities between the photos of the batch: the products of
     a photo's flattened map with those of all, as a vector of length 1 (Tung and Mori 2019,
