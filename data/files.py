@@ -28,20 +28,13 @@ except ImportError:  # Windows: two processes are not kept apart there
 def open_regular(path: Path) -> BinaryIO:
     """Open a file to read bytes. Raises FileNotFoundError for what is no regular file, too: a
     named pipe would block, a device has no end."""
-
-    def regular(name: str, flags: int) -> int:
-        handle = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-        if stat.S_ISREG(os.fstat(handle).st_mode):
-            return handle
-        os.close(handle)
-        raise FileNotFoundError(errno.ENOENT, "not a regular file", name)
-
     try:
-        return open(path, "rb", opener=regular)
-    except OSError as error:  # what should be its folder is none, or it is a socket
-        if error.errno not in (errno.ENOTDIR, errno.ENXIO):
-            raise
-        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path)) from error
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except NotADirectoryError:  # what should be its folder
+        regular = False
+    if not regular:
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+    return path.open("rb")
 
 
 def remove(path: Path) -> None:
