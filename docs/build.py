@@ -32,10 +32,14 @@ from utils.tables import Columns, Result
 
 Runs = Sequence[Result]
 Rows = Sequence[Sequence[str]]  # a title and names of runs
-Groups = Mapping[str, tuple[Runs, Runs]]  # runs, and those that they are compared with
 matplotlib.use("agg")
+plt.rc("axes", grid=True)
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("grid", alpha=0.25)
+plt.rc("savefig", dpi=110)
 DOCS = ROOT / "docs"
 FILE = DOCS / "results" / "runs.jsonl"
+TABLES: dict[str, dict[str, Any]] = tomllib.loads((DOCS / "tables.toml").read_text("utf-8"))
 DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 PLACE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
 COLOURS = ("#2f6fb0", "#e08a1e", "#c8442f", "#4f8f5b")
@@ -88,11 +92,6 @@ def compared(name: str, other: str = "", endings: str = "seeds") -> tuple[Runs, 
     return runs[0], runs[1]
 
 
-def groups(rows: Rows) -> Groups:
-    """The runs of each row of a table, and those that they are compared with."""
-    return {title: compared(*names) for title, *names in rows}
-
-
 def columns(rows: Rows, kind: str) -> Columns:
     """The runs of each column of a table: of all their seeds, or of those that all have."""
     titles, names = zip(*rows, strict=True)
@@ -139,17 +138,13 @@ KINDS: dict[str, dict[str, Show]] = {
 KINDS["short"] = {k: show for k, show in KINDS["distilled"].items() if "KD − teacher" not in k}
 
 
-def declared() -> dict[str, dict[str, Any]]:
-    """What docs/tables.toml says of each table."""
-    return tomllib.loads((DOCS / "tables.toml").read_text("utf-8"))
-
-
 def table(kind: str, rows: Rows) -> str:
     """A table of this kind."""
     if kind in ("each", "together"):
         return tables.table(columns(rows, kind), {**tables.SEVEN_ROWS, **tables.PARAMETERS})
-    cells = KINDS[kind].values()
-    lines = [[title, *(cell(*runs) for cell in cells)] for title, runs in groups(rows).items()]
+    pairs = {title: compared(*names) for title, *names in rows}
+    shows = KINDS[kind].values()
+    lines = [[title, *(show(*pair) for show in shows)] for title, pair in pairs.items()]
     return tables.aligned(["", *KINDS[kind]], lines)
 
 
@@ -175,7 +170,8 @@ def draw_curves(path: Path, columns: Columns, quantity: str) -> None:
     axes.set(xlabel="epoch", ylabel="cross-entropy" if quantity == "loss" else "accuracy, %")
     axes.set_ylim(*((0, 2) if quantity == "loss" else ()))
     axes.legend(fontsize=8, frameon=False)
-    save(path)
+    plt.savefig(path)
+    plt.close()
 
 
 def draw_confusions(path: Path, columns: Columns) -> None:
@@ -184,6 +180,8 @@ def draw_confusions(path: Path, columns: Columns) -> None:
     for (name, runs), axes in zip(columns.items(), panels, strict=True):
         counts = np.sum([run["test"]["confusion"] for run in runs], axis=0)
         shares = 100 * counts / counts.sum(1, keepdims=True)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(True)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
         for row, column in np.argwhere(shares >= 0.5):
             share = shares[row, column]
@@ -193,17 +191,19 @@ def draw_confusions(path: Path, columns: Columns) -> None:
         axes.set_yticks(range(len(counts)), CLASSES, fontsize=8)
         title = f"{name}: {np.trace(counts) / counts.sum():.1%}"
         axes.set(title=title, xlabel="predicted", ylabel="true")
-    save(path, grid=False)
+    plt.savefig(path)
+    plt.close()
 
 
-def draw_gains(path: Path, groups: Groups) -> None:
-    """What teachers add to groups of students on test and validation, in points of accuracy, with
-    95 % intervals."""
-    size = 9.6, 1.1 + 0.36 * len(groups)
+def draw_gains(path: Path, rows: Rows) -> None:
+    """What teachers add to the students of a table's rows on test and validation, in points of
+    accuracy, with 95 % intervals."""
+    pairs = {title: compared(*names) for title, *names in rows}
+    size = 9.6, 1.1 + 0.36 * len(rows)
     panels = plt.figure(figsize=size, layout="constrained").subplots(1, 2, sharex=True, sharey=True)
     parts = {"test": "test, 371", "val": "validation, 750"}
     for axes, (part, title) in zip(panels, parts.items(), strict=True):
-        for place, (runs, alone) in enumerate(groups.values()):
+        for place, (runs, alone) in enumerate(pairs.values()):
             gain, low, high = 100 * tables.gain_over(list(zip(runs, alone, strict=True)), part)
             colour = "#2e7d4f" if low > 0 else COLOURS[2] if high < 0 else "#8a8a8a"
             axes.plot([low, high], [place, place], color=colour, linewidth=2.4)
@@ -211,32 +211,23 @@ def draw_gains(path: Path, groups: Groups) -> None:
             style = {"color": colour, "ha": "center", "bbox": {"color": "white", "pad": 0}}
             axes.text(gain, place - 0.2, f"{gain:+.1f}", va="bottom", fontsize=8, **style)
         axes.axvline(0, color="black", linewidth=0.8)
-        names = [f"{name} ({len(runs)})" for name, (runs, _) in groups.items()]
-        axes.set_yticks(range(len(groups)), names, fontsize=9)
-        axes.set_ylim(len(groups) - 0.4, -0.8)
+        names = [f"{name} ({len(runs)})" for name, (runs, _) in pairs.items()]
+        axes.set_yticks(range(len(rows)), names, fontsize=9)
+        axes.set_ylim(len(rows) - 0.4, -0.8)
         axes.set_xlabel("KD − student, points of accuracy", fontsize=9)
         axes.set_title(f"{title} photos; 95 % intervals", fontsize=10, loc="left")
-    save(path)
-
-
-def save(path: Path, grid: bool = True) -> None:
-    """Write the current figure as PNG, with a faint grid instead of frames."""
-    for axes in plt.gcf().axes if grid else ():
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    plt.savefig(path, dpi=110)
+    plt.savefig(path)
     plt.close()
 
 
 def build() -> None:
     """Fill the tables into the documents, and draw every figure at its place in docs/."""
-    about = declared()
-    made = {name: table(**what) for name, what in about.items()}
+    made = {name: table(**what) for name, what in TABLES.items()}
     for document in DOCUMENTS:
         atomic_write(document, filled(document.read_text("utf-8"), made))
-    draw_gains(DOCS / "illustration" / "result.png", groups(about["main"]["rows"]))
+    draw_gains(DOCS / "illustration" / "result.png", TABLES["main"]["rows"])
     for name in EXPERIMENTS:
-        kd, basic = (columns(**about[f"{name} {kind}"]) for kind in ("kd 60 epochs", "basic"))
+        kd, basic = (columns(**TABLES[f"{name} {kind}"]) for kind in ("kd 60 epochs", "basic"))
         draw_confusions(DOCS / name / "kd" / "Confusion.png", kd)
         for quantity in ("Accuracy", "Loss"):
             draw_curves(DOCS / name / "kd" / f"{quantity}.png", kd, quantity.lower())

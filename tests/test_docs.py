@@ -11,21 +11,11 @@ from PIL import Image
 import docs.build
 from config import ROOT
 from data.files import csv_text, write_json
-from docs.build import (
-    DOCUMENTS,
-    PLACE,
-    columns,
-    declared,
-    draw_curves,
-    filled,
-    keep,
-    kept,
-    table,
-)
+from docs.build import DOCUMENTS, PLACE, TABLES, columns, draw_curves, filled, keep, kept, table
 
 
 def test_the_tables_in_the_documents_are_what_the_kept_runs_give():
-    made = {name: table(**about) for name, about in declared().items()}
+    made = {name: table(**about) for name, about in TABLES.items()}
     texts = {path: path.read_text("utf-8") for path in DOCUMENTS}
     for path, text in texts.items():
         assert filled(text, made) == text, f"{path}: run python -m docs.build"
@@ -38,7 +28,7 @@ def test_the_tables_in_the_documents_are_what_the_kept_runs_give():
 
 
 def test_a_figure_is_what_the_kept_runs_give(tmp_path):
-    draw_curves(tmp_path / "made.png", columns(**declared()["experiment_1 kd 60 epochs"]), "loss")
+    draw_curves(tmp_path / "made.png", columns(**TABLES["experiment_1 kd 60 epochs"]), "loss")
     shown = Image.open(ROOT / "docs/experiment_1/kd/Loss.png")
     made = Image.open(tmp_path / "made.png")
     assert np.mean(np.asarray(made) != np.asarray(shown)) < 0.002
