@@ -89,8 +89,8 @@ def load_datasets(
     smallest = {part: min(d.counts[part] for d in datasets.values()) for part in PARTS}
     size, train = config.batch_size, smallest["train"]
     if size > train:
-        why = f"{train} training photos are less than a batch of {size}"
-        raise UserError(f"{why}: add photos, or give --batch-size {train} or less")
+        why = f"{len(decoded.photos)} photos leave {train} to train on, fewer than a step takes"
+        raise UserError(f"{why} ({size}): add photos, or give --batch-size {max(2, train // 4)}")
     if size % ranks or size < 2 * ranks or min(smallest.values()) < ranks:
         why = f"{ranks} ranks need a multiple of {ranks}, two photos each, and as many test photos"
         raise UserError(f"--batch-size {size}: {why}")

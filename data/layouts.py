@@ -53,13 +53,13 @@ def divided(root: Path, names: list[str], files: list[str]) -> Photos | None:
         return replace(photos, notes=(f"{tables[0].name} lists the photos", *photos.notes))
     if parts := _parts(root, names):
         return _of_parts(root, parts, names)
-    if len(names) > 1 and all(map(_part, names)):
+    if len(names) > 1 and all(map(part_of, names)):
         what = f"{str(root)!r} is divided into {', '.join(names)}"
         raise UserError(f"{what}, and none to train on has two class folders; {LAYOUTS}")
     return None
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
     """The part of a split that a name tells, as `seg_train` and `training_set`; or nothing."""
     found = PART.search(name.lower())
     return MEANT.get(found[1], found[1]) if found else ""
@@ -78,14 +78,14 @@ def _parts(root: Path, names: list[str]) -> dict[str, dict[str, str]]:
         ):
             folder /= inner[0]
         inside[name] = {(folder / one).as_posix(): one for one in inner}
-    training = [name for name in names if _part(name) == "train" and len(inside[name]) > 1]
+    training = [name for name in names if part_of(name) == "train" and len(inside[name]) > 1]
     if not training or len(names) < 2:
         return {}
     classes, others = {*inside[training[0]].values()}, {*names} - {*training}
     shared = {name for name in others if classes & {*inside[name].values()}}
-    named = {name for name in others if _part(name)}
+    named = {name for name in others if part_of(name)}
     for name in others - shared:
-        if len(inside[name]) < 2 or _part(name) == UNLABELLED or (shared and not _part(name)):
+        if len(inside[name]) < 2 or part_of(name) == UNLABELLED or (shared and not part_of(name)):
             inside[name] = {}  # photos, perhaps in a folder
     if not (shared | named or training[1:]) or any(inside[one] for one in others - shared - named):
         return {}  # classes, of which one is called train
@@ -94,7 +94,7 @@ def _parts(root: Path, names: list[str]) -> dict[str, dict[str, str]]:
 
 def _of_parts(root: Path, parts: dict[str, dict[str, str]], names: list[str]) -> Photos:
     """Photos of folders that divide them; those without classes are left out."""
-    labelled = {name: _part(name) for name in names if parts[name]}
+    labelled = {name: part_of(name) for name in names if parts[name]}
     left_out = [name for name in names if name not in labelled]
     where = f"{str(root)!r} is divided into {', '.join(names)}"
     twice = len(labelled) > len(set(labelled.values()))
@@ -160,7 +160,7 @@ def of_table(table: Path) -> Photos:
     given = None
     if "split" in columns:
         texts = [row["split"].strip().lower() for row in rows]
-        given = np.array([_part(text) or text for text in texts])
+        given = np.array([part_of(text) or text for text in texts])
         folds = {str(number) for number in range(len(set(texts)))}
         wrong = sorted({*given.tolist()} - {*PARTS, UNLABELLED})
         if wrong and {*texts} != folds:

@@ -93,8 +93,8 @@ def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | Non
     if folds or (seed and not missing):
         flag = "--folds" if folds else "--split-seed"
         raise UserError(
-            f"{flag} divides photos anew, and these are divided already: omit it, or give the "
-            "folder of one part"
+            f"{flag} divides photos anew, and these are divided already: omit it, or give photos "
+            "that are not divided"
         )
     part = np.array([(*PARTS, UNLABELLED).index(name) for name in given], np.int8)
     train = np.flatnonzero(part == 0)
@@ -126,7 +126,7 @@ def describe_duplicates(split: Split, groups: np.ndarray) -> list[str]:
         if len(apart):
             same = np.flatnonzero(groups == apart[0])
             shown = " = ".join(repr(photos.paths[photo]) for photo in same)
-            notes.append(f"WARNING: {len(apart):,} pictures {what}, such as {shown}")
+            notes.append(f"WARNING: {len(apart):,} of them {what}, such as {shown}")
     return notes
 
 

@@ -70,13 +70,16 @@ def check_network(network: str, image_size: int, weights: Path | bool | None = N
             raise UserError(f"{network}: layers of unknown size cannot be trained from a seed")
         try:
             images = torch.zeros(2, 3, image_size, image_size)
-            model.train()(images).sum().backward()
+            logits = model.train()(images)
+            if isinstance(logits, tuple | dict):
+                raise TypeError("it has several outputs in training")
+            logits.sum().backward()
             logits = model.eval()(images)
         except Exception as problem:  # of shapes, batch norm, patches; of any kind in own code
             if lacks_memory(problem):
                 raise
             what = f"{network} cannot be trained on images of {image_size} pixels"
-            why = f"({one_line(problem)}); another --image-size may help"
+            why = f"({one_line(problem)}); another --image-size or network may help"
             raise UserError(f"{what} {why}") from problem
         values = [logits, *model.state_dict().values()]
         if not all(isinstance(v, torch.Tensor) for v in values) or logits.shape != (2, classes):

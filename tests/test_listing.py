@@ -113,6 +113,7 @@ WRONG = [
     ({".": ""}, "no class folders in"),
     ({"val": "rain snow", "test": "rain snow"}, "divided into test, val, and none to train on"),
     ({"rain": "train test", "snow": "train test"}, "rain' is divided into train and test; a fold"),
+    ({"rain": "training_set val", "snow": "a"}, "rain' is divided into train and test; a fold"),
     ("file label\na.jpg rain", "has the columns file, label: the columns path and class"),
     ("path class split\na.jpg rain foo\nb.jpg snow train", "its column split has 'foo'; it may"),
     ("path class\na.jpg rain\na.jpg snow", "has 'a.jpg' twice"),
@@ -148,7 +149,7 @@ def test_settings_that_would_divide_given_parts_anew_are_refused(tmp_path):
         with pytest.raises(UserError, match="divides photos anew, and these are divided already"):
             read(path, seed, count)
     for seed, count in ((0, None), (0, 4), (1, 3)):
-        with pytest.raises(UserError, match="divided into folds: give --folds 3 alone"):
+        with pytest.raises(UserError, match="divided into folds: give --folds 3 and no"):
             read(folds, seed, count)
     assert read(tmp_path / "two", 1).hash != read(tmp_path / "two", 2).hash  # its validation
 

@@ -53,7 +53,7 @@ def test_test_photos_get_the_probabilities_of_the_runs_evaluation(best, photos):
     computed = torch.stack([classify(model, about, read_square(Path(p), 64)) for p in paths])
     torch.testing.assert_close(computed, expected, atol=1e-5, rtol=0)
 
-    status, lines, errors = command("utils.predict", best.with_name("last.pt"), *paths, "--top", 9)
+    status, lines, errors = command("utils.predict", best, *paths, "--top", 9)
     assert (status, len(lines), errors) == (0, len(paths), [])
     for line, path, row in zip(lines, paths, expected.tolist(), strict=True):
         name, classes, probabilities = named(line)

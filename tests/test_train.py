@@ -136,7 +136,7 @@ def test_finished_runs_are_kept_or_done_again_as_asked(copied, tmp_path, capsys)
     (output / "results" / NAME / ".ipynb_checkpoints").mkdir()  # as a notebook leaves them
     for how in (["--overwrite"], ["--tag", "twin"]):
         main([*words, *how, "--lr", "0.01"])
-    assert (elsewhere / "last.pt").exists()
+    assert [path.name for path in elsewhere.iterdir()] == ["best.pt"]
     assert not (output / "results" / NAME / ".ipynb_checkpoints").exists()
     # What is overwritten is not resumed, and ends with the bits of a run that is new.
     digest = result_of(output)["digest"]
@@ -254,7 +254,10 @@ def test_shots_of_one_scene_are_kept_together_or_told_apart_as_asked(tmp_path):
     ("more", "says"),
     [
         ("--data nowhere", "nowhere"),
-        ("--batch-size 57", "40 training photos are less than a batch of 57: .* --batch-size 40"),
+        (
+            "--batch-size 57",
+            "60 photos leave 40 to train on, fewer than a step takes .57.: .* --batch-size 10",
+        ),
         ("--device cuda:77", "--device cuda:77: this machine has . GPUs"),
         ("--cache {file}/below", "Not a directory: .*file/below"),
         ("--pretrained", "--pretrained: no weights of resnet18 .*by hand"),

@@ -28,7 +28,7 @@ from utils.script import run_script
 def main(arguments: Sequence[str]) -> None:
     """Print the classes of every photo; raises UserError at the end if some could not be read."""
     parser = argparse.ArgumentParser("python -m utils.predict", allow_abbrev=False)
-    parser.add_argument("checkpoint", type=Path, help="a run's best.pt or last.pt")
+    parser.add_argument("checkpoint", type=Path, help="a run's best.pt")
     parser.add_argument("photos", nargs="+", help="photos, or folders with photos directly in them")
     parser.add_argument("--top", type=number(int, 1), default=3, help="classes to print")
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")

@@ -64,6 +64,8 @@ def section(results: Sequence[Result]) -> str:
     if few := photos["labels_per_class"]:
         about += f" Labels per class: {few:g}."
     about += " Drawn by this repo, not photographed." if photos["sample"] else ""
+    if (test := photos["counts"]["test"]) < 200 and not folds:
+        about += f" Few test photos: each is {100 / test:.1f} points; --folds 10 would use all."
     once = "The test photos were used once, with the weights of the best validation accuracy.\n"
     text = [f"## {escaped(photos['name'])} at {photos['image_size']} px\n", escaped(about), once]
     if columns := grouped((run for run in results if "distillation" not in run), title):
