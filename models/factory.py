@@ -64,27 +64,27 @@ def initial_model(
 
 def check_network(network: str, image_size: int, weights: Path | bool | None = None) -> None:
     """Raise UserError for a network that cannot be trained at this size or from these weights."""
-    for classes, start in ((3, weights), (5, None)):  # weights are read once
-        model, _ = initial_model(network, classes, image_size, seed=0, weights=start)
-        if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):
-            raise UserError(f"{network}: layers of unknown size cannot be trained from a seed")
-        try:
-            images = torch.zeros(2, 3, image_size, image_size)
-            logits = model.train()(images)
-            if isinstance(logits, tuple | dict):
-                raise TypeError("it has several outputs in training")
-            logits.sum().backward()
-            logits = model.eval()(images)
-        except Exception as problem:  # of shapes, batch norm, patches; of any kind in own code
-            if lacks_memory(problem):
-                raise
-            what = f"{network} cannot be trained on images of {image_size} pixels"
-            why = f"({one_line(problem)}); another --image-size or network may help"
-            raise UserError(f"{what} {why}") from problem
-        values = [logits, *model.state_dict().values()]
-        if not all(isinstance(v, torch.Tensor) for v in values) or logits.shape != (2, classes):
-            found = getattr(logits, "shape", type(logits).__name__)
-            raise UserError(f"{network} must return logits (2, {classes}) of 2 images, not {found}")
+    classes = 7  # what a function that ignores its argument would hardly return
+    model, _ = initial_model(network, classes, image_size, seed=0, weights=weights)
+    if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):
+        raise UserError(f"{network}: layers of unknown size cannot be trained from a seed")
+    try:
+        images = torch.zeros(2, 3, image_size, image_size)
+        logits = model.train()(images)
+        if isinstance(logits, tuple | dict):
+            raise TypeError("it has several outputs in training")
+        logits.sum().backward()
+        logits = model.eval()(images)
+    except Exception as problem:  # of shapes, batch norm, patches; of any kind in own code
+        if lacks_memory(problem):
+            raise
+        what = f"{network} cannot be trained on images of {image_size} pixels"
+        why = f"({one_line(problem)}); another --image-size or network may help"
+        raise UserError(f"{what} {why}") from problem
+    values = [logits, *model.state_dict().values()]
+    if not all(isinstance(v, torch.Tensor) for v in values) or logits.shape != (2, classes):
+        found = getattr(logits, "shape", type(logits).__name__)
+        raise UserError(f"{network} must return logits (2, {classes}) of 2 images, not {found}")
 
 
 def source_digest(network: str) -> str | None:

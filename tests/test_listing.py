@@ -149,7 +149,7 @@ def test_settings_that_would_divide_given_parts_anew_are_refused(tmp_path):
         with pytest.raises(UserError, match="divides photos anew, and these are divided already"):
             read(path, seed, count)
     for seed, count in ((0, None), (0, 4), (1, 3)):
-        with pytest.raises(UserError, match="divided into folds: give --folds 3 and no"):
+        with pytest.raises(UserError, match="divided into folds: give --folds 3 alone"):
             read(folds, seed, count)
     assert read(tmp_path / "two", 1).hash != read(tmp_path / "two", 2).hash  # its validation
 

@@ -167,7 +167,7 @@ def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
         ("vit_b_16", 40, "vit_b_16: not for images of 40 pixels .*patch size"),
         (f"{file}:fails", 32, "own.py:fails: KeyError: 'no data'"),
         (f"{file}:number", 32, "own.py:number must return a torch.nn.Module, not int"),
-        (f"{file}:five", 32, r"own.py:five must return logits \(2, 3\) of 2 images, not .*2, 5"),
+        (f"{file}:five", 32, r"own.py:five must return logits \(2, 7\) of 2 images, not .*2, 5"),
         (f"{file}:ends", 32, "own.py:ends: SystemExit: 0"),
         (f"{file}:frozen", 32, "does not require grad"),
         (f"{file}:lazy", 32, "own.py:lazy: layers of unknown size"),

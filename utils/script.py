@@ -1,4 +1,4 @@
-"""What every script does around its work: report problems in a line, print paths and the ETA."""
+"""What every script does around its work: report problems in a line, print photos and paths."""
 
 import io
 import os
@@ -14,7 +14,7 @@ import numpy as np
 
 from config import UserError, shown
 from data.files import lacks_memory
-from data.listing import UNLABELLED
+from data.listing import PARTS, UNLABELLED
 from data.split import describe_duplicates
 from utils.ranks import init_distributed
 
@@ -86,6 +86,9 @@ def describe(runs: Sequence["Run"]) -> None:
     print(f"classes  {', '.join(classes[:24])}{more}")
     for note in photos.notes:
         print(f"NOTE     {shown(note)}")
+    for part in PARTS[1:]:
+        if lacking := len(dataset.classes) - len({*dataset.rows_and_labels(part)[1].tolist()}):
+            print(f"NOTE     {part} has no photo of {lacking} of the classes")
     if unused := len(dataset.split.indices(UNLABELLED)):
         print(f"NOTE     {unused:,} training photos are used without their labels, or not at all")
     rows, copies = dataset.unlabelled
