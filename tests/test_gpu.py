@@ -196,7 +196,10 @@ def test_batches_are_those_of_the_cpu_wherever_the_photos_are():
     torch.testing.assert_close(labels, expected_labels)
 
 
-@pytest.mark.parametrize("flags", [(), ("--eager",)], ids=["graphs", "eager"])
+UNLABELLED = ("--labels-per-class", 0.5, "--mixup", 0.2)
+
+
+@pytest.mark.parametrize("flags", [(), ("--eager",), UNLABELLED], ids=["graphs", "eager", "few"])
 def test_a_whole_command_trains_on_the_gpu(tmp_path, flags):
     more = ("--epochs", 2, "--teacher", "resnet18", "--student", "resnet18", *flags)
     words = training(make_photos(tmp_path / "weather"), tmp_path, *more)
