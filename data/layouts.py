@@ -2,11 +2,9 @@
 
 import codecs
 import csv
-import io
 import os
 import posixpath
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -43,7 +41,7 @@ def divided(root: Path, names: list[str], files: list[str]) -> Photos | None:
     """The photos of a folder with these folders and files, if a table lists or folders divide them.
     Raises UserError for what is neither that nor classes."""
     tables = [root / name for name in files if name.lower().endswith(".csv")]
-    if tables := [table for table in tables if {"path", "class"} <= {*_columns(_cells(table))}]:
+    if tables := list(filter(_lists_photos, tables)):
         if len(tables) > 1:
             raise UserError(f"{tables[0]} and {tables[1].name} both list photos: give one of them")
         photos = of_table(tables[0])
@@ -113,32 +111,39 @@ def _of_parts(root: Path, parts: dict[str, dict[str, str]], names: list[str]) ->
     return replace(photos, given=given if len(labelled) > 1 else None, notes=tuple(notes))
 
 
-def _cells(table: Path) -> list[list[str]]:
-    """The rows of a CSV in UTF-8 or UTF-16, between commas, semicolons or tabs, as spreadsheets
-    write them; none where it cannot be read."""
+def _read(table: Path, whole: bool = True) -> tuple[list[str], list[list[str]]]:
+    """The names of a CSV's columns and, if `whole`, the cells below: in UTF-8 or UTF-16, between
+    commas, semicolons or tabs, as spreadsheets write them. Raises what the disk and csv raise."""
+    with table.open("rb") as file:
+        wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding, errors = ("utf-16", "strict") if wide else ("utf-8-sig", "surrogateescape")
+    with table.open(encoding=encoding, errors=errors, newline="") as file:
+        head, names = file.readline(), dict[str, list[str]]()
+        for mark in ",;\t":
+            row = next(csv.reader([head], delimiter=mark), [])
+            names[mark] = [name.strip().lower() for name in row]
+        mark = max(names, key=lambda mark: len({"path", "class"} & {*names[mark]}))
+        rows = csv.reader(file, delimiter=mark, strict=True) if whole else ()
+        return names[mark], [row for row in rows if any(row)]
+
+
+def _lists_photos(table: Path) -> bool:
     with suppress(OSError, UnicodeError, csv.Error):
-        data = table.read_bytes()
-        wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        text = data.decode(*(["utf-16"] if wide else ["utf-8-sig", "surrogateescape"]))
-        head, *_ = text.splitlines() or [""]
-        return [*csv.reader(io.StringIO(text, ""), delimiter=max(",;\t", key=head.count))]
-    return []
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The names of the columns."""
-    return [name.strip().lower() for name in rows[0]] if rows else []
+        return {"path", "class"} <= {*_read(table, whole=False)[0]}
+    return False
 
 
 def of_table(table: Path) -> Photos:
     """Photos of a CSV with the columns path (relative to the CSV), class and perhaps split."""
-    cells = _cells(table)
-    columns = _columns(cells)
+    try:
+        columns, cells = _read(table)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(f"{str(table)!r} cannot be read as a table: {error}") from error
     if not {"path", "class"} <= {*columns}:
-        found = f"has the columns {', '.join(columns)}" if columns else "cannot be read as a table"
+        found = f"has the columns {', '.join(columns)}" if columns else "is empty"
         raise UserError(f"{str(table)!r} {found}: the columns path and class are needed")
     empty = dict.fromkeys(columns, "")
-    rows = [empty | dict(zip(columns, line, strict=False)) for line in cells[1:] if line]
+    rows = [empty | dict(zip(columns, line, strict=False)) for line in cells]
     for row in rows:
         row["class"] = row["class"].strip()
         if not row["path"] or not row["class"] or "\0" in row["path"]:
@@ -155,8 +160,8 @@ def of_table(table: Path) -> Photos:
         what = f"none of its {len(rows):,} files exists, such as {rows[0]['path']!r}"
         raise UserError(f"{str(table)!r}: {what}: paths start from the folder of the CSV")
     others = ", ".join(name for name in columns if name not in ("path", "class", "split"))
-    note = f"columns of {table.name} that are not used (one called split would be): {others}"
-    notes = (note,) if others else ()
+    hint = "" if "split" in columns else " (one called split would be)"
+    notes = (f"columns of {table.name} that are not used{hint}: {others}",) if others else ()
     given = None
     if "split" in columns:
         texts = [row["split"].strip().lower() for row in rows]

@@ -92,14 +92,6 @@ def photos_below(root: Path, name: str) -> Iterator[str]:
         yield from (f"{inside}/{file}" for file in files if is_named_as_photo(file))
 
 
-def _divides(names: set[str]) -> bool:
-    if not any("train" in name.lower() for name in names):
-        return False
-    from data.layouts import part_of  # rarely needed
-
-    return len({part_of(name) for name in names} & {*PARTS}) > 1
-
-
 def of_classes(root: Path, folders: dict[str, str]) -> Photos:
     """Photos of a class for each of `folders`, by their paths below the root."""
     classes = sorted(set(folders.values()))
@@ -108,9 +100,14 @@ def of_classes(root: Path, folders: dict[str, str]) -> Photos:
         photos = [(path, classes.index(name)) for path in photos_below(root, folder)]
         if not photos:
             raise UserError(f"no photo (*.jpg, *.png, ...) in class folder {str(root / folder)!r}")
-        inside = {name for path, _ in photos for name in path[len(folder) :].split("/")[:-1]}
-        if _divides(inside):
-            raise UserError(f"{str(root / folder)!r} is divided into train and test; {LAYOUTS}")
+        below = [path[len(folder) + 1 :].split("/") for path, _ in photos]
+        inside = {first for first, *more in below if more}
+        if len(inside) > 1 and any("train" in name.lower() for name in inside):
+            from data.layouts import part_of  # rarely needed
+
+            if all(map(part_of, inside)):
+                what = f"{str(root / folder)!r} is divided into {', '.join(sorted(inside))}"
+                raise UserError(f"{what}; {LAYOUTS}")
         found += photos
     paths, labels = zip(*sorted(found), strict=True)
     return Photos(root, tuple(classes), paths, np.array(labels, np.int64))

@@ -92,10 +92,7 @@ def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | Non
     missing = [name for name in PARTS[1:] if name not in known]
     if folds or (seed and not missing):
         flag = "--folds" if folds else "--split-seed"
-        raise UserError(
-            f"{flag} divides photos anew, and these are divided already: omit it, or give photos "
-            "that are not divided"
-        )
+        raise UserError(f"{flag} divides photos anew, and these are divided already: omit it")
     part = np.array([(*PARTS, UNLABELLED).index(name) for name in given], np.int8)
     train = np.flatnonzero(part == 0)
     Split(photos, part).checked()
@@ -126,7 +123,7 @@ def describe_duplicates(split: Split, groups: np.ndarray) -> list[str]:
         if len(apart):
             same = np.flatnonzero(groups == apart[0])
             shown = " = ".join(repr(photos.paths[photo]) for photo in same)
-            notes.append(f"WARNING: {len(apart):,} of them {what}, such as {shown}")
+            notes.append(f"WARNING: pictures that {what}: {len(apart):,}, such as {shown}")
     return notes
 
 

@@ -22,17 +22,22 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     others = {k for k in {*state, *own} - {*fits} if not k.endswith(".num_batches_tracked")}
-    layers = {k.rpartition(".")[0] for k in others}
-    # The head is the one layer with another number of rows or, where a file has none, the last.
-    head = all(k in state and k in own and state[k].shape[1:] == own[k].shape[1:] for k in others)
-    if len(layers) > 1 or not (head or layers == {[*own][-1].rpartition(".")[0]}):
+    # The head is the last layer or, where that fits, one with another number of rows alone.
+    rows = {k for k in others & {*state} & {*own} if state[k].shape[1:] == own[k].shape[1:]}
+    last, *more = [[*own][-1].rpartition(".")[0], *sorted(k.rpartition(".")[0] for k in rows)]
+    head = last if any(k.startswith(f"{last}.") for k in others) else next(iter(more), "")
+    wrong = {k for k in others if not head or not k.startswith(f"{head}.")}
+    if wrong := wrong or (others - rows if head != last else set()):
         raise UserError(
-            f"{where}: not the weights of this {network}: {len(others)} tensors are missing or "
-            f"others, such as {min(others)}"
+            f"{where}: not the weights of this {network}: {len(wrong)} tensors are missing or "
+            f"others, such as {min(wrong)}"
         )
-    if not all(v.isfinite().all() for v in fits.values()):
+    try:
+        model.load_state_dict(fits, strict=False)
+    except RuntimeError as problem:  # of sparse or quantised tensors
+        raise UserError(f"{where}: {one_line(problem)}") from problem
+    if not all(model.state_dict()[k].isfinite().all() for k in fits):
         raise UserError(f"{where}: some of its values are not finite")
-    model.load_state_dict(fits, strict=False)
     new = ", ".join(sorted({*own} - {*fits})) or "nothing"
     return f"{len(fits)} of {len(own)} tensors from {where}; drawn anew: {new}"
 

@@ -99,6 +99,7 @@ def test_a_table_gives_classes_parts_and_folds_and_reads_what_is_written(tmp_pat
     (tmp_path / "in" / "a.csv").write_bytes(b"path\0class")  # in a folder of a table and others
     found = read(tmp_path / "in", folds=3)
     assert (found.hash, found.photos.notes) == (folds.hash, ("folds.csv lists the photos",))
+    text = text.replace("split", "split,a;b;c;d")
     for mark, code in ((";", "utf-8"), ("\t", "utf-16"), (",", "utf-8-sig")):  # of spreadsheets
         (tmp_path / "in" / "folds.csv").write_bytes(text.replace(",", mark).encode(code))
         assert read(tmp_path / "in" / "folds.csv", folds=3).hash == folds.hash
@@ -112,8 +113,9 @@ WRONG = [
     ({"a": "rain"}, "only one class, 'rain', in .*a folder with one sub-folder"),
     ({".": ""}, "no class folders in"),
     ({"val": "rain snow", "test": "rain snow"}, "divided into test, val, and none to train on"),
-    ({"rain": "train test", "snow": "train test"}, "rain' is divided into train and test; a fold"),
-    ({"rain": "training_set val", "snow": "a"}, "rain' is divided into train and test; a fold"),
+    ({"rain": "train test", "snow": "train test"}, "rain' is divided into test, train; a fold"),
+    ({"rain": "training_set val", "snow": "a"}, "rain' is divided into training_set, val; a fold"),
+    ('path class\na.jpg rain\na.jpg "snow', "cannot be read as a table: unexpected end of data"),
     ("file label\na.jpg rain", "has the columns file, label: the columns path and class"),
     ("path class split\na.jpg rain foo\nb.jpg snow train", "its column split has 'foo'; it may"),
     ("path class\na.jpg rain\na.jpg snow", "has 'a.jpg' twice"),
@@ -121,7 +123,7 @@ WRONG = [
     ("path class\na.jpg rain", "has 1 classes: two are needed"),
     ("path class split\na.jpg rain val\nb.jpg snow train", "'rain' has no photo in the given"),
     ("path class\nb.jpg rain\nc.jpg snow", "none of its 2 files exists, such as 'b.jpg': paths"),
-    ("", "cannot be read as a table"),
+    ("", "is empty: the columns path and class are needed"),
 ]  # fmt: skip
 
 

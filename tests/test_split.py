@@ -185,12 +185,12 @@ def test_copies_are_reported_and_the_seed_is_passed_on():
     how_many, two_labels = describe_duplicates(split, groups)
     assert "3 photos show 1 pictures; photos of one picture are kept in one part" in how_many
     same = "such as 'fog/00.jpg' = 'fog/01.jpg' = 'rain/00.jpg'"
-    assert f"1 of them carry two labels, {same}" in two_labels
+    assert f"pictures that carry two labels: 1, {same}" in two_labels
     given = replace(photos, given=np.array(["train", "test"] * 20))
     across = split_photos(given, groups, 0)
     how_many, _, in_parts = describe_duplicates(across, groups)
     assert how_many == "duplicates: 3 photos show 1 pictures"
-    assert f"1 of them are in several parts of the given split, {same}" in in_parts
+    assert f"pictures that are in several parts of the given split: 1, {same}" in in_parts
     assert [line[1:] for line in list_duplicates(across, groups)] == [
         ("fog/00.jpg", "fog", across.names[across.part[0]]),
         ("fog/01.jpg", "fog", "test"),

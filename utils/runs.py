@@ -228,6 +228,8 @@ def check_earlier(run: Run, *, used: bool) -> None:
             f"{run.name} {state}: --resume keeps what exists and does the rest, --overwrite does "
             "it again, --tag NAME makes a new run beside it"
         )
+    if not run.finished and not os.path.lexists(run.last):
+        raise UserError(f"{run.name}: last.pt or result.json is gone: --overwrite trains it anew")
     path = run.path("results", "settings.json")
     check_settings(path, flat(read_json(path)), flat(run.settings))
 
@@ -298,7 +300,7 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
         result, arrays = measure_run(run, training, teacher)
         if tracker:
             write_results(run, training.history, tracker, result, arrays)
-            remove(run.last)  # two thirds of what a run writes
+            remove(run.last)  # three quarters of what a run writes
     ranks.barrier()
     print(f"best epoch {result['best_epoch']}, test accuracy {result['test']['accuracy']:.2%}\n")
     return run.result()

@@ -65,7 +65,7 @@ def section(results: Sequence[Result]) -> str:
         about += f" Labels per class: {few:g}."
     about += " Drawn by this repo, not photographed." if photos["sample"] else ""
     if (test := photos["counts"]["test"]) < 200 and not folds:
-        about += f" Few test photos: each is {100 / test:.1f} points; --folds 10 would use all."
+        about += f" Few test photos: each is {100 / test:.1f} points."
     once = "The test photos were used once, with the weights of the best validation accuracy.\n"
     text = [f"## {escaped(photos['name'])} at {photos['image_size']} px\n", escaped(about), once]
     if columns := grouped((run for run in results if "distillation" not in run), title):

@@ -37,9 +37,9 @@ def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, di
         return load_classifier(checkpoint, network)
     if not (network and kd.allow_other_split):
         raise UserError(f"{checkpoint} has weights alone: give --teacher and --allow-other-split")
-    last = [*create_model(network, 2, image_size, seed=0).state_dict()][-1]
-    head = read_weights(checkpoint).get(last)
-    classes = len(head) if head is not None and head.ndim else 1
+    two, state = create_model(network, 2, image_size, seed=0).state_dict(), read_weights(checkpoint)
+    same = {k: v for k, v in state.items() if k in two and v.shape[1:] == two[k].shape[1:]}
+    classes = next((len(v) for k, v in same.items() if v.shape != two[k].shape), 2)
     model, taken = initial_model(network, classes, image_size, seed=0, weights=checkpoint)
     if not taken.endswith(": nothing"):
         raise UserError(f"{checkpoint}: a teacher needs all weights of {network}: {taken}")
