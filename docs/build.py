@@ -67,8 +67,11 @@ def keep(output: Path) -> int:
         path = output / "results" / result["run"] / "history.csv"
         rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
         result["history"] = {key: [round(float(row[key]), 5) for row in rows] for key in CURVES}
+        teacher = result.get("teacher", {"test": {}})
+        teacher.pop("val", None)
+        for part in (result["val"], result["test"], teacher["test"]):
+            part.pop("recall", None)  # as the confusion matrix tells
         result["val"].pop("confusion", None)
-        result.get("teacher", {}).pop("val", None)
     results = kept() | {result["run"]: result for result in found}
     atomic_write(FILE, "".join(json.dumps(results[name]) + "\n" for name in sorted(results)))
     kept.cache_clear()
