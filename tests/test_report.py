@@ -30,6 +30,7 @@ def result(model: str = "resnet18", seed: int = 0, wrong: Any = (), **more: Any)
     made["recipe"] = Config().recipe
     made["photos"] |= {"counts": made["photos"]["counts"] | {"test": 10}, "labels_per_class": None}
     made["test"] |= {"photos": 10, "wrong": list(wrong), "accuracy": 1 - len(wrong) / 10}
+    made["test"]["recall"] = dict.fromkeys(made["photos"]["classes"], 0.5)
     made["val"]["accuracy"] = 1 - len(wrong) / 10
     base = 0.5 + seed / 100 + len(model) / 1000
     made["table"] = {key: base + place / 10_000 for place, key in enumerate(made["table"])}

@@ -126,6 +126,7 @@ def test_few_labels_and_other_photos_are_a_command(places, tmp_path, capsys):
     assert "and more" in printed
     assert result["photos"]["counts"]["train"] == 16
     (tmp_path / "output" / "results" / name / "result.json").unlink()
+    (tmp_path / "output" / "checkpoints" / name / "last.pt").touch()
     (places[1] / "rain12.jpg").unlink()
     with pytest.raises(UserError, match="was written with unlabelled_photos 63, not 62"):
         knowledge_distillation.main([*distils, "--method", "kd", "--resume"])
