@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from config import UserError
+from config import UserError, one_line
 from data.files import atomic_folder, atomic_write, lock, open_regular
 
 # Drawn BMP images pack to a twentieth at best; a bomb unpacks to a thousand times its size or more.
@@ -35,7 +35,7 @@ def unpack(archive: Path, into: Path) -> Path:
         return made_once(into / name, partial(_extract, archive))
     except Exception as error:  # the decoders raise errors of many kinds on data that are broken
         raise UserError(
-            f"{str(archive)!r} cannot be unpacked as tar or zip ({' '.join(str(error).split())}): "
+            f"{str(archive)!r} cannot be unpacked as tar or zip ({one_line(error, 1000)}): "
             "get it again, or unpack it by hand and give the folder"
         ) from error
 
