@@ -5,9 +5,10 @@
 #
 # FLAGS are of train.py and go to every command; paths in them are relative to the repository. All
 # it needs are photos, in data/weather or by --data, and Python (PYTHON, by default python3) with
-# torch, torchvision, tensorboard, numpy, pillow, tqdm, pytest and hypothesis. OUT gets log.txt,
-# done.txt and results.tar.gz: the results of all runs, and these two files, but no weights, which
-# stay in WORK, by default output/gpu.
+# torch, torchvision, tensorboard, numpy, pillow, tqdm, pytest and hypothesis. Runs with a pretrained
+# teacher need WEIGHTS as well, those of EfficientNet-Lite0, and its package (docs/lite.py). OUT gets
+# log.txt, done.txt and results.tar.gz: the results of all runs, and these two files, but no weights,
+# which stay in WORK, by default output/gpu. JOBS runs go side by side, by default 4.
 # Started again, or elsewhere with OUT or the archive in it alone, it goes on with what is not done.
 set -u -o pipefail
 if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -35,14 +36,15 @@ if ! [ -e data/weather ] && ! [ -e data/weather.zip ] && [[ " ${flags[*]} " != *
 fi
 export PYTHONUNBUFFERED=1
 folds="0 1 2 3 4 5 6 7 8 9"
+lite=docs/lite.py:lite0
+: "${WEIGHTS:=}"
 
 left() { echo $((limit - SECONDS)); }
 
-# Within what is left of the time, or of so many seconds if there are fewer.
+# Within what is left of the time.
 python() {
-  local seconds most=${MOST:-$limit}
+  local seconds
   seconds=$(left)
-  if [ $seconds -gt $most ]; then seconds=$most; fi
   if [ $seconds -le 0 ]; then return 124; fi
   timeout --foreground --kill-after=10 $seconds "${PYTHON:-python3}" "$@"
 }
@@ -53,26 +55,40 @@ distil() {
   python knowledge_distillation.py --resume --output "$work" --cache "$work/cache" "$@" "${flags[@]}"
 }
 
-# A third of the time at most: there is more to do than a test that hangs.
-gpu_tests() { MOST=$((limit / 3)) python -m pytest -q -rs -o addopts= -p no:cacheprovider tests/test_gpu.py; }
+gpu_tests() { python -m pytest -q -rs -o addopts= -p no:cacheprovider tests/test_gpu.py "$@"; }
+
+speed_test() { gpu_tests -k keeps_up; }
+
+other_tests() { gpu_tests -k "not keeps_up"; }
 
 # Decoding included: with an output and a cache of its own.
-from_nothing() {
+speeds() {
   rm -rf "$work/nothing"
-  python knowledge_distillation.py "${flags[@]}" --output "$work/nothing" --cache "$work/nothing/cache"
+  python knowledge_distillation.py --epochs 3 "${flags[@]}" --output "$work/nothing" \
+    --cache "$work/nothing/cache"
 }
 
 # The students of a teacher are made with it, since its weights stay on this machine.
 experiment() { distil --experiment "$1" --folds 10 --fold "$2"; }
 
-long_teacher() {
-  local long=(--epochs 60 --mixup 0.2 --tag 60epochs) fold=(--folds 10 --fold "$1")
-  train --models resnet18 "${long[@]}" "${fold[@]}" &&
-    distil --teacher resnet18 --student resnet18 --teacher-tag 60epochs "${fold[@]}" &&
-    distil --teacher resnet18 --student resnet18 "${long[@]}" "${fold[@]}"
+# EfficientNet-Lite0 with ImageNet weights teaches ResNet18 for 15 and 30 epochs.
+pretrained() {
+  local fold=(--folds 10 --fold "$1") teacher=(--teacher "$lite" --teacher-tag tuned --student resnet18)
+  train --models "$lite" --weights "$WEIGHTS" --epochs 6 --lr 0.0003 --tag tuned "${fold[@]}" &&
+    distil "${teacher[@]}" --alpha 0.9 "${fold[@]}" &&
+    distil "${teacher[@]}" --alpha 0.9 --epochs 30 --mixup 0.2 --tag 30epochs "${fold[@]}"
 }
 
-longer_alone() { train --models resnet18 --epochs 30 --tag 30epochs --folds 10 --fold "$1"; }
+# Students of 60 epochs, alone and taught, and one that the first teaches for 15.
+longer() {
+  local long=(--epochs 60 --mixup 0.2 --tag 60epochs) fold=(--folds 10 --fold "$1")
+  train --models resnet18 "${long[@]}" "${fold[@]}" &&
+    distil --teacher resnet18 --student resnet18 --teacher-tag 60epochs "${fold[@]}" || return
+  if [ -e "$WEIGHTS" ]; then
+    pretrained "$1" &&
+      distil --teacher "$lite" --teacher-tag tuned --student resnet18 --alpha 0.9 "${long[@]}" "${fold[@]}"
+  fi
+}
 
 # Results are kept apart from the runs here: elsewhere their weights are missing, and what is not done
 # is done there from its beginning.
@@ -84,31 +100,65 @@ archive() {
 }
 
 # Does what is named, if that was not done and there is time: once it has succeeded, it is done.
+# Its output joins the log at its end.
 once() {
-  local name="$*" started=$SECONDS status=0
+  local name="$*" started=$SECONDS status=0 log="$work/${*// /_}.log"
   if grep -qxF -- "$name" "$out/done.txt"; then return; fi
   if [ "$(left)" -lt 15 ]; then return; fi
-  echo "== $name: started at $(date +%T), $(left) s left"
-  "$@" || status=$?
-  echo "== $name: status $status after $((SECONDS - started)) s"
-  case $status in
-    0) echo "$name" >>"$out/done.txt" && archive ;;
-    124 | 137 | 143) ;; # the time is up
-    *) failed=1 ;;
-  esac
+  "$@" >"$log" 2>&1 || status=$?
+  {
+    flock 9
+    echo "== $name: status $status after $((SECONDS - started)) s, at $(date +%T)"
+    cat "$log"
+    case $status in
+      0) echo "$name" >>"$out/done.txt" ;;
+      124 | 137 | 143) ;; # the time is up
+      *) touch "$work/failed" ;;
+    esac
+    archive
+  } 9>"$work/lock"
+}
+
+# Processes share a GPU better through NVIDIA's Multi-Process Service, where it is installed and works.
+share_gpu() {
+  export CUDA_MPS_PIPE_DIRECTORY=$work/mps CUDA_MPS_LOG_DIRECTORY=$work/mps
+  mkdir -p "$work/mps"
+  if command -v nvidia-cuda-mps-control >/dev/null && nvidia-cuda-mps-control -d &&
+    timeout 60 "${PYTHON:-python3}" -c 'import torch; torch.ones(9, device="cuda").sum().item()'; then
+    echo "== runs share the GPU by MPS"
+  else
+    stop_sharing
+    unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+    echo "== runs share the GPU by turns"
+  fi
+}
+
+stop_sharing() { echo quit | nvidia-cuda-mps-control >/dev/null 2>&1; }
+
+# The same, beside others.
+beside() {
+  while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-4}" ]; do wait -n; done
+  once "$@" &
 }
 
 all() {
-  failed=0
+  rm -f "$work/failed"
   "${PYTHON:-python3}" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
-  once gpu_tests
-  once from_nothing
-  for fold in $folds; do once experiment experiment_1 "$fold"; done
-  for fold in $folds; do once long_teacher "$fold"; done
-  for fold in $folds; do once experiment experiment_2 "$fold"; done
-  for fold in $folds; do once longer_alone "$fold"; done
+  git log -1 --format='commit %h' 2>/dev/null
+  once speed_test
+  once speeds
+  beside other_tests
+  share_gpu
+  if [ -e "$WEIGHTS" ]; then
+    for fold in $folds; do beside pretrained "$fold"; done
+  fi
+  for fold in $folds; do beside longer "$fold"; done
+  for fold in $folds; do beside experiment experiment_2 "$fold"; done
+  for fold in $folds; do beside experiment experiment_1 "$fold"; done
+  wait
+  stop_sharing
   echo "== $(wc -l <"$out/done.txt") done, $(find "$work/kept" -name result.json | wc -l) runs, $SECONDS s"
-  return $failed
+  [ ! -e "$work/failed" ]
 }
 
 if [ -f "$out/results.tar.gz" ]; then

@@ -8,13 +8,8 @@ from typing import Any
 
 from tests.photo_folders import ROOT
 
-DONE_BEFORE = [
-    *(f"experiment experiment_1 {fold}" for fold in range(1, 10)),
-    *(f"experiment experiment_2 {fold}" for fold in range(10)),
-    *(f"long_teacher {fold}" for fold in range(10)),
-    *(f"longer_alone {fold}" for fold in range(10)),
-]
-DONE_NOW = ["gpu_tests", "from_nothing", "experiment experiment_1 0"]
+RUNS = ("experiment experiment_1", "experiment experiment_2", "longer")
+ALL = ["speed_test", "speeds", "other_tests", *(f"{run} {k}" for run in RUNS for k in range(10))]
 
 
 def start(seconds: Any, out: Path, work: Path, *flags: Any) -> subprocess.CompletedProcess[str]:
@@ -34,8 +29,8 @@ def test_what_it_cannot_do_is_said_and_a_failure_is_one(tmp_path):
         run = start(seconds, out, work, *more)
         assert run.returncode == 2
         assert run.stderr.startswith(says)
-    (out / "done.txt").write_text("\n".join([*DONE_BEFORE[:-1], *DONE_NOW, ""]))
+    (out / "done.txt").write_text("\n".join([*ALL[:-1], ""]))
     run = start(60, out, work, "--data", tmp_path / "nowhere")
     assert run.returncode == 1
     assert "nowhere' does not exist" in run.stdout
-    assert "longer_alone 9" not in (out / "done.txt").read_text()
+    assert ALL[-1] not in (out / "done.txt").read_text()
