@@ -230,12 +230,12 @@ def test_a_finished_student_is_kept_with_the_teacher_that_it_was_started_with(co
         printed_by(resume)
     write_json(path, teacher)
     remove(output / "results" / name_of(KD) / "result.json")
-    best.with_name("last.pt").touch()
+    last = best.rename(best.with_name("last.pt"))
     for key in ("teacher_digest", "computed_in"):
-        before = torch.load(best, weights_only=True)[key]
-        changed(best, **{key: "0000"})
-        with pytest.raises(UserError, match=rf"best.pt was written with {key} 0000, not {before}"):
+        before = torch.load(last, weights_only=True)[key]
+        changed(last, **{key: "0000"})
+        with pytest.raises(UserError, match=rf"last.pt was written with {key} 0000, not {before}"):
             printed_by(resume)
-        changed(best, **{key: before})
+        changed(last, **{key: before})
     remove(best_of(output, "resnet50"))
     refused(resume, r"best\.pt is gone: train the teacher again")

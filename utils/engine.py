@@ -86,6 +86,7 @@ class Training:
     config: Config
     device: Device
     history: list[Row] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)  # the best epoch's weights, on the CPU
     step: Step | None = field(default=None, init=False)  # a step that has been recorded
 
     def __post_init__(self) -> None:
@@ -96,16 +97,18 @@ class Training:
         """Tensors and plain values; the teacher is no part of it."""
         return {
             "model": self.model.state_dict(),
+            "best": self.best,
             "adapters": self.objective.adapters.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["best"])  # to see that it fits
         self.model.load_state_dict(state["model"])
         self.objective.adapters.load_state_dict(state["adapters"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.history[:] = state["history"]
+        self.history[:], self.best = state["history"], state["best"]
 
 
 def validation_rank(row: Row) -> tuple[float, float]:
@@ -171,6 +174,9 @@ def fit(
         }
         check_finite(row["loss/val"], "validation", epoch)
         training.history.append(row)
+        if max(training.history, key=validation_rank) is row:
+            weights = training.model.state_dict().items()
+            training.best = {name: value.to("cpu", copy=True) for name, value in weights}
         if ranks.is_first():
             after_epoch(training)
         ranks.barrier()

@@ -29,7 +29,6 @@ from utils.metrics import agreement, measure
 from utils.tables import Result
 from utils.tracking import Tracker
 
-NOT_IN_BEST = ("optimizer", "adapters")
 # Stands in the settings.json of a run that this process trains, and in its result.json.
 PROCESS = {"process": secrets.token_hex(8)}
 
@@ -69,12 +68,12 @@ class Run:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the highest validation accuracy."""
+        """The weights with the highest validation accuracy, once the run is finished."""
         return self.path("checkpoints", "best.pt")
 
     @property
     def last(self) -> Path:
-        """The checkpoint to resume from."""
+        """The checkpoint to resume from, until then."""
         return self.path("checkpoints", "last.pt")
 
     @property
@@ -285,75 +284,43 @@ def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = Non
 
         def after_epoch(training: Training) -> None:
             check_owner(run)
-            state = training.state() | {"device": str(device)}
-            save_checkpoint(run.last, header | state)
-            save_if_best(run, header | state)
+            save_checkpoint(run.last, header | training.state() | {"device": str(device)})
             if tracker:
                 tracker.epoch(training.history[-1])
 
         fit(training, run.train_batches(), run.eval_batches("val"), after_epoch)
-        best, last = saved_states(run, header)  # of rank 0: the times in the rows differ
-        top = max(last["history"], key=validation_rank, default=None)
-        if top not in best["history"][-1:]:
-            raise UserError(f"{run.best} was removed or replaced: start again with --resume")
-        model.load_state_dict(best["model"])
+        model.load_state_dict(training.best)
         result, arrays = measure_run(run, training, teacher)
         if tracker:
+            check_owner(run)
+            save_checkpoint(run.best, header | {"model": training.best})
             write_results(run, training.history, tracker, result, arrays)
-            remove(run.last)  # three quarters of what a run writes
+            remove(run.last)  # four fifths of what a run writes
     ranks.barrier()
     print(f"best epoch {result['best_epoch']}, test accuracy {result['test']['accuracy']:.2%}\n")
     return run.result()
 
 
-def save_if_best(run: Run, state: dict[str, Any]) -> None:
-    """Write best.pt if the last epoch of a state, which is in last.pt already, is the best one."""
-    if max(state["history"], key=validation_rank) == state["history"][-1]:
-        save_checkpoint(run.best, {k: v for k, v in state.items() if k not in NOT_IN_BEST})
-
-
 def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
-    """Continue from the last checkpoint, if there is one, and print so."""
-    _, state = saved_states(run, header)
-    if not state["history"]:
+    """Continue from last.pt, if there is one, and print so. Raises UserError where it cannot be
+    read or is of another run."""
+    if not os.path.lexists(run.last):
         print(run.name)
         return
+    try:
+        state = load_checkpoint(run.last)
+    except UserError as problem:
+        raise UserError(f"{problem}\n--overwrite trains {run.name} anew") from problem
+    check_settings(run.last, flat(state), flat(header))
     try:
         training.load_state(state)
     except Exception as problem:  # torch's optimizers raise errors of all kinds
         if lacks_memory(problem):
             raise
         raise UserError(f"{run.last} cannot be resumed: --overwrite trains it anew") from problem
-    if ranks.is_first():
-        save_if_best(run, state)  # killed before that
     print(f"{run.name}: resumed after epoch {len(training.history)}")
     if state["device"] != str(run.device):
         print(f"NOTE     begun on {state['device']}: the result is the same but for rounding")
-
-
-def saved_states(run: Run, header: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contents of best.pt and last.pt, without history before the first epoch's end. Raises
-    UserError for what cannot be read, is of another run, or where they are not of one training."""
-    states: list[dict[str, Any]] = []
-    for path in (run.best, run.last):
-        state: dict[str, Any] = {"history": []}
-        if os.path.lexists(path):
-            try:
-                state = {"history": []} | load_checkpoint(path)
-            except UserError as problem:
-                raise UserError(f"{problem}\n--overwrite trains {run.name} anew") from problem
-            check_settings(path, flat(state), flat(header))
-        states.append(state)
-    best, last = (state["history"] for state in states)
-    fit = best == last[: len(best)] and (not last or "optimizer" in states[1])
-    # Killed between the two, a run has a last.pt whose epoch is not in best.pt yet.
-    top = max(last, key=validation_rank, default=None)
-    if not fit or (last and top not in (last[-1], *best[-1:])):
-        raise UserError(
-            f"{run.best} and last.pt are not of the same training, or one of them is gone:\n"
-            f"--overwrite trains {run.name} anew"
-        )
-    return states[0], states[1]
 
 
 def check_owner(run: Run) -> None:
