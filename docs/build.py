@@ -25,7 +25,7 @@ import numpy as np
 
 from config import EXPERIMENTS, ROOT, UserError
 from data.files import atomic_write
-from data.sample import CLASSES
+from data.sample import TEXTURES
 from utils import tables
 from utils.report import read_results
 from utils.tables import Columns, Result
@@ -190,8 +190,8 @@ def draw_confusions(path: Path, columns: Columns) -> None:
             share = shares[row, column]
             style = {"color": "white" if share > 50 else "black", "ha": "center", "va": "center"}
             axes.text(column, row, f"{share:.0f}", fontsize=8, **style)
-        axes.set_xticks(range(len(counts)), CLASSES, rotation=60, ha="right", fontsize=8)
-        axes.set_yticks(range(len(counts)), CLASSES, fontsize=8)
+        axes.set_xticks(range(len(counts)), [*TEXTURES], rotation=60, ha="right", fontsize=8)
+        axes.set_yticks(range(len(counts)), [*TEXTURES], fontsize=8)
         title = f"{name}: {np.trace(counts) / counts.sum():.1%}"
         axes.set(title=title, xlabel="predicted", ylabel="true")
     plt.savefig(path)
