@@ -38,28 +38,33 @@ def main(arguments: Sequence[str]) -> None:
     # Teachers of a tag are finished, by any recipe.
     needed = baselines if students[0].kd.teacher_tag else used
     loaded: Loaded = {}  # the last one
+    runs = [*used, *students]
     with lock_runs(students, needed, set(used) - set(needed)) as share:
         describe(students)
         results = {run.name: kept(run) for run in used if run.finished}
         for number, (student, teacher) in enumerate(zip(students, teachers, strict=True), 1):
             for missing in (teacher, student.baseline):
                 if missing and missing.name not in results:
-                    results[missing.name] = train_baseline(missing)
+                    results[missing.name] = train_baseline(missing, runs)
                     share(missing)
             print(f"{number} of {len(students)}", end="  ")
-            results[student.name] = distil(student, teacher, results, loaded)
+            results[student.name] = distil(student, teacher, results, loaded, runs)
     print(comparison(list(results.values())))
     print_paths(configs[0].output)
 
 
-def train_baseline(run: Run) -> Result:
+def train_baseline(run: Run, runs: Sequence[Run]) -> Result:
     """A baseline as train.py trains it."""
     print(f"{run.name}: there is no such baseline yet, so it is trained first")
-    return train_and_test(run, CrossEntropy(run.config.label_smoothing))
+    return train_and_test(run, CrossEntropy(run.config.label_smoothing), runs)
 
 
 def distil(
-    student: Run, teacher_run: Run | None, results: dict[str, Result], loaded: Loaded
+    student: Run,
+    teacher_run: Run | None,
+    results: dict[str, Result],
+    loaded: Loaded,
+    runs: Sequence[Run],
 ) -> Result:
     """Train a student on its teacher's outputs for the student's own crops, or read what an earlier
     command has left, for which no teacher is needed."""
@@ -82,7 +87,7 @@ def distil(
         report_teacher(loaded[key], results[student.baseline.name])
     teacher, device = loaded[key], student.device.device
     objective = Distillation(student.config, str(student.kd.teacher), teacher.model, device)
-    return train_and_test(student, objective, teacher)
+    return train_and_test(student, objective, runs, teacher)
 
 
 def report_teacher(teacher: Teacher, baseline: Result) -> None:

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
                 results.append(kept(run))
             else:
                 objective = CrossEntropy(run.config.label_smoothing)
-                results.append(train_and_test(run, objective))
+                results.append(train_and_test(run, objective, runs))
                 share(run)
     print(section(results))
     print_paths(configs[0].output)

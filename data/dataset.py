@@ -86,12 +86,11 @@ def load_datasets(
         fold: Dataset(name, decoded, pixels, groups, split.fold(fold).with_labels(*few), division)
         for fold in dict.fromkeys(config.fold for config in configs)
     }
-    smallest = {part: min(d.counts[part] for d in datasets.values()) for part in PARTS}
-    size, train = config.batch_size, smallest["train"]
+    size, train = config.batch_size, min(d.counts["train"] for d in datasets.values())
     if size > train:
         why = f"{len(decoded.photos)} photos leave {train} to train on, fewer than a step takes"
         raise UserError(f"{why} ({size}): add photos, or give --batch-size {max(2, train // 4)}")
-    if size % ranks or size < 2 * ranks or min(smallest.values()) < ranks:
-        why = f"{ranks} ranks need a multiple of {ranks}, two photos each, and as many test photos"
+    if size % ranks or size < 2 * ranks:
+        why = f"{ranks} ranks need a multiple of {ranks}, two photos each"
         raise UserError(f"--batch-size {size}: {why}")
     return datasets

@@ -13,17 +13,17 @@ VERSION = 5  # counted up whenever a drawing changes, so that older samples are 
 # Of each class: its waves' length in pixels, how much longer than wide its shapes are, their
 # direction in degrees, and the share of a photo that is bright.
 TEXTURES = {
-    "dew": (9, 1, 0, 0.3),
-    "fogsmog": (26, 2, 0, 0.5),
-    "frost": (7, 4, 40, 0.4),
-    "glaze": (14, 6, 150, 0.3),
-    "hail": (9, 1, 0, 0.12),
-    "lightning": (18, 6, 80, 0.12),
-    "rain": (5, 8, 75, 0.3),
-    "rainbow": (18, 8, 30, 0.5),
-    "rime": (16, 1, 0, 0.5),
-    "sandstorm": (16, 4, 0, 0.5),
-    "snow": (5, 1, 0, 0.12),
+    "dew": (12, 1, 0, 0.5),
+    "fogsmog": (20, 2, 90, 0.5),
+    "frost": (7, 4, 45, 0.5),
+    "glaze": (14, 6, 90, 0.8),
+    "hail": (16, 1, 0, 0.1),
+    "lightning": (15, 8, 90, 0.1),
+    "rain": (6, 8, 75, 0.3),
+    "rainbow": (18, 8, 45, 0.5),
+    "rime": (12, 1, 0, 0.86),
+    "sandstorm": (14, 5, 0, 0.5),
+    "snow": (8, 1, 0, 0.12),
 }
 
 
@@ -45,16 +45,15 @@ def draw_photo(name: str, number: int, seed: int = 0, size: int = 96) -> Image.I
     rng = np.random.default_rng([VERSION, seed, [*TEXTURES].index(name), number])
     length, stretch, degrees, bright = TEXTURES[name]
     # Noise of which one band of waves is left, wider along the texture's direction.
-    angle, length = np.radians(degrees + rng.normal(0, 8)), length * rng.uniform(0.75, 1.3)
+    angle, wave = np.radians(degrees + rng.normal(0, 5)), length * rng.uniform(0.85, 1.2)
     x, y = np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size))
-    turned = length * (x + 1j * y) * np.exp(-1j * angle)
+    turned = wave * (x + 1j * y) * np.exp(-1j * angle)
     radius = np.hypot(stretch * turned.real, turned.imag)
     waves = np.fft.fft2(rng.normal(size=(size, size))) * np.exp(-4 * (radius - 1) ** 2)
     field = np.fft.ifft2(waves).real
-    field = (field - np.quantile(field, 1 - bright * rng.uniform(0.7, 1.4))) / field.std()
+    field = (field - np.quantile(field, 1 - bright * rng.uniform(0.8, 1.1))) / field.std()
     mask = 1 / (1 + np.exp(-4 * field[..., None]))
-    dark, light = rng.uniform(0, 0.6, 3), rng.uniform(0.4, 1, 3)
-    top, bottom = rng.uniform(0.6, 1.2, 2)
-    sky = np.linspace(top, bottom, size)[:, None, None]
-    picture = sky * (dark + mask * (light - dark)) + rng.normal(0, 0.08, (size, size, 1))
+    dark = rng.uniform(0, 0.6, 3)
+    light = dark + rng.uniform(0.2, 0.5)
+    picture = dark + mask * (light - dark) + rng.normal(0, 0.05, (size, size, 1))
     return Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8))

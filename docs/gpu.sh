@@ -6,7 +6,7 @@
 # FLAGS are of train.py and go to every command; paths in them are relative to the repository. All
 # it needs are photos, in data/weather or by --data, and Python (PYTHON, by default python3) with
 # torch, torchvision, tensorboard, numpy, pillow, tqdm, pytest and hypothesis. Runs with a pretrained
-# teacher need WEIGHTS as well, those of EfficientNet-Lite0, and its package (docs/lite.py). OUT gets
+# teacher need WEIGHTS as well, those of EfficientNet-Lite0, and its package (docs/results.md). OUT gets
 # log.txt, done.txt and results.tar.gz: the results of all runs, and these two files, but no weights,
 # which stay in WORK, by default output/gpu. JOBS runs go side by side, by default 4.
 # Started again, or elsewhere with OUT or the archive in it alone, it goes on with what is not done.
@@ -36,7 +36,17 @@ if ! [ -e data/weather ] && ! [ -e data/weather.zip ] && [[ " ${flags[*]} " != *
 fi
 export PYTHONUNBUFFERED=1
 folds="0 1 2 3 4 5 6 7 8 9"
-lite=docs/lite.py:lite0
+lite=$work/lite.py:lite0
+cat >"$work/lite.py" <<'END'
+from efficientnet_lite_pytorch import EfficientNet
+from torch import nn
+
+
+def lite0(classes):
+    model = EfficientNet.from_name("efficientnet-lite0")
+    model._fc = nn.Linear(model._fc.in_features, classes)
+    return model
+END
 : "${WEIGHTS:=}"
 
 left() { echo $((limit - SECONDS)); }

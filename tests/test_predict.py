@@ -1,19 +1,26 @@
-"""utils.predict as a user runs it: as a run's evaluation, whatever files it is given."""
+"""What uses a trained student, as a user runs it: utils.predict, utils.export, utils.evaluate."""
 
 import csv
+import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from config import UserError
 from data.cache import read_square
-from models.classifier import load_classifier
+from data.files import read_json
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.exported import load_any, load_exported
 from tests.photo_folders import CLASSES, make_photos, python, training
-from utils.predict import classify, main
+from utils.predict import main
 
 
 def command(*words, **options):
@@ -49,11 +56,11 @@ def test_test_photos_get_the_probabilities_of_the_runs_evaluation(best, photos):
     paths = [str(photos / row["path"]) for row in rows if row["split"] == "test"]
     expected = torch.from_numpy(np.load(results / "test_logits.npz")["logits"]).softmax(1)
     assert (expected.amax(0) - expected.amin(0)).max() > 0.01  # photos differ
-    model, about = load_classifier(best)
-    computed = torch.stack([classify(model, about, read_square(Path(p), 64)) for p in paths])
+    classify, _ = load_any(best)
+    computed = classify(torch.tensor(np.stack([read_square(Path(p), 64) for p in paths])))
     torch.testing.assert_close(computed, expected, atol=1e-5, rtol=0)
 
-    status, lines, errors = command("utils.predict", best, *paths, "--top", 9)
+    status, lines, errors = command("utils.predict", best.parent, *paths, "--top", 9)
     assert (status, len(lines), errors) == (0, len(paths), [])
     for line, path, row in zip(lines, paths, expected.tolist(), strict=True):
         name, classes, probabilities = named(line)
@@ -62,13 +69,35 @@ def test_test_photos_get_the_probabilities_of_the_runs_evaluation(best, photos):
         assert probabilities == pytest.approx([row[CLASSES.index(c)] for c in classes], abs=6e-4)
 
 
-def test_photos_are_normalised_by_the_checkpoints_own_mean_and_std(best, photos):
-    model, about = load_classifier(best)
-    pixels = read_square(photos / "rain" / "0.jpg", 64)[::2, ::2] // 2 * 2
-    halves = {name: [value / 2 for value in about[name]] for name in ("mean", "std")}
-    expected = classify(model, about, pixels)  # (x/2 − mean/2) / (std/2) is (x − mean) / std
-    torch.testing.assert_close(classify(model, about | halves, pixels // 2), expected)
-    assert (classify(model, about | halves, pixels) - expected).abs().max() > 1e-3
+def test_tables_objects_and_stdin_say_the_same(best, photos):
+    names = [str(path) for path in sorted(photos.rglob("*.jpg"))[:3]]
+    _, lines, _ = command("utils.predict", best, *names, "--top", 2)
+    text = [(path, *zip(*found, strict=True)) for path, *found in map(named, lines)]
+    status, lines, _ = command(
+        "utils.predict", best, "-", "--top", 2, "--json", input="\n".join(names)
+    )
+    objects = [(o["path"], *o["classes"].items()) for o in map(json.loads, lines)]
+    _, lines, _ = command("utils.predict", best, photos, "--top", 2, "--csv")
+    rows = list(csv.DictReader(lines))
+    assert len(rows) == 2 * len(list(photos.rglob("*.jpg")))
+    table = {(row["path"], row["class"]): float(row["probability"]) for row in rows}
+    assert (status, len(objects)) == (0, len(text))
+    for (path, *answers), (also, *others) in zip(text, objects, strict=True):
+        assert (path, [name for name, _ in answers]) == (also, [name for name, _ in others])
+        for (name, percent), (_, share) in zip(answers, others, strict=True):
+            assert share == table[path, name] == pytest.approx(percent, abs=6e-4)
+
+
+def test_photos_are_normalised_by_the_checkpoints_own_mean_and_std(best, photos, tmp_path):
+    """(x/2 − mean/2) / (std/2) is (x − mean) / std."""
+    content = load_checkpoint(best)
+    halves = {name: [value / 2 for value in content[name]] for name in ("mean", "std")}
+    save_checkpoint(tmp_path / "half.pt", content | halves)
+    pixels = read_square(photos / "rain" / "0.jpg", 64)[None, ::2, ::2] // 2 * 2
+    whole, half = (load_any(path)[0] for path in (best, tmp_path / "half.pt"))
+    expected = whole(torch.tensor(pixels))
+    torch.testing.assert_close(half(torch.tensor(pixels // 2)), expected)
+    assert (half(torch.tensor(pixels)) - expected).abs().max() > 1e-3
 
 
 def test_odd_files_stop_neither_each_other_nor_the_command(best, photos):
@@ -89,7 +118,9 @@ def test_odd_files_stop_neither_each_other_nor_the_command(best, photos):
     assert (status, len(classes[0])) == (2, 2)
     assert errors[0].startswith(f"error: {folder}/b broken.jpg: ")
     assert errors[1] == f"error: {folder}/gone.jpg: No such file or directory"
-    assert errors[2].startswith(f"error: {folder}/inner.jpg: no readable photo directly in this")
+    assert errors[2].startswith(
+        f"error: {folder}/inner.jpg: no photo (*.jpg, *.png, ...) is in this"
+    )
     assert errors[3:] == ["error: 3 of these could not be read"]
 
 
@@ -113,3 +144,97 @@ def test_wrong_flags_are_refused(words, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["best.pt", "photo.jpg", *words.split()])
     assert words.split()[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def without_repo(code, folder):
+    """stdout of a script that runs in a folder of its own, without this repo on its path."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = [sys.executable, "-I", "-c", code]
+    return subprocess.run(
+        run, cwd=folder, env=clean, capture_output=True, text=True, check=True
+    ).stdout
+
+
+USE = {
+    "onnx": """
+import json, numpy, onnxruntime
+from PIL import Image
+student = onnxruntime.InferenceSession("student.onnx")
+classes = json.loads(student.get_modelmeta().custom_metadata_map["classes"])
+pixels = numpy.asarray(Image.open("photo.png"))[None]
+print(classes[student.run(None, {"photos": pixels})[0][0].argmax()])
+""",
+    "pt2": """
+import json, numpy, torch
+from PIL import Image
+facts = {"classes": ""}
+student = torch.export.load("student.pt2", extra_files=facts).module()
+pixels = torch.tensor(numpy.asarray(Image.open("photo.png")))[None]
+print(json.loads(facts["classes"])[student(pixels)[0].argmax()])
+""",
+}
+
+
+@pytest.mark.parametrize("kind", USE)
+def test_an_exported_file_gives_the_checkpoints_probabilities_and_needs_no_repo(
+    kind, best, photos, tmp_path
+):
+    file = tmp_path / f"student.{kind}"
+    words = ("utils.export", best.parent, photos, "--format", kind, "--output", file)
+    status, lines, errors = command(*words)
+    assert (status, errors) == (0, [])
+    assert lines[0].startswith(f"{file}: ")
+    assert re.fullmatch(r"checked  (\d+) of \1 photos have the class .*", lines[3])
+    assert float(re.findall(r"differ by (0\.\d+) at most", lines[4])[0]) < 0.05
+    # Of the cache's resolution, nothing is rounded but by the resize that evaluation has, too.
+    squares = torch.tensor(np.stack([read_square(p, 64) for p in sorted(photos.rglob("*.jpg"))]))
+    classify, about = load_exported(file)
+    expected, _ = load_any(best)
+    torch.testing.assert_close(classify(squares), expected(squares), atol=0.01, rtol=0)
+    assert about["classes"] == [*CLASSES]
+    # Others than the sizes it was traced with.
+    one = squares[:1, :40, :57]
+    torch.testing.assert_close(classify(one.repeat(3, 1, 1, 1)), classify(one).repeat(3, 1))
+    Image.fromarray(squares[0].numpy()).save(tmp_path / "photo.png")
+    guess = CLASSES[expected(squares[:1]).argmax()]
+    assert without_repo(USE[kind], tmp_path) == f"{guess}\n"
+
+    where = ("--cache", photos.parent / "cache", "--mistakes", tmp_path / "mistakes.csv")
+    status, lines, errors = command("utils.evaluate", best.parent, file, photos, *where)
+    assert (status, errors) == (0, [])
+    result = read_json(photos.parent / "output/results" / best.parent.name / "result.json")
+    count, accuracy = result["test"]["photos"], result["test"]["accuracy"]
+    assert lines[0].startswith(f"{count} test photos of split {result['photos']['split']}; cpu, ")
+    rows = {cells[1]: cells[2:4] for line in lines if (cells := re.split(r" *\| *", line))[2:]}
+    assert rows["Accuracy"] == 2 * [f"{accuracy:.2%}"]
+    assert rows["Parameters"] == [f"{result['parameters']:,}", "–"]
+    # ResNet18 has 1,814 million at 224 px, and 49 times fewer at 32 but for its last layer.
+    assert float(rows["Multiply-adds, millions"][0]) == pytest.approx(1814 / 49, rel=0.02)
+    mistakes = list(csv.DictReader((tmp_path / "mistakes.csv").read_text("utf-8").splitlines()))
+    assert len(mistakes) == 2 * len(result["test"]["wrong"])
+    assert all(row["class"] == row["path"].split("/")[0] != row["predicted"] for row in mistakes)
+
+
+def test_photos_that_were_trained_on_are_not_measured_as_if_they_were_new(best, photos, tmp_path):
+    copy = shutil.copy(best, tmp_path / "alone.pt")  # without a split.csv
+    where = ("--cache", photos.parent / "cache", "--mistakes", tmp_path / "mistakes.csv")
+    words = ("utils.evaluate", copy, photos, *where)
+    status, lines, errors = command(*words)
+    assert (status, lines, len(errors)) == (2, [], 1)
+    assert "which photos were for the test is not known" in errors[0]
+    (tmp_path / "others" / "rain").mkdir(parents=True)
+    (tmp_path / "others" / "sun").mkdir()
+    for name in ("rain", "sun"):
+        shutil.copy(photos / "rain" / "0.jpg", tmp_path / "others" / name)
+    _, _, errors = command("utils.evaluate", copy, tmp_path / "others", *where)
+    assert errors == [f"error: {tmp_path}/others has a class 'sun', the networks have not"]
+    (tmp_path / "others" / "sun").rename(tmp_path / "others" / "snow")
+    status, lines, _ = command("utils.evaluate", copy, tmp_path / "others", *where)
+    assert (status, lines[0].split(";")[0]) == (0, "all 2 photos")
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "x.pt2"])
+def test_a_file_that_is_no_export_is_one_line(name, tmp_path):
+    (tmp_path / name).write_bytes(b"no network")
+    with pytest.raises(UserError, match=f"{name}: not a file of utils.export"):
+        main([str(tmp_path / name), "photo.jpg"])

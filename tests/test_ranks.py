@@ -46,8 +46,7 @@ def test_after_two_epochs_all_ranks_have_the_weights_and_the_metrics_of_one(save
 @pytest.fixture(scope="module")
 def words(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("runs")
-    photos = make_photos(folder / "weather", per_class=15)  # 12 to validate, 6 to test
-    return training(photos, folder)
+    return training(make_photos(folder / "weather", per_class=15), folder)
 
 
 @only_whole
@@ -58,20 +57,16 @@ def test_distilling_in_two_ranks_writes_and_prints_once(words):
     assert not re.search("rror|Warning: ", run.stderr)
     assert len(re.findall(r"^epoch +1/1 ", run.stdout, re.M)) == 2
     assert "each of 2 ranks" in run.stdout
-    results = sorted(Path(words[3]).glob("results/*-two-*/result.json"))
+    results = list(Path(words[3]).glob("results/*-two-*/result.json"))
+    assert len(results) == 2
     for result in results:
         content = read_json(result)
         assert sum(map(sum, content["test"]["confusion"])) == content["photos"]["counts"]["test"]
         assert content["environment"]["ranks"] == 2
-    # What two ranks began, one process goes on with.
-    results[0].unlink()
-    again = python("knowledge_distillation.py", *words, *more, "--resume")
-    assert again.returncode == 0, again.stderr
-    assert "resumed after epoch 1" in again.stdout
 
 
 def test_photos_and_batches_that_the_ranks_cannot_share_are_refused(words):
-    for batch_size, count in ((9, 2), (8, 8), (14, 7)):
+    for batch_size, count in ((9, 2), (8, 8)):
         config = parse([*words, "--batch-size", str(batch_size)], "")
         with pytest.raises(UserError, match=f"--batch-size {batch_size}: {count} ranks need"):
             load_datasets(config, torch.device("cpu"), count)

@@ -28,11 +28,10 @@ def train_batches(config: Config, count: int = 46, shard: slice = slice(None)) -
     return TrainBatches(torch.from_numpy(pixels), rows, labels, CLASSES, config, CPU, shard)
 
 
-def val_batches(config: Config, count: int = 200, shard: slice = slice(None)) -> EvalBatches:
+def val_batches(config: Config, count: int = 200) -> EvalBatches:
     """By default two batches, the last of another size."""
     pixels, rows, labels = photos(count)
-    which = rows[shard], labels[shard]
-    return EvalBatches(torch.from_numpy(pixels), *which, config.image_size, CPU)
+    return EvalBatches(torch.from_numpy(pixels), rows, labels, config.image_size, CPU)
 
 
 def train(training: Training, after_epoch=lambda _: None, count: int = 46) -> Training:

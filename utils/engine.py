@@ -88,6 +88,7 @@ class Training:
     history: list[Row] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)  # the best epoch's weights, on the CPU
     step: Step | None = field(default=None, init=False)  # a step that has been recorded
+    forecast: Callable[[float, float], None] | None = None  # is told once how long steps take
 
     def __post_init__(self) -> None:
         self.module = ranks.parallel(TrainModule(self.model, self.objective))
@@ -228,11 +229,19 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
         for name, value in step(images, labels).items():
             sums[name] = sums.get(name, 0) + value * len(images)
         photos += len(images)
-        if number % 50 == 49 or number == steps - 1:
+        read = number % 50 == 49 or number == steps - 1
+        if number == 2:  # the first steps also pay for warming up
+            warm = time.perf_counter()
+        if read:
             mean_loss = sums["loss"].item() / photos
             bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
             check_finite(mean_loss, "training", epoch)
-    ranks.average_buffers(training.model)
+        # A GPU is timed where the host has waited for it.
+        timed = read or (device.device.type == "cpu" and time.perf_counter() - started > 6)
+        if training.forecast and number > 2 and timed:
+            seconds = (time.perf_counter() - warm) / (number - 2) * steps * config.epochs
+            training.forecast(seconds, 1 - (epoch - 1 + (number + 1) / steps) / config.epochs)
+            training.forecast = None
     photos *= ranks.count()
     row = {f"{name}/train": ranks.all_reduce(sums[name]).item() / photos for name in sums}
     seconds = time.perf_counter() - started
@@ -264,7 +273,6 @@ def evaluate(
         for name, value in parts.items():
             sums[name] = sums.get(name, 0) + value * len(images)
     model.train(was_training)
-    logits = ranks.all_gather(torch.cat(all_logits).cpu())
-    labels = ranks.all_gather(batches.labels.cpu())
-    means = {name: ranks.all_reduce(total).item() / len(logits) for name, total in sums.items()}
-    return logits, labels, means
+    logits = torch.cat(all_logits).cpu()
+    means = {name: total.item() / len(logits) for name, total in sums.items()}
+    return logits, batches.labels.cpu(), means

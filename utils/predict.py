@@ -1,78 +1,104 @@
 """Classify photos with a trained network, as a run's evaluation does, in float32 on the CPU.
 
-    python -m utils.predict output/checkpoints/RUN/best.pt PHOTO_OR_FOLDER ... [--top 3]
+    python -m utils.predict output/checkpoints/RUN PHOTO_OR_FOLDER ... [--top 3] [--csv | --json]
+    find . -name '*.jpg' | python -m utils.predict student.onnx -
 
 prints a line for each photo in the order given: rain/1.jpg: rain 93.1 %, snow 4.0 %, hail 1.2 %
-The exit status is 2 if the checkpoint or a photo cannot be used; stderr says why.
+A folder stands for all photos in it and its sub-folders, `-` for the paths that stdin has, a line
+each. The exit status is 2 if the network or a photo cannot be used; stderr says why.
 """
 
 import argparse
+import csv
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from config import UserError, number, shown
-from data.batches import Normalise, cached_side, whole_images
+from data.batches import EVAL_BATCH, cached_side
 from data.cache import read_square
-from data.photos import UnreadablePhoto, is_named_as_photo
-from models.classifier import load_classifier
+from data.listing import photos_below
+from data.photos import UnreadablePhoto
+from models.exported import Classify, load_any, probabilities
 from utils.script import run_script
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print the classes of every photo; raises UserError at the end if some could not be read."""
     parser = argparse.ArgumentParser("python -m utils.predict", allow_abbrev=False)
-    parser.add_argument("checkpoint", type=Path, help="a run's best.pt")
-    parser.add_argument("photos", nargs="+", help="photos, or folders with photos directly in them")
+    parser.add_argument("network", type=Path, help="a run's folder, a checkpoint or an export")
+    parser.add_argument("photos", nargs="+", help="photos, folders, or - for the paths in stdin")
     parser.add_argument("--top", type=number(int, 1), default=3, help="classes to print")
-    parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
+    parser.add_argument("--network", dest="code", default="", help="FILE.py:FUNCTION of your own")
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument("--csv", action="store_true", help="lines of path,rank,class,probability")
+    style.add_argument("--json", action="store_true", help="an object for each photo, in a line")
     options = parser.parse_args(arguments)
-    model, about = load_classifier(options.checkpoint, options.network)
-    unreadable = 0
-    for path in [path for given in options.photos for path in photos_at(given)]:
-        try:
-            pixels = read_square(Path(path), cached_side(about["image_size"]))
-        except (UnreadablePhoto, OSError) as problem:
-            reason = getattr(problem, "strerror", None) or str(problem)
-            if os.path.isdir(path):
-                reason = "no readable photo directly in this folder; give its sub-folders or files"
-            print(f"error: {shown(path, keep='')}: {reason}", file=sys.stderr)
+    classify, about = load_any(options.network, options.code)
+    table, unreadable = csv.writer(sys.stdout, lineterminator="\n"), 0
+    if options.csv:
+        table.writerow(("path", "rank", "class", "probability"))
+    for path, answer in classified(classify, photos_at(options.photos), about["image_size"]):
+        if isinstance(answer, str):
+            print(f"error: {shown(path, keep='')}: {answer}", file=sys.stderr)
             unreadable += 1
             continue
-        probabilities, labels = classify(model, about, pixels).sort(descending=True, stable=True)
-        answers = [
-            f"{shown(about['classes'][label], keep='')} {100 * probability:.1f} %"
-            for probability, label in zip(probabilities, labels, strict=True)
-        ]
-        print(f"{shown(path, keep='')}: {', '.join(answers[: options.top])}")
+        values, places = answer.sort(descending=True, stable=True)
+        names = [shown(about["classes"][place], keep="") for place in places]
+        top = list(zip(names, values.tolist(), strict=True))[: options.top]
+        if options.csv:
+            table.writerows((path, n, name, f"{p:.4f}") for n, (name, p) in enumerate(top, 1))
+        elif options.json:
+            print(json.dumps({"path": path, "classes": {name: round(p, 4) for name, p in top}}))
+        else:
+            text = ", ".join(f"{name} {100 * p:.1f} %" for name, p in top)
+            print(f"{shown(path, keep='')}: {text}")
     if unreadable:
         raise UserError(f"{unreadable} of these could not be read")
 
 
-def photos_at(given: str) -> list[str]:
-    """The photos directly in a folder, sorted and without hidden ones; any other path as it is."""
-    _, _, names = next(os.walk(given), ("", [], []))
-    names = [name for name in sorted(names) if is_named_as_photo(name) and name[0] != "."]
-    paths = [os.path.join(given, name) for name in names]
-    return [path for path in paths if os.path.isfile(path)] or [given]
+def photos_at(given: Iterable[str]) -> Iterator[str]:
+    """Paths of photos: of those in a folder, sorted and without hidden ones; of those in stdin."""
+    for name in given:
+        if name == "-":
+            yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
+        elif os.path.isdir(name):
+            below = [path.removeprefix("./") for path in photos_below(Path(name), ".")]
+            yield from [os.path.join(name, path) for path in below] or [name]
+        else:
+            yield name
 
 
-def classify(model: nn.Module, about: dict[str, Any], pixels: np.ndarray) -> Tensor:
-    """Probabilities (classes,) float32 of a photo (side, side, 3) uint8; `about` is the description
-    of load_classifier."""
-    normalise = Normalise(about["mean"], about["std"], torch.device("cpu"))
-    images = whole_images(torch.tensor(pixels)[None], about["image_size"], normalise)
-    with torch.inference_mode():
-        probabilities = model(images)[0].softmax(0)
-    if not probabilities.isfinite().all():
-        raise UserError("the network's outputs are not finite: its weights cannot be right")
-    return probabilities
+def classified(
+    classify: Classify, paths: Iterable[str], image_size: int
+) -> Iterator[tuple[str, Tensor | str]]:
+    """Each path and the probabilities (classes,) of its photo, or why it cannot be read."""
+    paths, read = iter(paths), partial(_read, cached_side(image_size))
+    with ThreadPoolExecutor() as pool:
+        while some := list(islice(paths, EVAL_BATCH)):
+            squares = list(pool.map(read, some))
+            good = [square for square in squares if not isinstance(square, str)]
+            each = iter(probabilities(classify, torch.from_numpy(np.stack(good))) if good else ())
+            for path, square in zip(some, squares, strict=True):
+                yield path, square if isinstance(square, str) else next(each)
+
+
+def _read(side: int, path: str) -> np.ndarray | str:
+    try:
+        return read_square(Path(path), side)
+    except (UnreadablePhoto, OSError) as problem:
+        if os.path.isdir(path):
+            return "no photo (*.jpg, *.png, ...) is in this folder"
+        return getattr(problem, "strerror", None) or str(problem)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Several processes as one run: torchrun --nproc-per-node=4 train.py ...
 
-Every rank runs the whole script on its shard of each batch, with the same random numbers; rank 0
-alone prints and writes files. Without torchrun, everything here does nothing and costs nothing.
+Every rank runs the whole script, on its shard of each training batch, with the same random numbers;
+rank 0 alone prints and writes files. Without torchrun, everything here does nothing.
 """
 
 import io
@@ -69,15 +69,6 @@ def shard(items: int) -> slice:
     return slice(items * rank() // count(), items * (rank() + 1) // count())
 
 
-def all_gather(mine: Tensor) -> Tensor:
-    """(N, ...) the rows of all ranks, in their order; the ranks' numbers of rows may differ."""
-    if count() == 1:
-        return mine
-    rows: list[Tensor] = [mine] * count()
-    dist.all_gather_object(rows, mine.cpu())
-    return torch.cat(rows)
-
-
 def all_reduce(mine: Tensor) -> Tensor:
     """The sum over all ranks, the same on each."""
     if count() > 1:
@@ -94,15 +85,4 @@ def parallel(module: nn.Module) -> nn.Module:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if next(module.parameters()).is_cuda:
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    # torch 2.14 calls it forward_sync_buffers, which 2.11 does not know.
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-    return DistributedDataParallel(module, broadcast_buffers=False)
-
-
-def average_buffers(module: nn.Module) -> None:
-    """Give all ranks the mean of their running statistics, to which each has added its shard."""
-    if count() > 1:
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= count()
+    return DistributedDataParallel(module)

@@ -1,21 +1,34 @@
 """Compares students with their teachers and baselines, and reports on all finished runs.
 
-    python -m utils.report [--output output]
+    python -m utils.report [--output output] [--filter "*fold*"] [--sort test/loss]
 
-prints Markdown tables of everything under output/results and writes them there to report.md.
+prints a line for each run under output/results and tables of them, in Markdown, and writes them
+there to report.md; runs.csv gets all that is known of all runs, a line each.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from config import ROOT, UserError, shown
-from data.files import atomic_write, read_json
+from data.files import atomic_write, csv_text, read_json
 from utils import tables
 from utils.script import run_script
-from utils.tables import Result, cell, escaped, grouped, points, title
+from utils.tables import Result, aligned, cell, escaped, grouped, points, settings, title
 
+# The columns of a line for each run, and how they are printed.
+COLUMNS = {
+    "settings": "",
+    "val/accuracy": ".2%",
+    "test/accuracy": ".2%",
+    "test/loss": ".4f",
+    "test/calibration_error": ".4f",
+    "parameters": ",",
+    "seconds": ",.0f",
+}
 COMPARISON_NOTE = """\
 KD − baseline: points of test accuracy over the run of the same fold and seed without a teacher, and
 its 95 % interval: over folds, else over seeds and photos, or photos alone. KD − teacher: over the
@@ -104,8 +117,32 @@ def read_results(folder: Path) -> list[Result]:
     return [result for place, result in found.items() if result["run"] == place.name]
 
 
-def write_report(folder: Path) -> str:
-    """Write report.md of all results under `folder`, and return it."""
+def columns_of(value: Any, name: str = "") -> dict[str, Any]:
+    """The plain values of a run by their names, such as test/accuracy."""
+    if isinstance(value, dict):
+        inner = [columns_of(v, f"{name}/{key}".lstrip("/")) for key, v in value.items()]
+        return {key: v for found in inner for key, v in found.items()}
+    return {} if isinstance(value, list) else {name: value}
+
+
+def leaderboard(lines: Sequence[dict[str, Any]], sort: str) -> str:
+    """A table with a line for each run, sorted by a column: numbers from high to low."""
+    if not any(sort in line for line in lines):
+        raise UserError(f"--sort {sort}: not a column of runs.csv")
+    known = [line for line in lines if line.get(sort) is not None]
+    text = any(isinstance(line[sort], str) for line in known)
+    known.sort(key=lambda line: str(line[sort]) if text else line[sort], reverse=not text)
+    names = dict.fromkeys([*COLUMNS, sort])
+    shown = [
+        [line["run"], *(format(line.get(name, "–"), COLUMNS.get(name, "")) for name in names)]
+        for line in [*known, *(line for line in lines if line.get(sort) is None)]
+    ]
+    return aligned(["run", *names], shown)
+
+
+def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -> str:
+    """Write runs.csv of all results under `folder`, and report.md of those of a name that matches
+    the pattern; return the latter."""
 
     def photos(run: Result) -> str:
         split = "division" if run["photos"]["folds"] else "split"
@@ -113,9 +150,17 @@ def write_report(folder: Path) -> str:
         return str([run["photos"][key] for key in keys])
 
     results = read_results(folder)
+    lines = [columns_of({"run": r["run"], "settings": settings(r), **r}) for r in results]
+    names = dict.fromkeys(name for line in lines for name in line)
+    rows = [[line.get(name, "") for name in names] for line in lines]
+    atomic_write(folder / "runs.csv", csv_text([[*names], *rows]))
+    results = [run for run in results if fnmatchcase(run["run"], pattern)]
+    lines = [line for line in lines if fnmatchcase(line["run"], pattern)]
+    if not results:
+        raise UserError(f"--filter {pattern}: no finished run in {folder} has such a name")
     groups = grouped(results, photos).values()
     parts = [part for runs in groups for part in (tables.section(runs), comparison(runs)) if part]
-    text = "# Results\n\n" + "\n".join(parts)
+    text = "# Results\n\n" + "\n".join([leaderboard(lines, sort), *parts])
     atomic_write(folder / "report.md", text)
     return text
 
@@ -124,7 +169,10 @@ def main(arguments: Sequence[str]) -> None:
     """Print and write the report of the --output that is given."""
     parser = argparse.ArgumentParser(prog="python -m utils.report", allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=ROOT / "output", help="that of the scripts")
-    print(write_report(parser.parse_args(arguments).output / "results"))
+    parser.add_argument("--filter", default="*", help="only runs of such names, such as '*kd*'")
+    parser.add_argument("--sort", default="val/accuracy", help="a column of runs.csv")
+    options = parser.parse_args(arguments)
+    print(write_report(options.output / "results", options.filter, options.sort))
 
 
 if __name__ == "__main__":

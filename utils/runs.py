@@ -25,6 +25,7 @@ from models.factory import channels_last, check_network, initial_model, source_d
 from utils import ranks
 from utils.device import Device, find_device
 from utils.engine import CrossEntropy, Objective, Row, Training, evaluate, fit, validation_rank
+from utils.forecast import forecast
 from utils.metrics import agreement, measure
 from utils.tables import Result
 from utils.tracking import Tracker
@@ -139,11 +140,9 @@ class Run:
         return TrainBatches(data.pixels, rows, labels, classes, config, device, shard)
 
     def eval_batches(self, part: str) -> EvalBatches:
-        """The photos of `val` or `test`, or this rank's shard of them."""
-        shard = ranks.shard(self.data.counts[part])
-        rows, labels = (whole[shard] for whole in self.data.rows_and_labels(part))
+        """The photos of `val` or `test`."""
         size, device = self.config.image_size, self.device.device
-        return EvalBatches(self.data.pixels, rows, labels, size, device)
+        return EvalBatches(self.data.pixels, *self.data.rows_and_labels(part), size, device)
 
     def measure(self, model: nn.Module, part: str) -> tuple[dict[str, Any], Tensor, Tensor]:
         """A model's metrics on `val` or `test`, its logits and the labels."""
@@ -261,14 +260,18 @@ def delete(run: Run) -> None:
         remove(run.path(kind))
 
 
-def train_and_test(run: Run, objective: Objective, teacher: Teacher | None = None) -> Result:
-    """Train a run, from its last checkpoint if it has one, test it once, return its result."""
+def train_and_test(
+    run: Run, objective: Objective, runs: Sequence[Run], teacher: Teacher | None = None
+) -> Result:
+    """Train one of the runs, from its last checkpoint if it has one, test it once, return its
+    result. Prints how long that will take, and all of the runs."""
     config, data, device = run.config, run.data, run.device
     model, taken = initial_model(
         config.model, len(data.classes), config.image_size, seed=config.seed,
         weights=config.pretrained or config.weights,
     )  # fmt: skip
     training = Training(channels_last(model, device.device), objective, config, device)
+    training.forecast = forecast(run, runs) if ranks.is_first() else None
     header = run.settings | {
         "computed_in": device.precision,  # which the recipe may leave to the machine
         "teacher_digest": teacher.about["digest"] if teacher else None,

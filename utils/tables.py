@@ -79,12 +79,16 @@ def section(results: Sequence[Result]) -> str:
     return "\n".join(text)
 
 
+def settings(run: Result) -> str:
+    """The settings that are not the default ones."""
+    default = Config().recipe
+    return ", ".join(f"{k} {v}" for k, v in run["recipe"].items() if v != default.get(k))
+
+
 def title(run: Result) -> str:
     """The model, with its tag and the settings that are not the default ones."""
-    default = Config().recipe
-    notes = [f"{key} {value}" for key, value in run["recipe"].items() if value != default.get(key)]
-    notes = [run["tag"]] * bool(run["tag"]) + notes
-    return f"{run['model']} ({', '.join(notes)})" if notes else str(run["model"])
+    notes = ", ".join(filter(None, (run["tag"], settings(run))))
+    return f"{run['model']} ({notes})" if notes else str(run["model"])
 
 
 def gain_over(pairs: Pairs, part: str = "test") -> np.ndarray:
@@ -125,6 +129,13 @@ def cell(runs: Sequence[Result], row: Sequence[str]) -> str:
     if len(values) == 1 or (len(set(values)) == 1 and isinstance(values[0], int)):
         return mean
     return f"{mean.removesuffix('%')} ± {format(np.std(values, ddof=1), spec)}"
+
+
+def confusion_table(counts: Sequence[Sequence[int]], classes: Sequence[str], name: str) -> str:
+    """Counts (C, C), rows = true class, as a table."""
+    rows = zip(classes, counts, strict=True)
+    lines = [[label, *(str(count or "") for count in row)] for label, row in rows]
+    return aligned([f"{name}true ↓ predicted →", *classes], lines)
 
 
 def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

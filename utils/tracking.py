@@ -11,7 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from utils.tables import aligned
+from utils.tables import confusion_table
 
 Row = Mapping[str, float]
 
@@ -55,9 +55,7 @@ class Tracker(AbstractContextManager["Tracker"]):
     ) -> None:
         """Write the test results: metrics by name, and counts (C, C) with rows = true class."""
         scalars = [summary.scalar(tag, value) for tag, value in metrics.items()]
-        rows = zip(classes, confusion, strict=True)
-        lines = [[name, *(str(count or "") for count in counts)] for name, counts in rows]
-        matrix = summary.text("test/confusion", aligned(["true ↓ predicted →", *classes], lines))
+        matrix = summary.text("test/confusion", confusion_table(confusion, classes, ""))
         self._write(time.time(), *scalars, matrix, self.session_end)
 
     def _write(self, wall_time: float, *contents: Summary) -> None:

@@ -1,0 +1,136 @@
+"""A trained network with all that its photos need, from pixels to probabilities, also as one file
+that needs nothing of this repo."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from config import UserError, one_line
+from data.batches import EVAL_BATCH, Normalise, cached_side, resampling, whole_images
+from models.classifier import load_classifier
+
+OPSET = 18
+FACTS = ("arch", "classes", "image_size", "split", "photos")  # that an exported file holds
+Classify = Callable[[Tensor], Tensor]  # photos (N, H, W, 3) uint8 to probabilities (N, classes)
+
+
+class PhotoClassifier(nn.Module):
+    """A network and the steps before and after it, as evaluation takes them: a photo is squashed to
+    a square, as its decoded copy is, then resized to what the network sees, and normalised.
+
+    photos: (N, H, W, 3) uint8 RGB, upright
+    Returns probabilities (N, classes) float32.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, about: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.image_size = model, about["image_size"]
+        self.register_buffer("mean", 255 * torch.tensor(about["mean"]))
+        self.register_buffer("std", 255 * torch.tensor(about["std"]))
+
+    def forward(self, photos: Tensor) -> Tensor:
+        images = photos.float()
+        for side in (cached_side(self.image_size), self.image_size):
+            images = squashed(images, side)
+        images = (images - self.mean) / self.std
+        return self.model(images.permute(0, 3, 1, 2)).float().softmax(1)
+
+
+def squashed(images: Tensor, side: int) -> Tensor:
+    """(N, H, W, C) grey levels 0..255 → (N, side, side, C), as Pillow resizes: antialiased, first
+    along the rows, and rounded each time."""
+    height, width = images.shape[1:3]
+    low = torch.zeros(1, device=images.device)
+    columns = resampling(low, low + width, width, side)[0]
+    rows = resampling(low, low + height, height, side)[0]
+    images = torch.einsum("nhwc,xw->nhxc", images, columns).round()
+    return torch.einsum("nhxc,yh->nyxc", images, rows).round()
+
+
+def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
+    """Write a network that load_classifier has loaded as ONNX or, if the path ends in .pt2, for
+    torch.export.load. Raises UserError where it cannot be traced or packages are missing."""
+    sizes = {i: torch.export.Dim(name) for i, name in enumerate(("photos", "height", "width"))}
+    example = torch.zeros(2, 97, 101, 3, dtype=torch.uint8)
+    facts = {name: json.dumps(about[name]) for name in FACTS}
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of deprecations inside of torch
+            classifier = PhotoClassifier(model, about).eval()
+            program = torch.export.export(classifier, (example,), dynamic_shapes=(sizes,))
+            if path.suffix == ".pt2":
+                torch.export.save(program, path, extra_files=facts)
+                return
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                output_names=["probabilities"],
+            )
+            assert made
+        made.model.metadata_props.update(facts)
+        made.save(path, external_data=False)
+    except ImportError as problem:
+        what = f"{one_line(problem)}: pip install onnx onnxscript onnxruntime"
+        raise UserError(what) from problem
+    except (RuntimeError, ValueError) as problem:  # torch's, of what it cannot trace
+        raise UserError(f"this network cannot be exported ({one_line(problem)})") from problem
+
+
+def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
+    """What save_exported wrote: how it classifies, and what it says about itself. Raises UserError
+    for any other file, and where onnxruntime is missing."""
+    try:
+        if path.suffix == ".pt2":
+            facts: dict[str, Any] = dict.fromkeys(FACTS, "")
+            with warnings.catch_warnings(action="ignore"):
+                classify: Classify = torch.export.load(path, extra_files=facts).module()
+        else:
+            import onnxruntime  # in the optional group export
+
+            session = onnxruntime.InferenceSession(path)
+            facts = session.get_modelmeta().custom_metadata_map
+            name = session.get_inputs()[0].name
+
+            def classify(photos: Tensor) -> Tensor:
+                return torch.tensor(session.run(None, {name: photos.numpy()})[0])
+
+        return classify, {name: json.loads(facts[name]) for name in FACTS}
+    except ImportError as problem:
+        raise UserError(f"{path}: to use it here, pip install onnxruntime") from problem
+    except Exception as problem:  # of either library, on bytes that are not its own
+        raise UserError(f"{path}: not a file of utils.export ({one_line(problem)})") from problem
+
+
+def probabilities(classify: Classify, photos: Tensor) -> Tensor:
+    """(N, classes) of photos (N, H, W, 3) uint8. Raises UserError for others than finite ones."""
+    with torch.inference_mode():
+        rows = torch.cat([classify(some) for some in photos.split(EVAL_BATCH)])
+    if not rows.isfinite().all():
+        raise UserError("the network's outputs are not finite: its weights cannot be right")
+    return rows
+
+
+def load_any(path: Path, network: str = "", device: str = "cpu") -> tuple[Classify, dict[str, Any]]:
+    """How a trained network classifies photos of the resolution of `cached_side`, in float32, with
+    probabilities on the CPU, and its description: of an exported file, a checkpoint, or a run's
+    folder of checkpoints. Raises UserError for others."""
+    if path.suffix in (".onnx", ".pt2"):
+        return load_exported(path)
+    model, about = load_classifier(path / "best.pt" if path.is_dir() else path, network)
+    normalise = Normalise(about["mean"], about["std"], torch.device(device))
+    model.to(device)
+
+    def classify(photos: Tensor) -> Tensor:
+        images = whole_images(photos.to(device), about["image_size"], normalise)
+        return model(images).softmax(1).cpu()
+
+    return classify, about

@@ -1,0 +1,147 @@
+"""Measure trained networks on labelled photos, side by side: how good they are, and what they cost.
+
+    python -m utils.evaluate output/checkpoints/TEACHER output/checkpoints/STUDENT student.onnx DATA
+
+DATA is whatever --data takes. Of photos that a network was trained on, its test photos are used; of
+others that are divided, those of test; else all. All is computed in float32.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import DEVICE, ROOT, Config, UserError
+from data.batches import cached_side
+from data.cache import Decoded, decode_photos
+from data.files import atomic_write, csv_text
+from data.listing import find_photos
+from models.classifier import load_classifier
+from models.exported import Classify, load_any, probabilities
+from utils.device import find_device
+from utils.forecast import multiply_adds
+from utils.metrics import measure
+from utils.script import run_script
+from utils.tables import Result, confusion_table, table
+
+ROUNDS = 15  # of timing: each network in turn
+ROWS: dict[str, tuple[str, ...]] = {
+    "Accuracy": ("test", "accuracy", ".2%"),
+    "Macro-F1": ("test", "macro_f1", ".4f"),
+    "Loss": ("test", "loss", ".4f"),
+    "Calibration error": ("test", "calibration_error", ".4f"),
+    "Parameters": ("parameters", ",.0f"),
+    "File, MB": ("megabytes", ".1f"),
+    "Multiply-adds, millions": ("multiply_adds", ",.1f"),
+    "One photo, ms": ("milliseconds", ".2f"),
+    "Photos per second, 32 at a time": ("throughput", ",.0f"),
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print quality, costs, recall and confusion, and write a table of the mistakes."""
+    parser = argparse.ArgumentParser("python -m utils.evaluate", allow_abbrev=False)
+    what = "runs' folders, checkpoints, or files of utils.export"
+    parser.add_argument("networks", nargs="+", type=Path, help=what)
+    parser.add_argument("data", type=Path, help="labelled photos, as --data of the scripts")
+    parser.add_argument("--mistakes", type=Path, default=Path("mistakes.csv"), help="to be written")
+    parser.add_argument("--device", type=DEVICE, default="auto", help="cpu, cuda or cuda:N")
+    parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
+    parser.add_argument("--cache", type=Path, default=ROOT / "output" / "cache")
+    options = parser.parse_args(arguments)
+    device = find_device(Config(device=options.device, precision="float32"))
+    files = [path / "best.pt" if path.is_dir() else path for path in options.networks]
+    networks, abouts = zip(
+        *(load_any(file, options.network, str(device.device)) for file in files), strict=True
+    )
+    classes, size = abouts[0]["classes"], abouts[0]["image_size"]
+    for file, about in zip(files, abouts, strict=True):
+        if (about["classes"], about["image_size"]) != (classes, size):
+            raise UserError(f"{file} has other classes or pixels than {files[0]}")
+    photos = find_photos(options.data, options.cache / "unpacked")
+    if unknown := sorted({*photos.classes} - {*classes}):
+        raise UserError(f"{options.data} has a class {unknown[0]!r}, the networks have not")
+    decoded = decode_photos(photos, cached_side(size), options.cache)
+    places, which = chosen(decoded, files, abouts)
+    squares = torch.from_numpy(decoded.pixels[decoded.rows[places]])
+    own = np.array([classes.index(name) for name in photos.classes])
+    labels = own[decoded.photos.labels[places]]
+    print(f"{which}; {device}, float32\n")
+    costs = measure_costs(networks, files, squares, options.network)
+    mistakes: list[tuple[object, ...]] = [("network", "path", "class", "predicted", "probability")]
+    columns, matrices = {}, []
+    for network, file, cost in zip(networks, files, costs, strict=True):
+        name = file.name if file.name != "best.pt" else file.resolve().parent.name
+        scores = probabilities(network, squares)
+        log = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+        test = measure(log, torch.from_numpy(labels), tuple(classes))
+        columns[name] = [cost | {"test": test, "photos": {"fold": None}}]
+        matrices.append(confusion_table(test["confusion"], classes, f"{name}: "))
+        for place in test["wrong"]:
+            probability, guess = scores[place].max(0)
+            path, truth = decoded.photos.paths[places[place]], classes[labels[place]]
+            mistakes.append((name, path, truth, classes[guess], f"{probability:.4f}"))
+    counts = zip(classes, np.bincount(labels, minlength=len(classes)), strict=True)
+    recall = {f"Recall, {c} ({n})": ("test", "recall", c, ".1%") for c, n in counts if n}
+    print("\n".join([table(columns, ROWS | recall), *matrices]))
+    atomic_write(options.mistakes, csv_text(mistakes))
+    print(f"{len(mistakes) - 1} mistakes are listed in {options.mistakes}")
+
+
+def chosen(
+    decoded: Decoded, files: Sequence[Path], abouts: Sequence[Result]
+) -> tuple[np.ndarray, str]:
+    """The places of the photos to measure on, and which they are, in words. Raises UserError for
+    photos that a network was trained on, where its test photos among them are not known."""
+    photos = decoded.photos
+    if photos.given is not None and "test" in photos.given:
+        places = np.flatnonzero(photos.given == "test")
+        return places, f"{len(places):,} photos, the given test part"
+    splits = {about["split"] for about in abouts if about["photos"] == decoded.digest}
+    if not splits:
+        return np.arange(len(photos)), f"all {len(photos):,} photos"
+    for run in [file.resolve().parent for file in files]:
+        path = run.parents[1] / "results" / run.name / "split.csv"
+        if len(splits) == 1 and path.exists():
+            rows = csv.DictReader(path.read_text("utf-8", "surrogateescape").splitlines())
+            test = {row["path"] for row in rows if row["split"] == "test"}
+            places = np.flatnonzero([path in test for path in photos.paths])
+            return places, f"{len(places):,} test photos of split {splits.pop()}"
+    raise UserError(
+        f"{photos.root} was trained on, and which photos were for the test is not known: give "
+        "folders of runs, as they are in --output, that all have one split"
+    )
+
+
+def measure_costs(
+    networks: Sequence[Classify], files: Sequence[Path], squares: Tensor, code: str
+) -> list[Result]:
+    """What each network costs, by names that ROWS uses; times are medians, taken in turn."""
+    costs: list[Result] = []
+    for file in files:
+        costs.append({"parameters": None, "multiply_adds": None})
+        costs[-1]["megabytes"] = file.stat().st_size / 1e6
+        if file.suffix == ".pt":
+            model, about = load_classifier(file, code)
+            costs[-1]["parameters"] = sum(p.numel() for p in model.parameters())
+            costs[-1]["multiply_adds"] = multiply_adds(model, about["image_size"]) / 1e6
+    for count in (1, 32):
+        batch, seconds = squares[:1].expand(count, -1, -1, -1).contiguous(), []
+        for network in [*networks] * (ROUNDS + 2):
+            started = time.perf_counter()
+            probabilities(network, batch)
+            seconds.append(time.perf_counter() - started)
+        times = np.median(np.reshape(seconds, (-1, len(networks)))[2:], axis=0)  # warm
+        for cost, one in zip(costs, times.tolist(), strict=True):
+            cost |= {"milliseconds": 1000 * one} if count == 1 else {"throughput": count / one}
+    return costs
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, sys.argv[1:]))
