@@ -13,16 +13,8 @@ from torch import Tensor, nn
 
 from config import Config, KDConfig, UserError
 from models.features import feature_layers, forward_with_features
+from utils import losses
 from utils.engine import Output, hard_loss
-from utils.losses import (
-    attention_loss,
-    dist_loss,
-    dkd_loss,
-    fitnet_loss,
-    kd_loss,
-    rkd_loss,
-    sp_loss,
-)
 
 
 @dataclass(frozen=True)
@@ -52,28 +44,32 @@ class Method:
 METHODS = {
     "kd": Method(
         "Hinton et al. 2015",
-        logits_loss=lambda student, teacher, _labels, t, _weight: kd_loss(student, teacher, t),
+        logits_loss=lambda s, t, _labels, temperature, _weight: losses.kd_loss(s, t, temperature),
     ),
     # beta of the authors' code for ResNet32x4 to ResNet8x4
-    "dkd": Method("Zhao et al. 2022", logits_loss=dkd_loss, weight=8.0, hard_labels=True),
+    "dkd": Method("Zhao et al. 2022", logits_loss=losses.dkd_loss, weight=8.0, hard_labels=True),
     "dist": Method(  # beta and gamma of the paper
         "Huang et al. 2022",
-        logits_loss=lambda student, teacher, _labels, t, beta: dist_loss(student, teacher, t, beta),
+        logits_loss=lambda s, t, _, temperature, beta: losses.dist_loss(s, t, temperature, beta),
         weight=2.0,
     ),
     "fitnet": Method(
-        "Romero et al. 2015", feature_loss=fitnet_loss, strides=(16,), weight=1.0, adapter=True
+        "Romero et al. 2015",
+        feature_loss=losses.fitnet_loss,
+        strides=(16,),
+        weight=1.0,
+        adapter=True,
     ),
     "attention": Method(
         "Zagoruyko and Komodakis 2017",
-        feature_loss=attention_loss,
+        feature_loss=losses.attention_loss,
         strides=(4, 8, 16, 32),
         weight=100.0,
     ),
     "rkd": Method(  # weight of 25 distance + 50 angle
-        "Park et al. 2019", feature_loss=rkd_loss, strides=(32,), weight=0.1
+        "Park et al. 2019", feature_loss=losses.rkd_loss, strides=(32,), weight=0.1
     ),
-    "sp": Method("Tung and Mori 2019", feature_loss=sp_loss, strides=(32,), weight=100.0),
+    "sp": Method("Tung and Mori 2019", feature_loss=losses.sp_loss, strides=(32,), weight=100.0),
 }
 
 
@@ -140,7 +136,7 @@ class Distillation:
                 name, t = kd.method, kd.temperature
                 soft = method.logits_loss(logits, teacher_logits, labels, t, weight)
             else:
-                name, soft = "kd", kd_loss(logits, teacher_logits, kd.temperature)
+                name, soft = "kd", losses.kd_loss(logits, teacher_logits, kd.temperature)
             loss = (1 - kd.alpha) * hard + kd.alpha * soft
             parts = {"ce": plain, name: soft.detach()}
             if method.feature_loss:
