@@ -4,6 +4,7 @@ each direction, one of theirs stands for."""
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -84,13 +85,9 @@ def forward_with_features(
     def keep(layer: Layer, _module: nn.Module, _inputs: object, output: Tensor) -> None:
         maps[layer.module] = output.permute(0, 3, 1, 2) if layer.channels_last else output
 
-    hooks = [
-        model.get_submodule(layer.module).register_forward_hook(partial(keep, layer))
-        for layer in layers
-    ]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            module = model.get_submodule(layer.module)
+            hooks.enter_context(module.register_forward_hook(partial(keep, layer)))
         logits = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return logits, [maps[layer.module] for layer in layers]
