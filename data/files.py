@@ -28,13 +28,10 @@ except ImportError:  # Windows: two processes are not kept apart there
 def open_regular(path: Path) -> BinaryIO:
     """Open a file to read bytes. Raises FileNotFoundError for what is no regular file, too: a
     named pipe would block, a device has no end."""
-    try:
-        regular = stat.S_ISREG(path.stat().st_mode)
-    except NotADirectoryError:  # what should be its folder
-        regular = False
-    if not regular:
-        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
-    return path.open("rb")
+    with suppress(NotADirectoryError):  # of what should be its folder
+        if stat.S_ISREG(path.stat().st_mode):
+            return path.open("rb")
+    raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
 
 
 def remove(path: Path) -> None:
