@@ -1,6 +1,7 @@
 """A teacher before it teaches: which one is it, does it fit the photos, and how good is it?"""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -32,8 +33,10 @@ def _described(checkpoint: Path, kd: KDConfig, image_size: int) -> dict[str, Any
 def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
     """`load_classifier` of a run's checkpoint or, for a --teacher with --allow-other-split, of a
     file of weights; what this does not say is what the student's photos say."""
-    network = kd.teacher or ""
-    if is_ours(checkpoint):
+    network, ours = kd.teacher or "", True
+    with suppress(Exception):  # load_classifier says why it cannot be read
+        ours = "format" in read_tensors(checkpoint)
+    if ours:
         return load_classifier(checkpoint, network)
     if not (network and kd.allow_other_split):
         raise UserError(f"{checkpoint} has weights alone: give --teacher and --allow-other-split")
@@ -46,14 +49,6 @@ def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, di
     about = {"arch": network_name(network), "classes": classes, "image_size": image_size}
     about |= {"mean": list(MEAN), "std": list(STD), "recipe": {}, "split": "", "photos": ""}
     return model.eval(), about
-
-
-def is_ours(checkpoint: Path) -> bool:
-    """Whether it is a run's checkpoint, or none that can be read."""
-    try:
-        return "format" in read_tensors(checkpoint)
-    except Exception:  # load_classifier says why
-        return True
 
 
 def with_teacher(configs: list[Config]) -> list[Config]:
