@@ -105,19 +105,17 @@ class Distillation:
         self.kd: KDConfig = config.kd
         self.method = METHODS[self.kd.method]
         self.label_smoothing = config.label_smoothing
-        self.student, self.teacher = (
-            feature_layers(network, config.image_size, self.method.strides)
-            for network in (config.model, teacher)
-        )
+        size, strides = config.image_size, self.method.strides
+        self.student = feature_layers(config.model, size, strides)
+        self.teacher = feature_layers(teacher, size, strides)
         self.teacher_model = teacher_model.eval().requires_grad_(False)
         self.adapters = nn.ModuleDict()
         if self.method.adapter:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(config.seed)  # manual_seed reaches GPUs, too
-                pairs = zip(self.student, self.teacher, strict=True)
-                for stride, (narrow, wide) in zip(self.method.strides, pairs, strict=True):
-                    adapter = nn.Conv2d(narrow.channels, wide.channels, 1)
-                    self.adapters[str(stride)] = adapter.to(device)
+                for stride, narrow, wide in zip(strides, self.student, self.teacher, strict=True):
+                    self.adapters[str(stride)] = nn.Conv2d(narrow.channels, wide.channels, 1)
+            self.adapters.to(device)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Output:
         method, kd, weight = self.method, self.kd, float(self.kd.weight or 0)
