@@ -100,7 +100,7 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
         if teacher and teacher.finished and not teacher.best.exists():
             raise UserError(f"{teacher.best} is gone: train the teacher again with train.py")
         if path:
-            check_teacher(path, described(path, student), student)
+            check_teacher(path, student)
     if len(recipes) > 1:  # over seeds, they would be averaged as one
         raise UserError(
             f"--teacher-tag {tag}: {' and '.join(recipes.values())} were trained by different "
@@ -131,20 +131,19 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
     return Teacher(model, about)
 
 
-def check_teacher(path: Path, description: dict[str, Any], student: Run) -> None:
+def check_teacher(path: Path, student: Run) -> None:
     """Raise UserError when a teacher's classes, resolution or normalisation are not the student's,
     and, without --allow-other-split, when it was trained on another split."""
-    config, data = student.config, student.data
-    names = list(data.classes)
-    classes = names if isinstance(description["classes"], list) else len(names)
-    wanted = {"classes": classes, "image_size": config.image_size}
-    for name, value in (wanted | {"mean": list(MEAN), "std": list(STD)}).items():
-        if description[name] != value:
+    has, wanted = described(path, student), student.settings
+    if isinstance(has["classes"], int):  # of weights alone
+        wanted["classes"] = len(wanted["classes"])
+    for name in ("classes", "image_size", "mean", "std"):
+        if has[name] != wanted[name]:
             raise UserError(
-                f"{path}: this teacher has {name} {description[name]}, the student {value}; "
+                f"{path}: this teacher has {name} {has[name]}, the student {wanted[name]}; "
                 "train one on these photos and at this --image-size"
             )
-    elsewhere = any(description[k] != student.settings[k] for k in ("split", "photos"))
+    elsewhere = any(has[name] != wanted[name] for name in ("split", "photos"))
     if elsewhere and not student.kd.allow_other_split:
         raise UserError(
             f"{path}: this teacher was trained on another split or on other photos of the same "
