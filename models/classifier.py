@@ -22,7 +22,7 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
     load_checkpoint does, and where a part is missing or cannot be right. `network` is the code of a
     network of one's own, FILE.py:FUNCTION."""
     content = load_checkpoint(path)
-    weights = content.pop("model")
+    weights, fits = content.pop("model"), False
     match content:
         case {
             "arch": str(arch),
@@ -40,8 +40,6 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
             fits &= all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True))
             fits &= all(isinstance(key, str) for key in recipe)
             fits &= all(isinstance(value, str | int | float | None) for value in recipe.values())
-        case _:
-            fits = False
     if not fits:
         raise UserError(f"{path}: its description is incomplete, or cannot be right")
     if network and network_name(network) != arch:
