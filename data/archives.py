@@ -7,7 +7,6 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def unpack(archive: Path, into: Path) -> Path:
         status = archive.stat()
         key = ascii((str(archive.resolve()), status.st_size, status.st_mtime_ns)).encode()
         name = f"{archive.name.split('.')[0][:40]}-{hashlib.sha256(key).hexdigest()[:12]}"
-        return made_once(into / name, partial(_extract, archive))
+        return made_once(into / name, lambda folder: _extract(archive, folder))
     except Exception as error:  # the decoders raise errors of many kinds on data that are broken
         raise UserError(
             f"{str(archive)!r} cannot be unpacked as tar or zip ({one_line(error, 1000)}): "

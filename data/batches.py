@@ -159,10 +159,9 @@ class TrainBatches:
         boxes = torch.from_numpy(drawn[mine]).to(self.device).split(len(places))
         labels = self.labels[which.to(self.device)].split(len(places))
         batches = self.rows[which].split(len(places))
-        size = self.config.image_size
         for rows, box, truth, lam in zip(batches, boxes, labels, lams, strict=True):
             photos = gather(self.pixels, rows, self.device)
-            images = self.normalise(crop_and_resize(photos, box, size))
+            images = self.normalise(crop_and_resize(photos, box, self.config.image_size))
             if alpha:
                 # The mean over the batch is to be one over the photos that have a label.
                 targets = one_hot(truth.clamp(min=0), self.classes) * (batch_size / self.labelled)

@@ -67,10 +67,9 @@ def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:
             f"{str(cache)!r}: the decoded photos could not be written or read there "
             f"({error.strerror or error}); free some space or point --cache to another disk"
         ) from error
-    reasons = dict(decoded.unreadable)
     for label in np.setdiff1d(photos.labels, [*decoded.photos.labels, -1]):
         path = photos.paths[np.flatnonzero(photos.labels == label)[0]]
-        what = f"no photo can be read, the first is {path!r} ({reasons[path]})"
+        what = f"no photo can be read, the first is {path!r} ({dict(decoded.unreadable)[path]})"
         raise UserError(f"class {photos.classes[label]!r}: {what}")
     return decoded
 

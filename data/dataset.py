@@ -67,15 +67,13 @@ def load_datasets(
         name, path = "sample", draw_sample(config.cache)
     else:
         path = Path(config.data)
-        name = plain_name(path)
-        name = "sample_folder" if name == "sample" else name
+        name = "sample_folder" if plain_name(path) == "sample" else plain_name(path)
     photos = find_photos(path, config.cache / "unpacked")
     if config.kd and config.kd.unlabelled:
         from data.layouts import with_unlabelled  # rarely needed
 
         photos = with_unlabelled(photos, config.kd.unlabelled, config.cache / "unpacked")
-    side = cached_side(config.image_size)
-    decoded = decode_photos(photos, side, config.cache)
+    decoded = decode_photos(photos, cached_side(config.image_size), config.cache)
     pixels = to_device(decoded.pixels, device)
     apart = np.arange(len(decoded.photos))
     groups = {"near": decoded.groups, "exact": decoded.equal, "off": apart}[config.duplicates]
