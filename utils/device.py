@@ -39,14 +39,11 @@ def find_device(config: Config) -> Device:
         if config.device in ("auto", "cuda"):
             device = torch.device("cuda", torch.distributed.get_node_local_rank(fallback_rank=0))
         elif ranks.count() > 1:
-            raise UserError(
-                f"--device {device}: each rank takes a GPU of its own; give --device cuda"
-            )
+            why = "each rank takes a GPU of its own; give --device cuda"
+            raise UserError(f"--device {device}: {why}")
         if device.index >= torch.cuda.device_count():
-            raise UserError(
-                f"--device {config.device}: this machine has {torch.cuda.device_count()} GPUs "
-                "that PyTorch can use; --device cpu always works"
-            )
+            has = f"this machine has {torch.cuda.device_count()} GPUs that PyTorch can use"
+            raise UserError(f"--device {config.device}: {has}; --device cpu always works")
         torch.cuda.set_device(device)
         # cuDNN's search for the fastest kernels stays off: on an H100 it took 29 s for DenseNet169
         # at 224 px, and the 15 epochs after it took 36.

@@ -82,10 +82,8 @@ def check_method(config: Config, classes: int, unlabelled: int) -> None:
         if unlabelled:
             raise UserError(f"--method {config.kd.method} needs the label of each photo; not so kd")
         if config.mixup:
-            raise UserError(
-                f"--method {config.kd.method} separates the photo's class from the others, and "
-                "with --mixup a photo has two: omit one of them"
-            )
+            what = "separates the photo's class from the others, and with --mixup a photo has two"
+            raise UserError(f"--method {config.kd.method} {what}: omit one of them")
         if classes < 3:
             raise UserError(f"--method {config.kd.method} needs three classes or more; kd does not")
 

@@ -113,10 +113,8 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
     raises UserError for another checkpoint than that of `expected` digest, which was checked."""
     model, description = load(path, student.kd, student.config.image_size)
     if weights_digest(model) != expected:
-        raise UserError(
-            f"{path} has changed since it was measured: start again or, if that does not help, "
-            "train the teacher again"
-        )
+        hint = "start again or, if that does not help, train the teacher again"
+        raise UserError(f"{path} has changed since it was measured: {hint}")
     model = channels_last(model, student.device.device)
     about = {
         "run": path.resolve().parent.name,
