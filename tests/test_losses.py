@@ -163,14 +163,6 @@ def test_dkd_refuses_mixed_labels_and_two_classes():
         losses.dkd_loss(draw(6, 2), draw(6, 2), LABELS.clamp(max=1), 4.0, 8.0)
 
 
-@pytest.mark.parametrize("name", ["kd", "dkd", "dist"])
-@given(seed=st.integers(0, 999))
-def test_a_constant_added_to_a_photos_logits_changes_nothing(name, seed):
-    loss, student, teacher = example(name, seed)
-    moved = student + draw(6, 1, seed=seed), teacher - draw(6, 1, seed=seed + 1)
-    torch.testing.assert_close(loss(*moved), loss(student, teacher), rtol=1e-8, atol=0)
-
-
 def test_dist_is_zero_where_the_teacher_ranks_nothing():
     dist_loss, equal = partial(losses.dist_loss, temperature=1, beta=1), torch.zeros(6, 5).double()
     assert dist_loss(draw(6, 5), equal) == 0
@@ -178,13 +170,6 @@ def test_dist_is_zero_where_the_teacher_ranks_nothing():
     one, other = draw(1, 5), draw(1, 5, seed=1)
     inter = 1 - np.corrcoef(one.softmax(1)[0], other.softmax(1)[0])[0, 1]
     assert dist_loss(one, other).item() == pytest.approx(inter)
-
-
-def test_rkd_depends_on_neither_place_nor_size_nor_rotation_of_the_embeddings():
-    loss, student, teacher = example("rkd")
-    rotation, _ = torch.linalg.qr(draw(4, 4, seed=5))
-    moved = 30 * torch.einsum("nchw,cd->ndhw", student, rotation) + draw(4, 1, 1, seed=6)
-    torch.testing.assert_close(loss(moved, teacher / 50 + 3), loss(student, teacher))
 
 
 @pytest.mark.parametrize(
