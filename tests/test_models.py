@@ -18,20 +18,10 @@ from config import Config, UserError, file_digest
 from models import checkpoint
 from models.checkpoint import FORMAT, load_checkpoint, weights_digest
 from models.classifier import load_classifier
-from models.factory import channels_last, check_network, create_model, initial_model
+from models.factory import check_network, create_model, initial_model
 from tests.toys import CLASSES, CPU, train_batches
 from utils.device import Device
 from utils.engine import CrossEntropy, Training, train_epoch
-
-
-def test_initial_weights_come_from_the_seed_alone():
-    models = []
-    for noise, seed in ((1, 7), (2, 7), (3, 8)):
-        torch.manual_seed(noise)
-        models.append(create_model("resnet18", 5, 64, seed=seed))
-    first, again, other = map(weights_digest, models)
-    assert first == again != other
-    assert weights_digest(channels_last(models[0], torch.device("cpu"))) == first
 
 
 @pytest.fixture
@@ -60,9 +50,10 @@ def test_pretrained_takes_all_but_the_head_from_the_file(name, weights_folder):
     model, taken = initial_model(name, 11, 64, seed=3, weights=True)
     for key in state.keys() - {f"{head}.weight", f"{head}.bias"}:
         assert torch.equal(model.state_dict()[key], state[key]), key
-    scratch = create_model(name, 11, 64, seed=3)  # the head is drawn as ever
-    heads = (each.get_submodule(head) for each in (model, scratch))
-    assert len(set(map(weights_digest, heads))) == 1
+    others = (create_model(name, 11, 64, seed=seed) for seed in (3, 4))
+    heads = (each.get_submodule(head) for each in (model, *others))
+    drawn, as_ever, of_another_seed = map(weights_digest, heads)
+    assert drawn == as_ever != of_another_seed
     assert taken.endswith(f"drawn anew: {head}.bias, {head}.weight")
 
 
@@ -140,8 +131,6 @@ OWN = """
 from torch import nn
 def small(classes):
     return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, classes))
-def fails(classes):
-    raise KeyError("no data")
 def number(classes):
     return classes
 def five(classes):
@@ -165,7 +154,6 @@ def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
         ("alexnet", 32, "alexnet cannot be trained on images of 32 pixels .*small"),
         ("googlenet", 64, "googlenet cannot be trained on images of 64 pixels .*several outputs"),
         ("vit_b_16", 40, "vit_b_16: not for images of 40 pixels .*patch size"),
-        (f"{file}:fails", 32, "own.py:fails: KeyError: 'no data'"),
         (f"{file}:number", 32, "own.py:number must return a torch.nn.Module, not int"),
         (f"{file}:five", 32, r"own.py:five must return logits \(2, 7\) of 2 images, not .*2, 5"),
         (f"{file}:ends", 32, "own.py:ends: SystemExit: 0"),
@@ -202,23 +190,11 @@ def test_a_checkpoint_comes_back_as_it_was_saved_and_a_flipped_bit_is_noticed(tm
             assert saved(load_checkpoint(path)) == good
 
 
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
+def test_what_is_no_checkpoint_is_refused_in_a_line_and_code_in_it_not_run(tmp_path):
     class Attack:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "made"),)
 
-    content = {"format": FORMAT, "model": {}, "history": Attack()}
-    legacy = saved(content, _use_new_zipfile_serialization=False)
-    for packed in (saved(content), legacy, pickle.dumps(content)):
-        (tmp_path / "a.pt").write_bytes(packed)
-        with pytest.raises(UserError, match=r"a\.pt: cut off, damaged, or not"):
-            load_checkpoint(tmp_path / "a.pt")
-    assert not (tmp_path / "made").exists()
-    pickle.loads(packed)  # it would have worked
-    assert (tmp_path / "made").exists()
-
-
-def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path):
     path, compressed = tmp_path / "a.pt", io.BytesIO()
     os.mkfifo(tmp_path / "pipe")
     for name in ("nothing", "pipe"):
@@ -229,13 +205,16 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path):
     with zipfile.ZipFile(path) as stored, zipfile.ZipFile(compressed, "w", 8) as packed:
         for entry in stored.infolist():  # could unpack to any size
             packed.writestr(entry.filename, stored.read(entry))
+    attack = {"format": FORMAT, "model": {}, "history": Attack()}
     others: tuple[Any, ...] = [1], torch.zeros(3), {"model": {}}, {"format": FORMAT}
-    whole = map(saved, (*others, {"format": FORMAT + 1, "model": {}}))
+    whole = map(saved, (*others, {"format": FORMAT + 1, "model": {}}, attack))
+    legacy = saved(attack, _use_new_zipfile_serialization=False), pickle.dumps(attack)
     cut = (good[: len(good) * eighth // 8] for eighth in range(8))
-    for content in (*whole, *cut, compressed.getvalue()):
+    for content in (*whole, *legacy, *cut, compressed.getvalue()):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"a\.pt: cut off, damaged, or not a checkpoint.*$"):
             load_checkpoint(path)
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
