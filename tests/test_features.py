@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from config import UserError
 from models.factory import create_model
 from models.features import feature_layers, forward_with_features
 from tests.toys import resnet_by_hand
@@ -77,9 +76,3 @@ def test_a_module_that_is_used_at_several_strides_is_none_of_them(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     layers = feature_layers(f"{tmp_path}/own.py:own", 50, (4, 8, 16))
     assert [layer.module for layer in layers] == ["2", "4", "6"]
-
-
-def test_a_network_without_maps_says_so():
-    with pytest.raises(UserError, match=r"vit_b_16 has no .* stride 4 at 32 px \(it has: none\)"):
-        feature_layers("vit_b_16", 32, (4, 8))
-    assert feature_layers("vit_b_16", 32, ()) == []
