@@ -14,9 +14,7 @@ from PIL import ExifTags, Image
 from config import UserError
 from data.listing import find_photos
 from data.photos import UnreadablePhoto, decode_rgb, open_rgb, read_photo
-from tests.photo_folders import ROOT, encoded, make_photos, python, training
-
-ORIGINALS = ROOT.parent / "shared" / "originals"
+from tests.photo_folders import encoded, make_photos, python, training
 
 # pytest puts its own warning filters in the place of those that data.photos sets.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
@@ -179,17 +177,6 @@ def test_a_jpeg_that_is_cut_off_anywhere_is_truncated(options):
         for behind in (b"", bytes(5000)):
             with pytest.raises(UnreadablePhoto, match="truncated"):
                 decode_rgb(jpeg[:cut] + behind, ".jpg", 10_000)
-
-
-@pytest.mark.skipif(not ORIGINALS.is_dir(), reason="needs the original photos")
-def test_original_photos_decode_like_pillow():
-    photos = find_photos(ORIGINALS, ORIGINALS)
-    assert (len(photos), len(photos.classes)) == (167, 11)
-    for path in photos.paths:
-        with Image.open(photos.root / path) as image:
-            rgba = image.convert("RGBA")
-        expected = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        assert open_rgb(photos.root / path, 10_000).tobytes() == expected.convert("RGB").tobytes()
 
 
 def test_training_writes_down_every_file_that_is_left_out(tmp_path):
