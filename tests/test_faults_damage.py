@@ -10,9 +10,7 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from tests.photo_folders import make_photos, training
 from utils import predict, report
 from utils.script import run_script
 
-SOMEBODY = 65534  # a user who may not read everything, unlike root
 Damage = Callable[[Path, Path], Any]  # to a path; the other one is of the same kind
 
 
@@ -59,12 +56,6 @@ def swap(path: Path, other: Path) -> None:
     path.with_name("swapped").rename(other)
 
 
-def forbid(path: Path, _: Path) -> None:
-    if path.is_file():
-        replace(path, path.read_bytes())
-    path.chmod(0)
-
-
 def another(make: Callable[[Path], Any]) -> Damage:
     """Put something else in the place of a path."""
 
@@ -88,7 +79,6 @@ DAMAGES: dict[str, Damage] = {
     "pipe": another(os.mkfifo),
     "link to nothing": another(lambda path: path.symlink_to("nowhere")),
     "link to a device": another(lambda path: path.symlink_to("/dev/zero")),
-    "not readable": forbid,
     "swapped": swap,
 }
 PAIR = "--teacher resnet18 --student resnet18"
@@ -131,26 +121,24 @@ def run(name: str, folder: Path, how: str = "--resume") -> tuple[int, set[str], 
 
 
 @pytest.fixture(scope="module")
-def before() -> Iterator[tuple[Path, dict[str, set[str]]]]:
+def before(tmp_path_factory) -> tuple[Path, dict[str, set[str]]]:
     """Two seeds, of which the first has taught a student, a run that was killed, and the numbers of
     each command where nothing is damaged."""
-    with tempfile.TemporaryDirectory() as name:  # others may enter it, unlike pytest's
-        folder = Path(name, "before")
-        photos = make_photos(folder / "weather", per_class=6)
-        shutil.make_archive(str(photos), "zip", photos)
-        assert [run(name, folder)[0] for name in ("baselines", "student")] == [0, 0]
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("utils.runs.Tracker.epoch", stop_after_one)
-            with pytest.raises(Blocked):
-                run("unfinished", folder)
-        Path(name).chmod(0o755)
-        whole = copy(folder, Path(name, "whole"))
-        expected = {}
-        for command in COMMANDS:
-            status, expected[command], errors = run(command, whole)
-            assert (status, errors) == (0, [])
-            assert len(expected[command]) > 3
-        yield folder, expected
+    folder = tmp_path_factory.mktemp("damage") / "before"
+    photos = make_photos(folder / "weather", per_class=6)
+    shutil.make_archive(str(photos), "zip", photos)
+    assert [run(name, folder)[0] for name in ("baselines", "student")] == [0, 0]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("utils.runs.Tracker.epoch", stop_after_one)
+        with pytest.raises(Blocked):
+            run("unfinished", folder)
+    whole = copy(folder, folder.with_name("whole"))
+    expected = {}
+    for command in COMMANDS:
+        status, expected[command], errors = run(command, whole)
+        assert (status, errors) == (0, [])
+        assert len(expected[command]) > 3
+    return folder, expected
 
 
 def stop_after_one(_: object, row: dict[str, float]) -> None:
@@ -215,19 +203,10 @@ def test_each_command_ends_in_a_line_or_with_the_right_numbers(before):
     for path, name, other in made[: int(os.environ.get("CASES", len(made)))]:
         damaged = copy(folder, folder.parent / "damaged")
         (OF_FILES | DAMAGES)[name](damaged / path, damaged / other)
-        try:
-            if name == "not readable" and os.getuid() == 0:
-                for inner in (damaged, *damaged.rglob("*")):
-                    os.lchown(inner, SOMEBODY, SOMEBODY)
-                os.seteuid(SOMEBODY)
-            if found := falls(damaged, expected, name == "swapped"):
-                fell[path, name, other] = found
-                print((str(path), name, str(other)), *found, sep="\n    ", flush=True)
-        finally:
-            if os.getuid() == 0:
-                os.seteuid(0)
-            subprocess.run(["chmod", "-R", "u+rwx", damaged], check=True)
-            shutil.rmtree(damaged)
+        if found := falls(damaged, expected, name == "swapped"):
+            fell[path, name, other] = found
+            print((str(path), name, str(other)), *found, sep="\n    ", flush=True)
+        shutil.rmtree(damaged)
         print(".", end="", flush=True)
     print(len(made), "cases", len(fell), "falls")
     assert not fell
