@@ -166,8 +166,6 @@ def given(copied, tmp_path) -> tuple[Path, list[str]]:
         ({"split": "0123456789abcdef"}, [], "have seen the student's test photos.\nTrain one"),
         ({"photos": "0123456789abcdef"}, [], "other photos of the same names: .*\nTrain one"),
         ({"classes": ["hail", "fog", "rain", "snow"]}, [], "has classes .*hail.*, the student"),
-        ({"arch": "resnet18"}, [], "not those of a resnet18 with 4 classes"),
-        ({}, ["--teacher", "densenet169"], "is of resnet50, not of densenet169"),
         ({}, ["--teacher-checkpoint", str(ROOT / "README.md")], "damaged, or not a checkpoint"),
     ],
 )
