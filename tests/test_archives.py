@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from config import UserError
 from data import archives
@@ -99,18 +97,6 @@ def test_nothing_is_written_outside(tmp_path, mode, name):
         stays_inside(tmp_path)
 
 
-@given(st.sampled_from(["zip", "w:", "w:gz"]), st.data())
-@settings(max_examples=60)
-def test_flipped_bytes_are_refused_or_yield_files_inside(tmp_path_factory, mode, data):
-    base = tmp_path_factory.mktemp("flipped")
-    path = write(base / "a", FILES, mode)
-    raw = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(raw)
-    stays_inside(base)
-
-
 # Symbolic links, even those that lead nowhere else: chains of them trick the filter of older
 # Pythons (CVE-2025-4517).
 LINKS = [(tarfile.SYMTYPE, to) for to in ("1.jpg", "/etc/passwd")]
@@ -120,13 +106,6 @@ LINKS += [(tarfile.LNKTYPE, to) for to in ("/etc/passwd", "../a", "nowhere")]
 @pytest.mark.parametrize(("kind", "to"), [*LINKS, (tarfile.CHRTYPE, ""), (tarfile.FIFOTYPE, "")])
 def test_links_and_devices_are_refused(tmp_path, kind, to):
     refused(tmp_path, write(tmp_path / "a", {"1.jpg": b"1"}, "w:", [("s.jpg", kind, to)]))
-
-
-def test_a_link_in_a_zip_becomes_a_file(tmp_path):
-    info = zipfile.ZipInfo("link.jpg")
-    info.external_attr = 0o120777 << 16
-    archive = write(tmp_path / "a.zip", {info: "/etc/passwd"})
-    assert not (unpack(archive, tmp_path) / "link.jpg").is_symlink()
 
 
 @pytest.mark.parametrize("mode", ["zip", "w:"])
