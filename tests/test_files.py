@@ -1,5 +1,3 @@
-import csv
-import io
 import os
 import time
 from contextlib import nullcontext
@@ -7,8 +5,6 @@ from errno import EACCES, EIO, ENOLCK, EROFS
 from unittest.mock import Mock
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from config import UserError
 from data import files
@@ -103,11 +99,6 @@ def test_where_locks_are_unknown_or_nothing_may_be_written_none_is_taken(
         with expected, files.lock(tmp_path):
             pass
         assert capsys.readouterr().err.count("knows no locks") == (number == ENOLCK)
-
-
-@given(st.lists(st.lists(st.text().filter(lambda text: "\r\n" not in text), min_size=2)))
-def test_csv_reads_as_it_was_written(rows):
-    assert list(csv.reader(io.StringIO(files.csv_text(rows), newline=""))) == rows
 
 
 def test_json_that_is_damaged_edited_or_missing_is_refused(tmp_path):

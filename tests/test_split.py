@@ -163,14 +163,14 @@ def test_over_all_folds_each_photo_is_a_test_photo_once(classes_in_groups, folds
 
 
 def test_the_manifest_is_these_bytes():
-    paths = ("dew/1.jpg", 'dew/a "b", c.jpg', "rain/\udcff\n.png")
+    paths = ("dew/1.jpg", 'dew/a "b", c.jpg', "rain/\udcff\r.png")
     photos = Photos(Path("photos"), ("dew", "rain"), paths, np.array([0, 0, 1]))
     split = Split(photos, np.array([0, 2, 1]))
     assert split.manifest == (
         b'path,class,split\ndew/1.jpg,dew,train\n"dew/a ""b"", c.jpg",dew,test\n'
-        b'"rain/\xff\n.png",rain,val\n'
+        b'"rain/\xff\r.png",rain,val\n'
     )
-    assert split.hash == "9648cdd576b8ba8d"
+    assert split.hash == "711f09c434e1e7a2"
     assert split.indices("test").tolist() == [1]
 
 
