@@ -156,20 +156,10 @@ def test_gradients_are_those_of_finite_differences(name):
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student.requires_grad_())
 
 
-def test_dkd_refuses_mixed_labels_and_two_classes():
-    with pytest.raises(ValueError, match="one class for each photo, not a mixture"):
-        losses.dkd_loss(draw(6, 5), draw(6, 5), torch.eye(5)[LABELS], 4.0, 8.0)
-    with pytest.raises(ValueError, match="three classes or more"):
-        losses.dkd_loss(draw(6, 2), draw(6, 2), LABELS.clamp(max=1), 4.0, 8.0)
-
-
 def test_dist_is_zero_where_the_teacher_ranks_nothing():
     dist_loss, equal = partial(losses.dist_loss, temperature=1, beta=1), torch.zeros(6, 5).double()
     assert dist_loss(draw(6, 5), equal) == 0
     assert dist_loss(equal, draw(6, 5)).item() == pytest.approx(2)
-    one, other = draw(1, 5), draw(1, 5, seed=1)
-    inter = 1 - np.corrcoef(one.softmax(1)[0], other.softmax(1)[0])[0, 1]
-    assert dist_loss(one, other).item() == pytest.approx(inter)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +167,7 @@ def test_dist_is_zero_where_the_teacher_ranks_nothing():
     [
         ("dist", 1000, lambda logits: torch.full_like(logits, 0.3)),
         ("dist", 1000, lambda logits: logits[:1].repeat(6, 1)),
+        ("dist", 1000, lambda logits: logits[:1]),
         ("attention", 1000, lambda maps: maps.index_fill(0, torch.tensor(2), 0)),
         ("sp", 1000, lambda maps: maps.index_fill(0, torch.tensor(2), 0)),
         ("rkd", 1000, lambda maps: maps[[0, 1, 2, 3, 4, 4]] + 1e-7 * maps),  # a rounding error
