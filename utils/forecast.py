@@ -24,32 +24,30 @@ def multiply_adds(model: nn.Module, image_size: int) -> float:
 
 
 @cache
-def _multiply_adds(network: str, image_size: int) -> float:
+def of_network(network: str, image_size: int) -> float:
     return multiply_adds(create_model(network, 2, image_size, seed=0), image_size)
 
 
 def work(run: "Run") -> float:
-    """Multiply-adds of all training and validation; a backward pass costs two forward passes."""
-    config, counts, unlabelled = run.config, run.data.counts, len(run.data.unlabelled[0])
-    own = _multiply_adds(config.model, config.image_size)
-    teacher = _multiply_adds(str(run.kd.teacher), config.image_size) if config.kd else 0.0
-    train = counts["train"] + (unlabelled if config.kd else 0)
-    return config.epochs * (train * (3 * own + teacher) + counts["val"] * (own + teacher))
+    """Multiply-adds of a run's training steps; a backward pass costs two forward passes."""
+    config, kd = run.config, run.config.kd
+    teacher = of_network(str(kd.teacher), config.image_size) if kd else 0.0
+    photos = run.data.counts["train"] + (len(run.data.unlabelled[0]) if kd else 0)
+    return config.epochs * photos * (3 * of_network(config.model, config.image_size) + teacher)
 
 
 def forecast(run: "Run", runs: Sequence["Run"]) -> Callable[[float, float], None]:
     """What prints how long a run will take and, by their multiply-adds, all of `runs` that are not
-    finished. It gets the seconds that all training steps of the run take, and the share of them
-    that is left."""
+    finished. It gets the seconds of all steps of the run, and the share of them that is left."""
 
     def tell(seconds: float, left: float) -> None:
-        # Validation has a forward pass of each photo, training one and the backward pass.
-        whole = seconds * (1 + run.data.counts["val"] / run.data.counts["train"] / 3)
+        # Validation is a forward pass; training is that of each photo, and the backward pass.
+        seconds *= 1 + run.data.counts["val"] / run.data.counts["train"] / 3
         others = sum(work(other) for other in runs if other != run and not other.finished)
-        text = f"about {duration(whole * left)} for this run"
+        text = f"about {duration(seconds * left)} for this run"
         if others:
-            text += f", {duration(whole * (left + others / work(run)))} for all that are left"
-        if run.device.device.type == "cpu" and whole > 1800 and run.config.image_size > 128:
+            text += f", {duration(seconds * (left + others / work(run)))} for all that are left"
+        if run.device.device.type == "cpu" and seconds > 1800 and run.config.image_size > 128:
             text += "; on a CPU, --image-size 64 takes a fraction of that"
         tqdm.write(text)
 
