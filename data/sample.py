@@ -1,5 +1,5 @@
 """Draws the sample: textures named after eleven kinds of weather, so that every command runs
-without a download. Colours are drawn at random: only shapes tell the classes apart."""
+without a download. Colours say little of the class, shapes do."""
 
 from itertools import product
 from pathlib import Path
@@ -53,7 +53,8 @@ def draw_photo(name: str, number: int, seed: int = 0, size: int = 96) -> Image.I
     field = np.fft.ifft2(waves).real
     field = (field - np.quantile(field, 1 - bright * rng.uniform(0.8, 1.1))) / field.std()
     mask = 1 / (1 + np.exp(-4 * field[..., None]))
-    dark = rng.uniform(0, 0.6, 3)
+    hue = 2 * np.pi * ([*TEXTURES].index(name) / len(TEXTURES) + np.arange(3) / 3)
+    dark = rng.uniform(0, 0.4, 3) + 0.1 + 0.1 * np.cos(hue)
     light = dark + rng.uniform(0.2, 0.5)
     picture = dark + mask * (light - dark) + rng.normal(0, 0.05, (size, size, 1))
     return Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8))
