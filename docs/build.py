@@ -14,7 +14,7 @@ import csv
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,11 @@ import numpy as np
 
 from config import EXPERIMENTS, ROOT, UserError
 from data.files import atomic_write
-from data.sample import TEXTURES
 from utils import tables
 from utils.report import read_results
 from utils.tables import Columns, Result
 
-Runs = Sequence[Result]
-Rows = Sequence[Sequence[str]]  # a title and names of runs
+Rows = Sequence[Sequence[str]]  # a title, a name of runs, and that of those to compare them with
 matplotlib.use("agg")
 plt.rc("axes", grid=True)
 plt.rc("axes.spines", top=False, right=False)
@@ -44,12 +42,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 PLACE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
 COLOURS = ("#2f6fb0", "#e08a1e", "#c8442f", "#4f8f5b")
 CURVES = ("loss/val", "accuracy/val", "ce/train", "accuracy/train")
-PHOTOS = "weather-64px-"  # all runs are on these photos: what follows names them
-ENDINGS = {
-    "seeds": [f"-seed{seed}" for seed in range(10)],
-    "splits": ["-seed0", *(f"-split{split}-seed{split}" for split in range(1, 6))],
-    "folds": [f"-fold{fold}of10-seed0" for fold in range(10)],
-}
+PHOTOS = "weather-"  # all runs are on these photos: what follows names them
+ENDINGS = {"": "-seed{}", "folds": "-fold{}of10-seed0"}
 
 
 @cache
@@ -78,77 +72,49 @@ def keep(output: Path) -> int:
     return len(found)
 
 
-def together(*names: str, endings: str = "seeds") -> list[Runs]:
-    """The runs of each name, of the endings that all names have; raises UserError if none is."""
-    each = ENDINGS[endings]
-    shared = [end for end in each if all(PHOTOS + name + end in kept() for name in names)]
-    if not shared:
-        raise UserError(f"{FILE}: no runs called {' and '.join(names)} are kept there")
-    return [[kept()[PHOTOS + name + end] for end in shared] for name in names]
+def runs_of(name: str) -> dict[str, Result]:
+    """The runs of a name by their seeds or, of NAME@folds, by their folds; raises UserError if
+    there are none."""
+    name, _, kind = name.partition("@")
+    ends = [ENDINGS[kind].format(number) for number in range(10)]
+    if not (found := [end for end in ends if PHOTOS + name + end in kept()]):
+        raise UserError(f"{FILE}: no runs called {name} are kept there")
+    return {end: kept()[PHOTOS + name + end] for end in found}
 
 
-def compared(name: str, other: str = "", endings: str = "seeds") -> tuple[Runs, Runs]:
-    """Runs, and those that they are compared with: by default, their own baselines."""
-    runs = together(*filter(None, (name, other)), endings=endings)
+def pairs_of(name: str, other: str = "") -> list[tuple[Result, Result]]:
+    """Runs with those that they are compared with: of the other name or, without it, their own
+    baselines."""
+    runs, others = runs_of(name), runs_of(other) if other else {}
     if not other:
-        runs.append([kept()[run["distillation"]["baseline"]] for run in runs[0]])
-    return runs[0], runs[1]
+        others = {end: kept()[run["distillation"]["baseline"]] for end, run in runs.items()}
+    return [(runs[end], others[end]) for end in runs if end in others]
 
 
-def columns(rows: Rows, kind: str) -> Columns:
-    """The runs of each column of a table: of all their seeds, or of those that all have."""
-    titles, names = zip(*rows, strict=True)
-    runs = together(*names) if kind == "together" else [together(name)[0] for name in names]
-    return dict(zip(titles, runs, strict=True))
+def gain(pairs: Sequence[tuple[Result, Result]], part: str) -> str:
+    """The difference of the runs of each pair; nothing of the same runs."""
+    return "" if pairs[0][0] is pairs[0][1] else tables.points(pairs, part)
 
 
-def accuracy(runs: Runs, part: str = "test") -> str:
-    return tables.cell(runs, (part, "accuracy", ".2%"))
+def table(rows: Rows, *, columns: bool = False) -> str:
+    """A table with a line for each of `rows`, or the seven rows with a column for each."""
+    if columns:
+        return tables.table(columns_of(rows), {**tables.SEVEN_ROWS, **tables.PARAMETERS})
+    lines = []
+    for title, *names in rows:
+        pairs = pairs_of(*names)
+        runs = [run for run, _ in pairs]
+        teachers = [run["teacher"] for run in runs if "teacher" in run]
+        line = [title, str(len(runs)), tables.cell(teachers, ("test", "accuracy", ".2%"))]
+        for part in ("test", "val"):
+            line += [tables.cell(runs, (part, "accuracy", ".2%")), gain(pairs, part)]
+        lines.append(line)
+    head = ["", "Runs", "Teacher, test", "Test", "Gain [95 %]", "Validation", "Gain [95 %]"]
+    return tables.aligned(head, lines)
 
 
-def gain(mine: Runs, others: Runs, part: str = "test") -> str:
-    """The difference of two lists of runs, pair by pair; nothing of the same runs."""
-    return "" if mine == others else tables.points(list(zip(mine, others, strict=True)), part)
-
-
-# The columns of tables by their kinds; each shows runs and those that they are compared with.
-Show = Callable[[Runs, Runs], str]
-KINDS: dict[str, dict[str, Show]] = {
-    "distilled": {
-        "Runs": lambda runs, _: str(len(runs)),
-        "Teacher": lambda runs, _: accuracy([run["teacher"] for run in runs]),
-        "Student": lambda _, alone: accuracy(alone),
-        "KD student": lambda runs, _: accuracy(runs),
-        "KD − student, test [95 %]": gain,
-        "KD − teacher, test [95 %]": lambda runs, _: gain(runs, [run["teacher"] for run in runs]),
-        "KD − student, validation [95 %]": lambda runs, alone: gain(runs, alone, "val"),
-    },
-    "compared": {
-        "Runs": lambda runs, _: str(len(runs)),
-        "Validation accuracy": lambda runs, _: accuracy(runs, "val"),
-        "Validation gain": lambda runs, others: gain(runs, others, "val"),
-        "Test accuracy": lambda runs, _: accuracy(runs),
-        "Test gain": gain,
-        "Test loss": lambda runs, _: tables.cell(runs, ("test", "loss", ".3f")),
-    },
-    "folds": {
-        "Test photos": lambda runs, _: f"{sum(run['test']['photos'] for run in runs):,}",
-        "Test accuracy, % [95 %]": lambda runs, _: tables.points(
-            [(run, None) for run in runs], sign=""
-        ),
-    },
-}
-KINDS["short"] = {k: show for k, show in KINDS["distilled"].items() if "KD − teacher" not in k}
-
-
-def table(kind: str, rows: Rows) -> str:
-    """A table of this kind."""
-    if kind in ("each", "together"):
-        return tables.table(columns(rows, kind), {**tables.SEVEN_ROWS, **tables.PARAMETERS})
-    pairs = {title: compared(*names) for title, *names in rows}
-    shows = KINDS[kind].values()
-    lines = [[title, *(show(*pair) for show in shows)] for title, pair in pairs.items()]
-    return tables.aligned(["", *KINDS[kind]], lines)
+def columns_of(rows: Rows) -> Columns:
+    return {title: [*runs_of(name).values()] for title, name in rows}
 
 
 def filled(text: str, tables: Mapping[str, str]) -> str:
@@ -190,35 +156,28 @@ def draw_confusions(path: Path, columns: Columns) -> None:
             share = shares[row, column]
             style = {"color": "white" if share > 50 else "black", "ha": "center", "va": "center"}
             axes.text(column, row, f"{share:.0f}", fontsize=8, **style)
-        axes.set_xticks(range(len(counts)), [*TEXTURES], rotation=60, ha="right", fontsize=8)
-        axes.set_yticks(range(len(counts)), [*TEXTURES], fontsize=8)
+        classes = runs[0]["photos"]["classes"]
+        axes.set_xticks(range(len(counts)), classes, rotation=60, ha="right", fontsize=8)
+        axes.set_yticks(range(len(counts)), classes, fontsize=8)
         title = f"{name}: {np.trace(counts) / counts.sum():.1%}"
         axes.set(title=title, xlabel="predicted", ylabel="true")
     plt.savefig(path)
     plt.close()
 
 
-def draw_gains(path: Path, rows: Rows) -> None:
-    """What teachers add to the students of a table's rows on test and validation, in points of
-    accuracy, with 95 % intervals."""
-    pairs = {title: compared(*names) for title, *names in rows}
-    size = 9.6, 1.1 + 0.36 * len(rows)
-    panels = plt.figure(figsize=size, layout="constrained").subplots(1, 2, sharex=True, sharey=True)
-    parts = {"test": "test, 371", "val": "validation, 750"}
-    for axes, (part, title) in zip(panels, parts.items(), strict=True):
-        for place, (runs, alone) in enumerate(pairs.values()):
-            gain, low, high = 100 * tables.gain_over(list(zip(runs, alone, strict=True)), part)
-            colour = "#2e7d4f" if low > 0 else COLOURS[2] if high < 0 else "#8a8a8a"
-            axes.plot([low, high], [place, place], color=colour, linewidth=2.4)
-            axes.plot([gain], [place], "o", color=colour, markersize=7)
-            style = {"color": colour, "ha": "center", "bbox": {"color": "white", "pad": 0}}
-            axes.text(gain, place - 0.2, f"{gain:+.1f}", va="bottom", fontsize=8, **style)
-        axes.axvline(0, color="black", linewidth=0.8)
-        names = [f"{name} ({len(runs)})" for name, (runs, _) in pairs.items()]
-        axes.set_yticks(range(len(rows)), names, fontsize=9)
-        axes.set_ylim(len(rows) - 0.4, -0.8)
-        axes.set_xlabel("KD − student, points of accuracy", fontsize=9)
-        axes.set_title(f"{title} photos; 95 % intervals", fontsize=10, loc="left")
+def draw_accuracies(path: Path, rows: Rows) -> None:
+    """Test accuracy over the folds of a table's rows, with 95 % intervals."""
+    axes = plt.figure(figsize=(8.4, 0.9 + 0.42 * len(rows)), layout="constrained").subplots()
+    for place, (_, name, *_) in enumerate(rows):
+        runs = [*runs_of(name).values()]
+        mean, low, high = 100 * tables.gain_over([(run, None) for run in runs])
+        colour = COLOURS["-from-" in name]
+        axes.plot([low, high], [place, place], color=colour, linewidth=2.4)
+        axes.plot([mean], [place], "o", color=colour, markersize=7)
+        axes.annotate(f"{mean:.1f}", (mean, place), (0, 6), textcoords="offset points", ha="center")
+    axes.set_yticks(range(len(rows)), [title for title, *_ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.8)
+    axes.set_xlabel("test accuracy over ten folds, %, with 95 % intervals; orange: with a teacher")
     plt.savefig(path)
     plt.close()
 
@@ -228,13 +187,13 @@ def build() -> None:
     made = {name: table(**what) for name, what in TABLES.items()}
     for document in DOCUMENTS:
         atomic_write(document, filled(document.read_text("utf-8"), made))
-    draw_gains(DOCS / "illustration" / "result.png", TABLES["main"]["rows"])
+    draw_accuracies(DOCS / "illustration" / "result.png", TABLES["main"]["rows"])
     for name in EXPERIMENTS:
-        kd, basic = (columns(**TABLES[f"{name} {kind}"]) for kind in ("kd 60 epochs", "basic"))
-        draw_confusions(DOCS / name / "kd" / "Confusion.png", kd)
-        for quantity in ("Accuracy", "Loss"):
-            draw_curves(DOCS / name / "kd" / f"{quantity}.png", kd, quantity.lower())
-            draw_curves(DOCS / name / "basic" / f"{quantity}.png", basic, quantity.lower())
+        for kind in ("basic", "kd"):
+            columns = columns_of(TABLES[f"{name} {kind}"]["rows"])
+            for quantity in ("Accuracy", "Loss"):
+                draw_curves(DOCS / name / kind / f"{quantity}.png", columns, quantity.lower())
+        draw_confusions(DOCS / name / "kd" / "Confusion.png", columns)
 
 
 if __name__ == "__main__":

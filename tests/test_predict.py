@@ -18,8 +18,8 @@ from config import UserError
 from data.cache import read_square
 from data.files import read_json
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.exported import load_any, load_exported
-from tests.photo_folders import CLASSES, make_photos, python, training
+from tests.photo_folders import CLASSES, ROOT, make_photos, python, training
+from utils.export import load_any, load_exported
 from utils.predict import main
 
 
@@ -156,20 +156,15 @@ def without_repo(code, folder):
 
 
 USE = {
-    "onnx": """
-import json, numpy, onnxruntime
-from PIL import Image
-student = onnxruntime.InferenceSession("student.onnx")
-classes = json.loads(student.get_modelmeta().custom_metadata_map["classes"])
-pixels = numpy.asarray(Image.open("photo.png"))[None]
-print(classes[student.run(None, {"photos": pixels})[0][0].argmax()])
-""",
+    "onnx": re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S
+    )[0],
     "pt2": """
 import json, numpy, torch
 from PIL import Image
 facts = {"classes": ""}
 student = torch.export.load("student.pt2", extra_files=facts).module()
-pixels = torch.tensor(numpy.asarray(Image.open("photo.png")))[None]
+pixels = torch.tensor(numpy.asarray(Image.open("output/cache/sample/files/snow/0000.jpg")))[None]
 print(json.loads(facts["classes"])[student(pixels)[0].argmax()])
 """,
 }
@@ -195,7 +190,8 @@ def test_an_exported_file_gives_the_checkpoints_probabilities_and_needs_no_repo(
     # Others than the sizes it was traced with.
     one = squares[:1, :40, :57]
     torch.testing.assert_close(classify(one.repeat(3, 1, 1, 1)), classify(one).repeat(3, 1))
-    Image.fromarray(squares[0].numpy()).save(tmp_path / "photo.png")
+    (folder := tmp_path / "output/cache/sample/files/snow").mkdir(parents=True)
+    Image.fromarray(squares[0].numpy()).save(folder / "0000.jpg", "png")
     guess = CLASSES[expected(squares[:1]).argmax()]
     assert without_repo(USE[kind], tmp_path) == f"{guess}\n"
 

@@ -23,8 +23,8 @@ from data.cache import Decoded, decode_photos
 from data.files import atomic_write, csv_text
 from data.listing import find_photos
 from models.classifier import load_classifier
-from models.exported import Classify, load_any, probabilities
 from utils.device import find_device
+from utils.export import Classify, load_any, probabilities
 from utils.forecast import multiply_adds
 from utils.metrics import measure
 from utils.script import run_script

@@ -1,37 +1,160 @@
 """Write a trained network as one file that needs nothing of this repo: pixels to probabilities.
 
-    python -m utils.export output/checkpoints/RUN PHOTO_OR_FOLDER ... [--format onnx|pt2]
+    python -m utils.export output/checkpoints/RUN FOLDER [--format onnx|pt2]
 
 The file takes upright RGB photos of any number and size, (N, H, W, 3) uint8, and gives their
 probabilities (N, classes); resizing and normalisation are inside, and so are the classes' names.
-It is compared with the checkpoint on these photos.
+It is compared with the checkpoint on photos of the folder.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
-from itertools import islice
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from config import UserError
-from data.batches import cached_side
-from data.photos import open_rgb
+from config import UserError, one_line
+from data.batches import EVAL_BATCH, Normalise, cached_side, resampling, whole_images
+from data.cache import read_square
+from data.listing import photos_below
+from data.photos import UnreadablePhoto, open_rgb
 from models.classifier import load_classifier
-from models.exported import OPSET, load_any, load_exported, save_exported
-from utils.predict import classified, photos_at
 from utils.script import run_script
 
+OPSET = 18
 COMPARED = 64  # photos at most
+FACTS = ("arch", "classes", "image_size", "split", "photos")  # that an exported file holds
+Classify = Callable[[Tensor], Tensor]  # photos (N, H, W, 3) uint8 to probabilities (N, classes)
+
+
+class PhotoClassifier(nn.Module):
+    """A network and the steps before and after it, as evaluation takes them: a photo is squashed to
+    a square, as its decoded copy is, then resized to what the network sees, and normalised.
+
+    photos: (N, H, W, 3) uint8 RGB, upright
+    Returns probabilities (N, classes) float32.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, about: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.image_size = model, about["image_size"]
+        self.register_buffer("mean", 255 * torch.tensor(about["mean"]))
+        self.register_buffer("std", 255 * torch.tensor(about["std"]))
+
+    def forward(self, photos: Tensor) -> Tensor:
+        images = photos.float()
+        for side in (cached_side(self.image_size), self.image_size):
+            images = squashed(images, side)
+        images = (images - self.mean) / self.std
+        return self.model(images.permute(0, 3, 1, 2)).float().softmax(1)
+
+
+def squashed(images: Tensor, side: int) -> Tensor:
+    """(N, H, W, C) grey levels 0..255 → (N, side, side, C), as Pillow resizes: antialiased, first
+    along the rows, and rounded each time."""
+    height, width = images.shape[1:3]
+    low = torch.zeros(1, device=images.device)
+    columns = resampling(low, low + width, width, side)[0]
+    rows = resampling(low, low + height, height, side)[0]
+    images = torch.einsum("nhwc,xw->nhxc", images, columns).round()
+    return torch.einsum("nhxc,yh->nyxc", images, rows).round()
+
+
+def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
+    """Write a network that load_classifier has loaded as ONNX or, if the path ends in .pt2, for
+    torch.export.load. Raises UserError where it cannot be traced or packages are missing."""
+    sizes = {i: torch.export.Dim(name) for i, name in enumerate(("photos", "height", "width"))}
+    example = torch.zeros(2, 97, 101, 3, dtype=torch.uint8)
+    facts = {name: json.dumps(about[name]) for name in FACTS}
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of deprecations inside of torch
+            classifier = PhotoClassifier(model, about).eval()
+            program = torch.export.export(classifier, (example,), dynamic_shapes=(sizes,))
+            if path.suffix == ".pt2":
+                torch.export.save(program, path, extra_files=facts)
+                return
+            made = torch.onnx.export(
+                program,
+                output_names=["probabilities"],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        assert made
+        made.model.metadata_props.update(facts)
+        made.save(path, external_data=False)
+    except ImportError as problem:
+        what = f"{one_line(problem)}: pip install onnx onnxscript onnxruntime"
+        raise UserError(what) from problem
+    except (RuntimeError, ValueError) as problem:  # torch's, of what it cannot trace
+        raise UserError(f"this network cannot be exported ({one_line(problem)})") from problem
+
+
+def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
+    """What save_exported wrote: how it classifies, and what it says about itself. Raises UserError
+    for any other file, and where onnxruntime is missing."""
+    try:
+        if path.suffix == ".pt2":
+            facts: dict[str, Any] = dict.fromkeys(FACTS, "")
+            with warnings.catch_warnings(action="ignore"):
+                classify: Classify = torch.export.load(path, extra_files=facts).module()
+        else:
+            import onnxruntime  # in the optional group export
+
+            session = onnxruntime.InferenceSession(path)
+            facts = session.get_modelmeta().custom_metadata_map
+
+            def classify(photos: Tensor) -> Tensor:
+                return torch.tensor(session.run(None, {"photos": photos.numpy()})[0])
+
+        return classify, {name: json.loads(facts[name]) for name in FACTS}
+    except ImportError as problem:
+        raise UserError(f"{path}: to use it here, pip install onnxruntime") from problem
+    except Exception as problem:  # of either library, on bytes that are not its own
+        raise UserError(f"{path}: not a file of utils.export ({one_line(problem)})") from problem
+
+
+def load_any(path: Path, network: str = "", device: str = "cpu") -> tuple[Classify, dict[str, Any]]:
+    """How a trained network classifies photos of the resolution of `cached_side`, in float32, with
+    probabilities on the CPU, and its description: of an exported file, a checkpoint, or a run's
+    folder of checkpoints. Raises UserError for others."""
+    if path.suffix in (".onnx", ".pt2"):
+        return load_exported(path)
+    model, about = load_classifier(path / "best.pt" if path.is_dir() else path, network)
+    normalise = Normalise(about["mean"], about["std"], torch.device(device))
+    model.to(device)
+
+    def classify(photos: Tensor) -> Tensor:
+        images = whole_images(photos.to(device), about["image_size"], normalise)
+        return model(images).softmax(1).cpu()
+
+    return classify, about
+
+
+def probabilities(classify: Classify, photos: Tensor) -> Tensor:
+    """(N, classes) of photos (N, H, W, 3) uint8. Raises UserError for others than finite ones."""
+    with torch.inference_mode():
+        rows = torch.cat([classify(some) for some in photos.split(EVAL_BATCH)])
+    if not rows.isfinite().all():
+        raise UserError("the network's outputs are not finite: its weights cannot be right")
+    return rows
 
 
 def main(arguments: Sequence[str]) -> None:
     """Write the file, compare it with the checkpoint, and print how far they differ."""
     parser = argparse.ArgumentParser("python -m utils.export", allow_abbrev=False)
     parser.add_argument("checkpoint", type=Path, help="a run's folder, or a checkpoint")
-    parser.add_argument("photos", nargs="+", help="photos, or folders of some, to compare on")
+    parser.add_argument("photos", type=Path, help="a folder with photos, to compare on")
     parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")
     parser.add_argument("--output", type=Path, help="the file (default: RUN.onnx or RUN.pt2)")
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
@@ -40,26 +163,28 @@ def main(arguments: Sequence[str]) -> None:
     to = options.output or Path(f"{path.resolve().parent.name}.{options.format}")
     if to.suffix != f".{options.format}":
         raise UserError(f"--output {to}: its name must end in .{options.format}")
-    before, about = load_any(path, options.network)
-    photos = islice(photos_at(options.photos), COMPARED)
-    answers = list(classified(before, photos, about["image_size"]))
-    expected = {photo: row for photo, row in answers if not isinstance(row, str)}
-    if not expected:
-        raise UserError(f"{answers[0][0]}: {answers[0][1]}; give photos to compare the file on")
-    save_exported(*load_classifier(path, options.network), to)
+    model, about = load_classifier(path, options.network)
+    before, side = load_any(path, options.network)[0], cached_side(about["image_size"])
+    names = [*map(options.photos.joinpath, photos_below(options.photos, "."))]
+    squares, photos = [], []
+    for name in names[:: 1 + len(names) // COMPARED]:
+        with suppress(UnreadablePhoto):
+            squares.append(read_square(name, side))
+            photos.append(open_rgb(name, 4 * side))
+    if not photos:
+        raise UserError(f"{options.photos}: a folder with photos is needed, to compare on")
+    expected = probabilities(before, torch.from_numpy(np.stack(squares)))
+    save_exported(model, about, to)
     after, _ = load_exported(to)
-    rows = []
-    for photo in expected:  # each at a camera's size, or its own
-        pixels = np.array(open_rgb(Path(photo), 4 * cached_side(about["image_size"])))
-        rows.append(after(torch.from_numpy(pixels)[None])[0])
-    ours, theirs = torch.stack([*expected.values()]), torch.stack(rows)
-    same = int((ours.argmax(1) == theirs.argmax(1)).sum())
+    each = [torch.from_numpy(np.array(photo))[None] for photo in photos]
+    found = torch.cat([probabilities(after, photo) for photo in each])
+    same = int((expected.argmax(1) == found.argmax(1)).sum())
     kind = f"ONNX, opset {OPSET}" if to.suffix == ".onnx" else "for torch.export.load"
     print(f"{to}: {to.stat().st_size / 1e6:.1f} MB, {kind}")
     print("takes    photos (N, H, W, 3) uint8, RGB and upright, of any number and size")
     print(f"gives    probabilities (N, {len(about['classes'])}); the classes' names are inside")
-    print(f"checked  {same} of {len(rows)} photos have the class that the checkpoint gives them;")
-    print(f"         probabilities differ by {(ours - theirs).abs().max():.4f} at most")
+    print(f"checked  {same} of {len(found)} photos have the class that the checkpoint gives them;")
+    print(f"         probabilities differ by {(expected - found).abs().max():.4f} at most")
 
 
 if __name__ == "__main__":

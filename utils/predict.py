@@ -28,7 +28,7 @@ from data.batches import EVAL_BATCH, cached_side
 from data.cache import read_square
 from data.listing import photos_below
 from data.photos import UnreadablePhoto
-from models.exported import Classify, load_any, probabilities
+from utils.export import Classify, load_any, probabilities
 from utils.script import run_script
 
 
