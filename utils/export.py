@@ -48,26 +48,24 @@ class PhotoClassifier(nn.Module):
     def __init__(self, model: nn.Module, about: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.image_size = model, about["image_size"]
-        self.register_buffer("mean", 255 * torch.tensor(about["mean"]))
-        self.register_buffer("std", 255 * torch.tensor(about["std"]))
+        self.register_buffer("mean", 255 * torch.tensor(about["mean"]).view(3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(about["std"]).view(3, 1, 1))
 
     def forward(self, photos: Tensor) -> Tensor:
-        images = photos.float()
+        images = photos.permute(0, 3, 1, 2).float()
         for side in (cached_side(self.image_size), self.image_size):
             images = squashed(images, side)
-        images = (images - self.mean) / self.std
-        return self.model(images.permute(0, 3, 1, 2)).float().softmax(1)
+        return self.model((images - self.mean) / self.std).float().softmax(1)
 
 
 def squashed(images: Tensor, side: int) -> Tensor:
-    """(N, H, W, C) grey levels 0..255 → (N, side, side, C), as Pillow resizes: antialiased, first
+    """(N, C, H, W) grey levels 0..255 → (N, C, side, side), as Pillow resizes: antialiased, first
     along the rows, and rounded each time."""
-    height, width = images.shape[1:3]
+    height, width = images.shape[2:]
     low = torch.zeros(1, device=images.device)
     columns = resampling(low, low + width, width, side)[0]
     rows = resampling(low, low + height, height, side)[0]
-    images = torch.einsum("nhwc,xw->nhxc", images, columns).round()
-    return torch.einsum("nhxc,yh->nyxc", images, rows).round()
+    return (rows @ (images @ columns.T).round()).round()
 
 
 def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
