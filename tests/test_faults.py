@@ -119,7 +119,7 @@ def compare(run: str, whole: Path, other: Path) -> None:
     best = (folder / "output" / "checkpoints" / run / "best.pt" for folder in (whole, other))
     torch.testing.assert_close(*(load_checkpoint(b)["model"] for b in best), rtol=0, atol=0)
     assert not list((other / "output").rglob("*.tmp"))
-    assert len(list((other / "output" / "logs" / run).iterdir())) == 1
+    assert len(list((other / "output" / "logs" / run).rglob("*.*"))) == 3
 
 
 def traces(output: Path, run: str) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def traces(output: Path, run: str) -> dict[str, Any]:
     with np.load(results / "test_logits.npz") as saved:
         logits = {name: saved[name].tolist() for name in saved.files}
     points = []
-    for path in sorted((output / "logs" / run).iterdir()):
+    for path in sorted((output / "logs" / run).rglob("*.*")):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 if value.metadata.plugin_data.plugin_name == "scalars" and value.tag not in SPEED:

@@ -1,6 +1,7 @@
 """Tables: the right numbers in the right columns, and nothing averaged that does not belong."""
 
 import copy
+import csv
 import json
 import re
 import shutil
@@ -42,7 +43,7 @@ def result(model: str = "resnet18", seed: int = 0, wrong: Any = (), **more: Any)
 
 def student_of(alone: Made, wrong: Any, **how: Any) -> Made:
     """What a teacher that recognises half of the photos made of a baseline."""
-    made: Made = copy.deepcopy(KEPT["weather-64px-resnet18-from-resnet50-kd-a0.7-T2-seed0"])
+    made: Made = copy.deepcopy(KEPT["weather-224px-resnet18-from-resnet50-kd-a0.7-T2-seed0"])
     made["distillation"] |= {"baseline": alone["run"], **how}
     half = result("resnet50", alone["seed"], range(5))
     made["teacher"] |= {key: half[key] for key in ("run", "digest", "val", "test", "recipe")}
@@ -183,3 +184,30 @@ def test_names_are_nothing_but_text():
     assert "<" not in text
     assert "\x1b" not in text
     assert tables(text)[1][-1] == [r"Test recall, a&#124;b\n# c\x1b[2J", "50.0%"]
+
+
+def test_a_line_for_each_run_is_sorted_filtered_and_in_one_csv(tmp_path, capsys):
+    alone = [result(seed=seed, wrong=range(wrong)) for seed, wrong in enumerate((3, 1, 2))]
+    alone[2]["recipe"] = alone[2]["recipe"] | {"lr": 0.5}
+    for made in [*alone, student_of(alone[0], ())]:
+        write_json(tmp_path / "results" / made["run"] / "result.json", made)
+    main(["--output", str(tmp_path)])
+    first = tables(capsys.readouterr().out)[0]
+    assert first[0][:4] == ["run", "settings", "val/accuracy", "test/accuracy"]
+    assert [row[3] for row in first[1:]] == ["100.00%", "90.00%", "80.00%", "70.00%"]
+    assert first[3][:2] == [alone[2]["run"], "lr 0.5"]
+    rows = list(csv.DictReader((tmp_path / "results" / "runs.csv").read_text("utf-8").splitlines()))
+    accuracies = {row["run"]: float(row["test/accuracy"]) for row in rows}
+    assert [accuracies[made["run"]] for made in alone] == [0.7, 0.9, 0.8]
+    assert {row["distillation/method"] for row in rows} == {"", "kd"}
+    main(["--output", str(tmp_path), "--filter", "resnet18*seed[12]", "--sort", "recipe/lr"])
+    shown = tables(capsys.readouterr().out)[0]
+    assert [row[0] for row in shown[1:]] == [alone[2]["run"], alone[1]["run"]]
+    assert shown[0][-1] == "recipe/lr"
+    assert len((tmp_path / "results" / "runs.csv").read_text("utf-8").splitlines()) == 5
+    for words, says in (
+        (["--filter", "x*"], "no finished run .* has such a name"),
+        (["--sort", "speed"], "not a column of runs.csv"),
+    ):
+        with pytest.raises(UserError, match=says):
+            main(["--output", str(tmp_path), *words])

@@ -11,7 +11,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.photo_folders import start
-from utils.tracking import Tracker
+from utils.tracking import HPARAMS, METRICS, Tracker
 
 CLASSES = ["frost", "rain", "snow"]
 COUNTS = [[5, 1, 0], [0, 7, 2], [3, 0, 4]]
@@ -62,7 +62,7 @@ def board(tmp_path_factory):
     if pytest.importorskip("tensorboard_data_server").server_binary() is None:
         pytest.skip("without its data server, TensorBoard has to be started again")
     logs, output = (tmp_path_factory.mktemp("tensorboard") / name for name in ("logs", "output"))
-    with Tracker(logs / "first", EPOCHS, {"lr": 0.25, "model": "resnet18"}) as tracker:
+    with Tracker(logs / "first", EPOCHS, {"lr": 0.25, "arch": "resnet18"}) as tracker:
         tracker.finish({"test/accuracy": 0.75}, COUNTS, CLASSES)
     words = ("-m", "tensorboard.main", "--host=127.0.0.1", "--port=0", "--reload_interval=1")
     with (
@@ -74,7 +74,7 @@ def board(tmp_path_factory):
             address = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", output.read_text()))
             board = Board(address[0])
             killed.epoch(EPOCHS[1])
-            wait_for(lambda: len(board.scalars("resumed", "lr")) == 2)
+            wait_for(lambda: len(board.scalars("resumed/train", "lr")) == 2)
             with Tracker(logs / "resumed", EPOCHS[:1], SETTINGS) as tracker:
                 for row in EPOCHS[1:]:
                     tracker.epoch(row)
@@ -86,36 +86,29 @@ def board(tmp_path_factory):
 
 
 def test_each_run_has_its_curves_with_one_point_an_epoch(board):
-    for run, tags in board.ask("/plugin/scalars/tags").items():
-        assert run in ("first", "resumed")
-        assert tags.keys() == {*CURVES, "test/accuracy"}
-        for tag in CURVES:
-            points = [[row["wall_time"], row["epoch"], row[tag]] for row in EPOCHS]
-            assert board.scalars(run, tag) == points
+    """Train and val are runs of their own, in the same charts."""
+    found = board.ask("/plugin/scalars/tags")
+    parts = {"": {"test/accuracy"}, "/train": {"lr", "loss", "accuracy", "kd"}}
+    parts["/val"] = {"loss", "accuracy", "kd"}
+    assert {run: {*tags} for run, tags in found.items()} == {
+        f"{run}{part}": tags for run in ("first", "resumed") for part, tags in parts.items()
+    }
+    for tag in CURVES:
+        name, _, part = tag.partition("/")
+        points = [[row["wall_time"], row["epoch"], row[tag]] for row in EPOCHS]
+        assert board.scalars(f"resumed/{part or 'train'}", name) == points
 
 
-def test_charts_show_train_and_val_together_and_runs_side_by_side(board):
-    shown = {}
-    for category in board.ask("/plugin/custom_scalars/layout")["category"]:
-        for chart in category["chart"]:
-            (tag,) = chart["multiline"]["tag"]
-            curves = board.ask("/plugin/custom_scalars/scalars", run="resumed", tag=tag)
-            shown[category["title"], chart["title"]] = set(curves["tag_to_events"])
-    both = {("train and val", p): {f"{p}/train", f"{p}/val"} for p in ("loss", "accuracy", "kd")}
-    runs = {("runs side by side", tag): {tag} for tag in ("loss/val", "accuracy/val")}
-    assert shown == both | runs
-
-
-def test_the_table_of_runs_has_the_settings_and_results_of_all(board):
+def test_the_table_of_runs_has_the_telling_settings_and_results(board):
     table = board.ask("/plugin/hparams/experiment", request='{"includeMetrics": true}')
-    assert {i["name"] for i in table["hparamInfos"]} == {"lr", "model", "pretrained", "classes"}
+    assert {i["name"] for i in table["hparamInfos"]} == {*HPARAMS}
+    assert [i["name"]["tag"] for i in table["metricInfos"]] == [*METRICS]
     first, resumed = (board.sessions()[run] for run in ("first", "resumed"))
-    assert first["hparams"] == {"lr": 0.25, "model": "resnet18"}
-    words = {"pretrained": "False", "classes": str(SETTINGS["classes"])}
-    assert resumed["hparams"] == {"lr": 0.5} | words
+    assert first["hparams"] == HPARAMS | {"lr": 0.25, "arch": "resnet18"}
+    assert resumed["hparams"] == HPARAMS | {"lr": 0.5}
     assert resumed["sessions"][0]["status"] == "STATUS_SUCCESS"
     results = {value["name"]["tag"]: value["value"] for value in resumed["metricValues"]}
-    assert results["test/accuracy"] == 0.875
+    assert results == {"test/accuracy": 0.875}
 
 
 def test_settings_and_confusions_are_shown_as_they_are(board):

@@ -173,7 +173,7 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_bits(finished, photos, tmp_
     assert "NOTE     begun on cpu, 99 threads: the result is the same but for rounding" in printed
     assert result_of(tmp_path / "output")["digest"] == result_of(finished[0])["digest"]
     assert not list(tmp_path.rglob("*.tmp"))
-    assert len(list((tmp_path / "output" / "logs" / NAME).iterdir())) == 1
+    assert len(list((tmp_path / "output" / "logs" / NAME).rglob("*.*"))) == 3
 
 
 def test_results_and_settings_that_are_damaged_or_of_another_run_are_named(copied):

@@ -1,0 +1,67 @@
+"""How long training will take: counted by hand, and told once, early, by a command."""
+
+import re
+
+import pytest
+
+from config import Config, parse
+from models.factory import create_model
+from tests.photo_folders import make_photos, python, training
+from tests.toys import CLASSES, CPU, train_batches, val_batches
+from utils.device import Device
+from utils.engine import CrossEntropy, Training, fit
+from utils.forecast import duration, forecast, multiply_adds, work
+from utils.runs import prepare
+
+
+def test_multiply_adds_are_those_that_others_count():
+    """torchvision's documentation gives the same billions."""
+    for network, size, billions in (("resnet18", 224, 1.814), ("mobilenet_v3_small", 224, 0.057)):
+        counted = multiply_adds(create_model(network, 1000, size, seed=0), size)
+        assert counted / 1e9 == pytest.approx(billions, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_durations_are_in_the_unit_of_a_person(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_other_runs_take_as_long_as_their_multiply_adds_and_finished_ones_nothing(tmp_path, capsys):
+    words = training(make_photos(tmp_path / "weather"), tmp_path, "--epochs", 3)
+    small, large = prepare(parse([*words, "--models", "resnet18", "resnet50"], ""))
+    ratio = work(large) / work(small)
+    assert 2 < ratio < 3  # 4.1 against 1.8 billion at 224 px
+    counts = small.data.counts
+    forecast(small, [small, large])(3000, 0.5)
+    minutes = 50 * (1 + counts["val"] / counts["train"] / 3)
+    mine, both = duration(30 * minutes), duration(60 * minutes * (0.5 + ratio))
+    assert capsys.readouterr().out == f"about {mine} for this run, {both} for all that are left\n"
+    large.path("results").mkdir(parents=True)
+    large.path("results", "result.json").touch()
+    forecast(small, [small, large])(3000, 0.5)
+    assert capsys.readouterr().out == f"about {mine} for this run\n"
+
+
+def test_it_is_told_once_within_the_first_epoch():
+    told = []
+    config = Config(image_size=32, epochs=3, batch_size=6, warmup_epochs=0)
+    training = Training(
+        create_model("resnet18", CLASSES, 32, seed=0), CrossEntropy(), config, Device(CPU)
+    )
+    training.forecast = lambda seconds, left: told.append((seconds, left))
+    fit(training, train_batches(config), val_batches(config), lambda _: None)
+    ((seconds, left),) = told
+    assert left == pytest.approx(2 / 3)
+    spent = sum(row["seconds"] for row in training.history)
+    assert 0 < seconds < 3 * spent
+
+
+def test_a_command_prints_it(tmp_path):
+    words = training(make_photos(tmp_path / "weather", per_class=20), tmp_path, "--epochs", 2)
+    run = python("train.py", *words, "--models", "resnet18", "--seeds", 0, 1)
+    assert run.returncode == 0, run.stderr
+    lines = re.findall(r"^about .*$", run.stdout, re.M)
+    assert re.fullmatch(r"about \d+ s for this run, \d+ s for all that are left", lines[0])
+    assert re.fullmatch(r"about \d+ s for this run", lines[1])
