@@ -11,11 +11,23 @@ from urllib.request import urlopen
 import pytest
 
 from tests.photo_folders import start
-from utils.tracking import HPARAMS, METRICS, Tracker
+from utils.tracking import METRICS, Tracker
 
 CLASSES = ["frost", "rain", "snow"]
 COUNTS = [[5, 1, 0], [0, 7, 2], [3, 0, 4]]
-SETTINGS = {"lr": 0.5, "pretrained": False, "limit": None, "classes": ["*x*|<b>", "雪 \udcff"]}
+TAUGHT = {
+    "arch": "resnet18",
+    "teacher": "resnet50",
+    "method": "kd",
+    "alpha": 0.7,
+    "temperature": 2.0,
+}
+SETTINGS = TAUGHT | {
+    "lr": 0.5,
+    "pretrained": False,
+    "limit": None,
+    "classes": ["*x*|<b>", "雪 \udcff"],
+}
 CURVES = ("lr", "loss/train", "loss/val", "accuracy/train", "accuracy/val", "kd/train", "kd/val")
 EPOCHS = [
     {"epoch": n, "wall_time": 1e9 + n} | {tag: n + i / 8 for i, tag in enumerate(CURVES)}
@@ -101,11 +113,11 @@ def test_each_run_has_its_curves_with_one_point_an_epoch(board):
 
 def test_the_table_of_runs_has_the_telling_settings_and_results(board):
     table = board.ask("/plugin/hparams/experiment", request='{"includeMetrics": true}')
-    assert {i["name"] for i in table["hparamInfos"]} == {*HPARAMS}
+    assert {i["name"] for i in table["hparamInfos"]} == {"arch", "lr", "taught by"}
     assert [i["name"]["tag"] for i in table["metricInfos"]] == [*METRICS]
     first, resumed = (board.sessions()[run] for run in ("first", "resumed"))
-    assert first["hparams"] == HPARAMS | {"lr": 0.25, "arch": "resnet18"}
-    assert resumed["hparams"] == HPARAMS | {"lr": 0.5}
+    assert first["hparams"] == {"lr": 0.25, "arch": "resnet18", "taught by": "none"}
+    assert resumed["hparams"] == first["hparams"] | {"lr": 0.5, "taught by": "resnet50 kd 0.7 2.0"}
     assert resumed["sessions"][0]["status"] == "STATUS_SUCCESS"
     results = {value["name"]["tag"]: value["value"] for value in resumed["metricValues"]}
     assert results == {"test/accuracy": 0.875}

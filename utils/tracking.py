@@ -14,9 +14,7 @@ from torch.utils.tensorboard import summary
 from utils.tables import confusion_table
 
 Row = Mapping[str, float]
-# The columns of the HParams tab, with what stands there for runs without one, and its results.
-HPARAMS = {"arch": "", "teacher": "none", "method": "none", "alpha": 0.0, "epochs": 0, "lr": 0.0,
-           "mixup": 0.0, "seed": 0}  # fmt: skip
+# The results in the HParams tab, after four settings: more would push them out of the window.
 METRICS = ("test/accuracy", "test/loss", "test/macro_f1", "best/accuracy/val")
 
 
@@ -35,7 +33,9 @@ class Tracker(ExitStack):
             # A new name, since an open TensorBoard reads no file from its beginning again.
             path = folder / part / f"events.out.tfevents.{time.time():.6f}"
             self.files[part] = self.enter_context(path.open("xb"))
-        columns = {name: settings.get(name, default) for name, default in HPARAMS.items()}
+        how = (settings.get(name) for name in ("teacher", "method", "alpha", "temperature"))
+        columns = {name: settings.get(name) for name in ("arch", "epochs", "lr")}
+        columns["taught by"] = " ".join(str(part) for part in how if part is not None) or "none"
         *start, self.session_end = summary.hparams(columns, dict.fromkeys(METRICS))
         code = "\n".join(f"    {name}: {value!r}" for name, value in settings.items())
         text = summary.text("settings", code)  # to Markdown, what is indented is code
