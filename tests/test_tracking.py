@@ -126,10 +126,8 @@ def test_the_table_of_runs_has_the_telling_settings_and_results(board):
 def test_settings_and_confusions_are_shown_as_they_are(board):
     (text,) = board.ask("/plugin/text/text", run="resumed", tag="test/confusion/text_summary")
     cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", text["text"])
-    rows = [["true ↓ predicted →", *CLASSES]]
-    rows += [
-        [name, *(str(n or "") for n in row)] for name, row in zip(CLASSES, COUNTS, strict=True)
-    ]
+    rows = [["true ↓ predicted →", "1", "2", "3"], ["1 frost", "5", "1", ""]]
+    rows += [["2 rain", "", "7", "2"], ["3 snow", "3", "", "4"]]
     assert cells == list(chain(*rows))
     (text,) = board.ask("/plugin/text/text", run="resumed", tag="settings/text_summary")
     code = html.unescape(re.sub("<[^>]*>", "", text["text"])).strip()

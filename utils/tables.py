@@ -132,10 +132,12 @@ def cell(runs: Sequence[Result], row: Sequence[str]) -> str:
 
 
 def confusion_table(counts: Sequence[Sequence[int]], classes: Sequence[str], name: str) -> str:
-    """Counts (C, C), rows = true class, as a table."""
-    rows = zip(classes, counts, strict=True)
-    lines = [[label, *(str(count or "") for count in row)] for label, row in rows]
-    return aligned([f"{name}true ↓ predicted →", *classes], lines)
+    """Counts (C, C), rows = true class, as a table; columns have the classes' numbers, as their
+    names would be broken into letters where it is narrow."""
+    numbers = [str(number) for number in range(1, 1 + len(classes))]
+    rows = zip(numbers, classes, counts, strict=True)
+    lines = [[f"{n} {label}", *(str(count or "") for count in row)] for n, label, row in rows]
+    return aligned([f"{name}true ↓ predicted →", *numbers], lines)
 
 
 def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
