@@ -26,7 +26,6 @@ EXPERIMENTS = {
     "experiment_2": ("resnet50", "resnet18"),
 }
 SMALLEST, LARGEST = 32, 4096  # side of images in pixels: networks halve them five times
-WEATHER = (ROOT / "data" / "weather", ROOT / "data" / "weather.zip")
 
 
 class UserError(Exception):
@@ -83,8 +82,7 @@ def number(
     def parse(text: str) -> Any:
         with suppress(ValueError):
             value = kind(text)
-            in_range = (low < value if above else low <= value) and value <= most
-            if in_range and math.isfinite(value):
+            if (low < value if above else low <= value) and value <= most and math.isfinite(value):
                 return value
         raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
 
@@ -120,7 +118,8 @@ def setting(
     several: bool = False,
 ) -> Any:
     """A field of a configuration and its flag. `kind` converts one word of the command line, or
-    lists the choices; `text` is the help; `several` takes several words and makes a run of each."""
+    lists the choices, () all methods; `text` is the help; `several` takes several words and makes a
+    run of each."""
     metadata = {"kind": kind, "text": text, "flag": flag, "several": several}
     return field(default=default, metadata=metadata)
 
@@ -137,7 +136,7 @@ class KDConfig:
     allow_other_split: bool = setting(False, bool, "accept a --teacher-checkpoint of another split")
     unlabelled: Path | None = setting(None, PATH, "folder or archive of photos without classes: "
         "for them, the student has the teacher's term alone")
-    method: str = setting("kd", str, "how the teacher teaches", several=True)
+    method: str = setting("kd", (), "how the teacher teaches", several=True)
     alpha: float = setting(0.7, number(float, 0, 1), "weight of the teacher in (1-alpha)*CE + "
         "alpha*T^2*KL", several=True)
     temperature: float = setting(2.0, number(float, 0.01, 1000), "T, which softens the logits of "
@@ -235,11 +234,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _make_parser(description: str, methods: Iterable[str]) -> _Parser:
-    """The flags of train.py or, with the names of methods, of knowledge_distillation.py. What is
-    not given is None, or False."""
+    """The flags of train.py or, with the names of methods, of knowledge_distillation.py; what is
+    not given is left out."""
     parser = _Parser(
         description=description,
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     group: Any = parser
@@ -254,22 +254,14 @@ def _make_parser(description: str, methods: Iterable[str]) -> _Parser:
             continue
         kind, text, flag, several = item.metadata.values()
         group = parser.add_argument_group(GROUPS[item.name]) if item.name in GROUPS else group
+        how: dict[str, Any] = {"action": "store_true"}
+        if kind is not bool:
+            how = {"type": kind} if callable(kind) else {"choices": kind or tuple(methods)}
+            how["nargs"] = "+" if several else None
+            if item.default not in (None, "") and "default:" not in text:
+                text += f" (default: {item.default})"
         flag = flag or "--" + item.name.replace("_", "-")
-        if kind is bool:
-            group.add_argument(flag, dest=item.name, action="store_true", help=text)
-            continue
-        if item.default not in (None, "") and "default:" not in text:
-            text += f" (default: {item.default})"
-        choices = tuple(methods) if item.name == "method" else None if callable(kind) else kind
-        group.add_argument(
-            flag,
-            dest=item.name,
-            type=kind if callable(kind) else str,
-            choices=choices,
-            nargs="+" if several else None,
-            metavar=None if choices else item.name.rpartition("_")[2].upper(),
-            help=text.replace("%", "%%"),
-        )
+        group.add_argument(flag, dest=item.name, help=text, **how)
     return parser
 
 
@@ -282,19 +274,17 @@ def parse(
     on the photos is checked once they are known."""
     file_digest.cache_clear()
     given = vars(_make_parser(description, methods or ()).parse_args(arguments))
-    given = {name: value for name, value in given.items() if value is not None}
     pair, kds = EXPERIMENTS[given.pop("experiment")], [None]
-    models: Iterable[str] = given.pop("model", dict.fromkeys(pair))
+    models = given.pop("model", pair)
     if methods:
-        student, kds = _kd_configs(given, *pair, methods)
-        models = [student]
-    weather = [path for path in map(str, WEATHER) if Path(path).exists()]
-    given.setdefault("data", [*weather, "sample"][0])
+        models, kds = _kd_configs(given, *pair, methods)
+    weather = [ROOT / "data" / name for name in ("weather", "weather.zip")]
+    given.setdefault("data", next((str(path) for path in weather if path.exists()), "sample"))
     given.setdefault("image_size", 64 if given["data"] == "sample" else 224)
     seeds, folds = given.pop("seed", [0]), given.pop("fold", [])
     config = Config(**given)
     _check(config, folds)
-    if config.weights and len(set(models := list(models))) > 1:
+    if config.weights and len(set(models)) > 1:
         raise UserError("--weights are those of one network: give one name to --models")
     folds = folds or (range(config.folds) if config.folds else [None])
     runs = (
@@ -306,22 +296,20 @@ def parse(
 
 def _kd_configs(
     given: dict[str, Any], teacher: str, student: str, methods: Mapping[str, Any]
-) -> tuple[str, list[Any]]:
-    """The student's architecture and a KDConfig for each method, alpha, temperature and weight;
-    removes their flags from `given`."""
-    reverse = given.pop("reverse")
+) -> tuple[list[str], list[Any]]:
+    """The student's network and a KDConfig for each method, alpha, temperature and weight; removes
+    their flags from `given`."""
+    reverse = given.pop("reverse", False)
     if reverse and {"teacher", "student", "teacher_checkpoint"} & given.keys():
         raise UserError(
             "--reverse swaps the experiment's two models: omit it, give --teacher and --student"
         )
     if {"teacher_tag", "teacher_checkpoint"} <= given.keys():
         raise UserError("--teacher-tag and --teacher-checkpoint both name a teacher: give one")
-    if given["allow_other_split"] and "teacher_checkpoint" not in given:
+    if "allow_other_split" in given and "teacher_checkpoint" not in given:
         raise UserError("--allow-other-split is about a --teacher-checkpoint, and none is given")
-    teacher, student = (student, teacher) if reverse else (teacher, student)
-    student = given.pop("student", student)
     if "teacher_checkpoint" not in given:
-        given.setdefault("teacher", teacher)
+        given.setdefault("teacher", student if reverse else teacher)
     values = {f.name: given.pop(f.name) for f in fields(KDConfig) if f.name in given}
     grid = [values.pop(f.name, [f.default]) for f in fields(KDConfig) if f.metadata["several"]]
     kds = []
@@ -332,14 +320,13 @@ def _kd_configs(
         weight = default if weight is None else weight
         kd = KDConfig(**values, method=method, alpha=alpha, temperature=temperature, weight=weight)
         kds.append(kd)
-    return student, kds
+    return [given.pop("student", teacher if reverse else student)], kds
 
 
 def _check(config: Config, folds: Sequence[int]) -> None:
     """Raise UserError for settings that do not go together."""
     if folds and max(folds) >= (config.folds or 0):
-        known = f"--folds {config.folds} has 0 to {config.folds - 1}" if config.folds else ""
-        raise UserError(f"--fold {max(folds)}: {known or 'it needs --folds'}")
+        raise UserError(f"--fold {max(folds)}: it needs --folds, of a larger number")
     if config.resume and config.overwrite:
         raise UserError("--resume keeps earlier runs, --overwrite deletes them: give one of them")
     if config.pretrained and config.weights:
