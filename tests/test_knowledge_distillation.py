@@ -219,7 +219,7 @@ def test_a_finished_student_is_kept_with_the_teacher_that_it_was_started_with(co
     assert printed_by(resume).count("finished before, kept") == 3
     for more, says in (
         ([], f"{name_of(KD)} is finished: --resume .*--overwrite"),
-        (["--alpha", "0.1", "--lr", "0.01"], "written with --lr 0.001, not 0.01: .*--tag"),
+        (["--alpha", "0.1", "--lr", "0.01"], "written with lr 0.001, not 0.01: .*--tag"),
         (["--method", "dkd", "--mixup", "0.2"], "--method dkd .*--mixup"),
     ):
         refused([*words, *PAIR, *more], says)

@@ -126,7 +126,7 @@ def test_finished_runs_are_kept_or_done_again_as_asked(copied, tmp_path, capsys)
     output, words = copied
     checkpoints, before = output / "checkpoints" / NAME, result_of(output)
     refused(words, f"{NAME} is finished: --resume .*--overwrite .*--tag")
-    refused([*words, "--resume", "--lr", "0.01"], "written with --lr 0.001, not 0.01: .*--tag")
+    refused([*words, "--resume", "--lr", "0.01"], "written with lr 0.001, not 0.01: .*--tag")
     main([*words, "--resume"])
     assert re.search(r"finished before, kept(.|\n)*\| Test accuracy", capsys.readouterr().out)
     assert result_of(output) == before
@@ -157,7 +157,7 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_bits(finished, photos, tmp_
     state = torch.load(last, weights_only=True)
     cannot = r"last\.pt cannot be resumed: --overwrite trains it anew"
     for change, says in (
-        ({"seed": 1}, r"last\.pt was written with --seeds 1, not 0: .*--overwrite"),
+        ({"seed": 1}, r"last\.pt was written with seed 1, not 0: .*--overwrite"),
         ({"best": {}}, cannot),
         ({"optimizer": {}}, cannot),
     ):

@@ -7,7 +7,7 @@ import secrets
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,10 @@ class Run:
         """What a student learns from whom, as plain values; None of a baseline."""
         if self.config.kd is None:
             return None
-        kd = asdict(self.config.kd)
-        values = {name: kd[name] for name in ("method", "alpha", "temperature", "weight")}
-        values |= {"teacher": self.teacher, "baseline": self.baseline.name}
-        return values | {
+        how = {key: getattr(self.kd, key) for key in ("method", "alpha", "temperature", "weight")}
+        return how | {
+            "teacher": self.teacher,
+            "baseline": self.baseline.name,
             "unlabelled": self.kd.unlabelled and plain_name(self.kd.unlabelled),
             "unlabelled_photos": len(self.data.unlabelled[0]),
             "unlabelled_digest": self.data.decoded.unlabelled_digest,
@@ -128,11 +128,10 @@ class Run:
             raise UserError(f"{paths[0]} is of another run: {self.name} needs --overwrite")
         return result
 
-    def train_batches(self, photos: int | None = None) -> TrainBatches:
-        """The training photos, or the first so many, and a student's unlabelled ones; of each batch
-        this rank's shard."""
+    def train_batches(self) -> TrainBatches:
+        """The training photos and a student's unlabelled ones; of each batch this rank's shard."""
         data, config, shard = self.data, self.config, ranks.shard(self.config.batch_size)
-        rows, labels = (values[:photos] for values in data.rows_and_labels("train"))
+        rows, labels = data.rows_and_labels("train")
         if config.kd:
             rows = np.concatenate([rows, data.unlabelled[0]])
             labels = np.concatenate([labels, np.full(len(data.unlabelled[0]), -1)])
@@ -200,12 +199,12 @@ def lock_runs(
             hold(run, keep=True)
         for run in mine:
             hold(run, keep=run.finished and (run in needed or not run.config.overwrite))
-        used = [run for run in needed if run.finished]
+            check_earlier(run, used=run in needed and run.finished)
         for run in mine:
-            check_earlier(run, used=run in used)
-        for run in mine:
-            if run.config.overwrite and run not in used:
-                delete(run)
+            if run.config.overwrite and not (run in needed and run.finished):
+                remove(run.path("results", "result.json"))  # which says that it is finished
+                for kind in ("checkpoints", "logs", "results"):
+                    remove(run.path(kind))
             if not run.finished:
                 for unfinished in run.config.output.glob(f"*/{run.name}/.*.tmp"):  # when killed
                     remove(unfinished)
@@ -229,35 +228,21 @@ def check_earlier(run: Run, *, used: bool) -> None:
     if not run.finished and not os.path.lexists(run.last):
         raise UserError(f"{run.name}: last.pt or result.json is gone: --overwrite trains it anew")
     path = run.path("results", "settings.json")
-    check_settings(path, flat(read_json(path)), flat(run.settings))
+    check_settings(path, read_json(path), run.settings)
 
 
 def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise UserError where a file of an earlier start has other settings than this command."""
     for key, value in wanted.items():
-        if saved.get(key) != value:
-            setting = (Config.__dataclass_fields__ | KDConfig.__dataclass_fields__).get(key)
-            what = setting.metadata["flag"] or "--" + key.replace("_", "-") if setting else key
+        found = saved.get(key)
+        if isinstance(found, dict) and isinstance(value, dict):
+            check_settings(path, found, value)
+        elif found != value:
             raise UserError(
-                f"{path} was written with {what} {saved.get(key)}, not {value}: give the same "
-                "settings, or --overwrite to start anew (baselines and teachers by train.py), or "
-                "--tag NAME for a new run beside it"
+                f"{path} was written with {key} {found}, not {value}: give the same settings, or "
+                "--overwrite to start anew (baselines and teachers by train.py), or --tag NAME for "
+                "a new run beside it"
             )
-
-
-def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings, or its checkpoint's content, without the dicts inside."""
-    result = {key: value for key, value in settings.items() if not isinstance(value, dict)}
-    for inner in (settings.get("recipe"), settings.get("distillation")):
-        result |= inner if isinstance(inner, dict) else {}
-    return result
-
-
-def delete(run: Run) -> None:
-    """Delete all that a run has left; first what says that it is finished."""
-    remove(run.path("results", "result.json"))
-    for kind in ("checkpoints", "logs", "results"):
-        remove(run.path(kind))
 
 
 def train_and_test(
@@ -282,7 +267,9 @@ def train_and_test(
     # All ranks train and measure; the first one writes.
     tracking: AbstractContextManager[Tracker | None] = nullcontext()
     if ranks.is_first():
-        tracking = Tracker(run.path("logs"), training.history, flat(run.settings))
+        plain = run.settings | config.recipe | (run.distillation or {})
+        plain = {key: value for key, value in plain.items() if not isinstance(value, dict)}
+        tracking = Tracker(run.path("logs"), training.history, plain)
     with tracking as tracker:
 
         def after_epoch(training: Training) -> None:
@@ -314,7 +301,7 @@ def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
         state = load_checkpoint(run.last)
     except UserError as problem:
         raise UserError(f"{problem}\n--overwrite trains {run.name} anew") from problem
-    check_settings(run.last, flat(state), flat(header))
+    check_settings(run.last, state, header)
     try:
         training.load_state(state)
     except Exception as problem:  # torch's optimizers raise errors of all kinds
