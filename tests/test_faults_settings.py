@@ -179,7 +179,7 @@ def outcome(words: list[str], distils: bool, output: Path) -> str:
         assert not [path for path in output.rglob("*") if path.is_file()], (words, message)
         return "refused"
     results = [json.loads(path.read_text("utf-8")) for path in output.glob("results/*/result.json")]
-    runs = [result for result in results if ("distillation" in result) == distils]
+    runs = [result for result in results if bool(result["distillation"]) == distils]
     assert len(runs) == len(parse(words, "", methods)), words
     assert not not_finite(results), (words, not_finite(results))
     return "trained"

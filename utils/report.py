@@ -40,7 +40,7 @@ def comparison(results: Sequence[Result]) -> str:
     """Tables for each teacher and student, each of one recipe; "" without students."""
     by_name, students = {result["run"]: result for result in results}, []
     for run in by_name.values():
-        if "distillation" in run:
+        if run.get("distillation"):
             baseline = by_name.get(run["distillation"]["baseline"], {})
             # It may have been trained again since, on other photos or by another recipe.
             same = all(baseline.get(key) == run[key] for key in ("photos", "recipe"))

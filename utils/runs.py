@@ -264,7 +264,7 @@ def train_and_test(
     resume(run, training, header)
     if taken and not training.history:
         print(f"weights  {taken}")
-    # All ranks train and measure; the first one writes.
+    # All ranks train; the first one measures and writes.
     tracking: AbstractContextManager[Tracker | None] = nullcontext()
     if ranks.is_first():
         plain = run.settings | config.recipe | (run.distillation or {})
@@ -279,16 +279,16 @@ def train_and_test(
                 tracker.epoch(training.history[-1])
 
         fit(training, run.train_batches(), run.eval_batches("val"), after_epoch)
-        model.load_state_dict(training.best)
-        result, arrays = measure_run(run, training, teacher)
         if tracker:
-            check_owner(run)
+            model.load_state_dict(training.best)
+            result = measure_run(run, training, teacher)
             save_checkpoint(run.best, header | {"model": training.best})
-            write_results(run, training.history, tracker, result, arrays)
+            write_results(run, training.history, tracker, result)
             remove(run.last)  # four fifths of what a run writes
     ranks.barrier()
+    result = run.result()
     print(f"best epoch {result['best_epoch']}, test accuracy {result['test']['accuracy']:.2%}\n")
-    return run.result()
+    return result
 
 
 def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
@@ -326,37 +326,28 @@ def kept(run: Run) -> Result:
     return run.result()
 
 
-def measure_run(
-    run: Run, training: Training, teacher: Teacher | None
-) -> tuple[Result, dict[str, np.ndarray]]:
-    """Measure the best weights on validation and, this once, on test: the contents of result.json
-    and of test_logits.npz."""
-    config, data, history = run.config, run.data, training.history
+def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result:
+    """Measure the best weights on validation and, this once, on test: the content of result.json.
+    Writes the logits and labels of the test photos."""
+    config, data, history, settings = run.config, run.data, training.history, run.settings | PROCESS
     val, _, _ = run.measure(training.model, "val")
     test, logits, labels = run.measure(training.model, "test")
-    arrays = {"logits": logits.numpy(), "labels": labels.numpy()}
+    arrays: dict[str, Any] = {"logits": logits.numpy(), "labels": labels.numpy()}
     best, final = max(history, key=validation_rank), history[-1]
     # The first epoch also pays for warming up.
     steady = [row["images_per_second"] for row in history[1:] or history]
-    result: Result = PROCESS | {
-        "run": run.name,
-        "model": network_name(config.model),
-        "seed": config.seed,
+    result: Result = settings | {
+        "model": settings["arch"],
         "tag": config.tag,
         "photos": {
             "name": data.name,
             "sample": config.data == "sample",
-            "image_size": config.image_size,
-            "classes": list(data.classes),
             "counts": data.counts,
-            "split": data.split.hash,
             "division": data.division,
-            "folds": config.folds,
-            "fold": config.fold,
             "digest": data.decoded.digest,
-            "labels_per_class": config.labels_per_class,
+            **{key: settings[key] for key in ("image_size", "classes", "split")},
+            **{key: getattr(config, key) for key in ("folds", "fold", "labels_per_class")},
         },
-        "recipe": config.recipe,
         "environment": {
             "device": str(run.device),
             "precision": run.device.precision,
@@ -377,7 +368,6 @@ def measure_run(
         },
         "epochs": len(history),
         "best_epoch": best["epoch"],
-        "unreadable": len(data.decoded.unreadable),
         "images_per_second": statistics.median(steady),
         "seconds": sum(row["seconds"] for row in history),
         "val": val,
@@ -386,23 +376,22 @@ def measure_run(
     if teacher:
         theirs, teacher_logits, _ = run.measure(teacher.model, "test")
         arrays["teacher_logits"] = teacher_logits.numpy()
-        result["distillation"] = run.distillation
         result["teacher"] = teacher.about | {"test": theirs}
         result["agreement"] = agreement(logits, teacher_logits)
-    return result, arrays
+    check_owner(run)
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    atomic_write(run.path("results", "test_logits.npz"), packed.getbuffer())
+    return result
 
 
-def write_results(
-    run: Run, history: Sequence[Row], tracker: Tracker, result: Result, arrays: dict[str, Any]
-) -> None:
+def write_results(run: Run, history: Sequence[Row], tracker: Tracker, result: Result) -> None:
     """Write what measure_run found; result.json comes last: where it is, all else is, too."""
     metrics = {f"test/{name}": result["test"][name] for name in ("accuracy", "loss", "macro_f1")}
     metrics["best/accuracy/val"] = result["val"]["accuracy"]
     if "agreement" in result:
         metrics["test/agreement"] = result["agreement"]["top1"]
-    results, unreadable, packed = run.path("results"), run.data.decoded.unreadable, io.BytesIO()
-    np.savez(packed, **arrays)
-    atomic_write(results / "test_logits.npz", packed.getbuffer())
+    results, unreadable = run.path("results"), run.data.decoded.unreadable
     rows = [history[0], *(row.values() for row in history)]
     atomic_write(results / "history.csv", csv_text(rows))
     atomic_write(results / "split.csv", run.data.split.manifest)

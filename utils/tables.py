@@ -68,7 +68,7 @@ def section(results: Sequence[Result]) -> str:
         about += f" Few test photos: each is {100 / test:.1f} points."
     once = "The test photos were used once, with the weights of the best validation accuracy.\n"
     text = [f"## {escaped(photos['name'])} at {photos['image_size']} px\n", escaped(about), once]
-    if columns := grouped((run for run in results if "distillation" not in run), title):
+    if columns := grouped((run for run in results if not run.get("distillation")), title):
         text.append(table(columns, SEVEN_ROWS))
         if folds:
             whole = {name: [(run, None) for run in runs] for name, runs in columns.items()}
