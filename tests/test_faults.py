@@ -34,8 +34,8 @@ SCRIPTS = {
 }  # fmt: skip
 KILLS = {BASELINE: 25, STUDENT: 50}
 # What a process may be at when its end comes, in the order in which it comes to it.
-MOMENTS = ("pixels.raw", "index.npz", "settings.json", "tfevents", "last.pt", "best.pt",
-           "test_logits.npz", "history.csv", "split.csv", "result.json")  # fmt: skip
+MOMENTS = ("pixels.raw", "index.npz", "settings.json", "tfevents", "last.pt",
+           "test_logits.npz", "best.pt", "history.csv", "split.csv", "result.json")  # fmt: skip
 ASKED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 ENDINGS = [*4 * [signal.SIGKILL], *ASKED]
 STOPPED = "stopped; the same command with --resume continues"
