@@ -8,13 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unicodedata import normalize
 
 import numpy as np
 
 from config import UserError, shown
 from data.files import lacks_memory
-from data.listing import PARTS, UNLABELLED
+from data.listing import PARTS
 from data.split import describe_duplicates
 from utils.ranks import init_distributed
 
@@ -38,30 +37,25 @@ def run_script(
     try:
         with init_distributed():
             main(arguments)
+        return 0
     except UserError as problem:
-        print(f"error: {shown(problem)}", file=sys.stderr)
-        return 2
+        status, says = 2, f"error: {shown(problem)}"
     except BrokenPipeError:  # as after `| head -1`
-        print(f"stopped, as nothing reads its output{hint}", file=sys.stderr)
-        return 141
+        status, says = 141, f"stopped, as nothing reads its output{hint}"
     except OSError as problem:  # a full disk, a folder that may not be written, too many files
         what = f"{problem.filename}: " if problem.filename else ""
-        print(f"error: {shown(f'{what}{problem.strerror or problem}')}{hint}", file=sys.stderr)
-        return 2
+        status, says = 2, f"error: {shown(f'{what}{problem.strerror or problem}')}{hint}"
     except (MemoryError, RuntimeError) as problem:
         if not lacks_memory(problem):
             raise
-        print(f"error: too little memory, a smaller --batch-size needs less{hint}", file=sys.stderr)
-        return 2
+        status, says = 2, f"error: too little memory, a smaller --batch-size needs less{hint}"
     except KeyboardInterrupt as stopped:
         hint = "; the same command with --resume continues" if resumes else ""
-        if resumes and "--overwrite" in arguments:
-            hint = "; to continue once an epoch is done, give --resume instead of --overwrite"
-        print(f"\nstopped{hint}", file=sys.stderr)
-        return 143 if stopped.args else 130
+        status, says = 143 if stopped.args else 130, f"\nstopped{hint}"
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0
+    print(says, file=sys.stderr)
+    return status
 
 
 def _terminate(*_: object) -> None:
@@ -72,43 +66,33 @@ def _terminate(*_: object) -> None:
 
 def describe(runs: Sequence["Run"]) -> None:
     """Print which photos and device are used, and what was found wrong with the photos."""
-    config, dataset, device = runs[0].config, runs[0].data, runs[0].device
-    photos, unreadable = dataset.decoded.photos, dataset.decoded.unreadable
-    counts = ", ".join(f"{part} {count:,}" for part, count in dataset.counts.items())
+    config, data, device = runs[0].config, runs[0].data, runs[0].device
+    photos, unreadable = data.decoded.photos, data.decoded.unreadable
+    counts = ", ".join(f"{part} {count:,}" for part, count in data.counts.items())
+    if config.folds:
+        counts = f"of {config.folds} folds, fold {config.fold} has {counts}"
+    about = f"{len(photos):,} in {len(data.classes)} classes, {counts}; split {data.split.hash}"
+    print(f"photos   {data.name}: {about}")
     sizes = zip(photos.classes, np.bincount(photos.labels), strict=True)
     classes = [f"{shown(name, keep='')} {size:,}" for name, size in sizes]
-    more = f", and {len(classes) - 24} more" if len(classes) > 24 else ""
-    if config.folds:
-        folds = len({run.config.fold for run in runs})
-        counts = f"{folds} of {config.folds} folds; in fold {config.fold}: {counts}"
-    about = f"{len(photos):,} in {len(dataset.classes)} classes, {counts}"
-    print(f"photos   {dataset.name}: {about}; split {dataset.split.hash}")
-    print(f"classes  {', '.join(classes[:24])}{more}")
+    print(f"classes  {', '.join(classes[:24])}{', ...' * (len(classes) > 24)}")
     for note in photos.notes:
         print(f"NOTE     {shown(note)}")
     for part in PARTS[1:]:
-        if lacking := len(dataset.classes) - len({*dataset.rows_and_labels(part)[1].tolist()}):
+        if lacking := len(classes) - len({*data.rows_and_labels(part)[1].tolist()}):
             print(f"NOTE     {part} has no photo of {lacking} of the classes")
-    if unused := len(dataset.split.indices(UNLABELLED)):
-        print(f"NOTE     {unused:,} training photos are used without their labels, or not at all")
-    rows, copies = dataset.unlabelled
-    if config.kd and (len(rows) or config.kd.unlabelled):
+    rows, copies = data.unlabelled
+    if len(rows) or (config.kd and config.kd.unlabelled):
         left_out = f"{copies:,} copies of val and test photos are left out"
-        print(f"NOTE     {len(rows):,} unlabelled photos for the teacher's term; {left_out}")
+        print(f"NOTE     {len(rows):,} unlabelled photos for the teacher's term alone; {left_out}")
     if config.data == "sample":
-        print(
-            "NOTE     synthetic weather: these numbers show that the code works and say nothing\n"
-            "         about photos; --data FOLDER uses yours, docs/usage.md says where to get some"
-        )
+        print("NOTE     synthetic weather: these numbers show that the code works, nothing else;")
+        print("         --data FOLDER uses yours, docs/usage.md says where to get some")
     if unreadable:
         print(f"WARNING  {len(unreadable)} files cannot be read; unreadable.csv of a run has all:")
         for path, reason in unreadable[:5]:
             print(f"         {path!r}: {reason}")
-    looks = [normalize("NFKC", name).casefold() for name in photos.classes]
-    if len(looks) > len(set(looks)):
-        alike = [ascii(photos.classes[i]) for i, look in enumerate(looks) if looks.count(look) > 1]
-        print(f"WARNING  classes that look the same: {', '.join(alike)}")
-    for note in describe_duplicates(dataset.split, dataset.groups):
+    for note in describe_duplicates(data.split, data.groups):
         print(f"         {note}")
     print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
 
