@@ -109,19 +109,14 @@ MODEL = matching(
 DEVICE = matching("auto|cpu|cuda(:[1-9]?[0-9])?", "auto, cpu, cuda or cuda:N")
 
 
-def setting(
-    default: Any,
-    kind: Callable[[str], Any] | Sequence[str],
-    text: str,
-    *,
-    flag: str = "",
-    several: bool = False,
-) -> Any:
-    """A field of a configuration and its flag. `kind` converts one word of the command line, or
-    lists the choices, () all methods; `text` is the help; `several` takes several words and makes a
-    run of each."""
-    metadata = {"kind": kind, "text": text, "flag": flag, "several": several}
-    return field(default=default, metadata=metadata)
+def setting(default: Any, kind: Callable[[str], Any] | Sequence[str], text: str) -> Any:
+    """A field of a configuration, which is a flag. `kind` converts one word of the command line, or
+    lists the choices, () all methods; `text` is the help."""
+    return field(default=default, metadata={"kind": kind, "text": text})
+
+
+# Their flags take several values, and each makes a run of its own.
+SEVERAL = {"model", "seed", "fold", "method", "alpha", "temperature", "weight"}
 
 
 # fmt: off
@@ -136,13 +131,12 @@ class KDConfig:
     allow_other_split: bool = setting(False, bool, "accept a --teacher-checkpoint of another split")
     unlabelled: Path | None = setting(None, PATH, "folder or archive of photos without classes: "
         "for them, the student has the teacher's term alone")
-    method: str = setting("kd", (), "how the teacher teaches", several=True)
+    method: str = setting("kd", (), "how the teacher teaches")
     alpha: float = setting(0.7, number(float, 0, 1), "weight of the teacher in (1-alpha)*CE + "
-        "alpha*T^2*KL", several=True)
-    temperature: float = setting(2.0, number(float, 0.01, 1000), "T, which softens the logits of "
-        "both", several=True)
+        "alpha*T^2*KL")
+    temperature: float = setting(2.0, number(float, 0.01, 1000), "T, which softens the logits")
     weight: float | None = setting(None, number(float, 0), "beta of dkd and dist; for the other "
-        "methods except kd, the weight of their term (default: the method's)", several=True)
+        "methods except kd, the weight of their term (default: the method's)")
 
     def __str__(self) -> str:
         weight = "" if self.weight is None else f"-w{self.weight:.15g}"
@@ -157,9 +151,8 @@ class Config:
     # What to run
     model: str = setting("resnet18", MODEL, "instead of the experiment's two (default: both): "
         "names that `python -m models.factory` lists, or FILE.py:FUNCTION, called with the number "
-        "of classes, for your own", flag="--models", several=True)
-    seed: int = setting(0, number(int, 0), "draws initial weights, order and crops, not the split",
-        flag="--seeds", several=True)
+        "of classes, for your own")
+    seed: int = setting(0, number(int, 0), "draws initial weights, order and crops, not the split")
     tag: str = setting("", TAG, "added to the run's name, so that a variant has its own")
     kd: KDConfig | None = None
 
@@ -173,8 +166,7 @@ class Config:
     split_seed: int = setting(0, number(int, 0), "draws the 70/20/10 split")
     folds: int | None = setting(None, number(int, 3, 100), "cross-validation: fold K of so many "
         "tests part K, validates on the next fifth of the parts and trains on the rest")
-    fold: int | None = setting(None, number(int, 0, 99), "only these of the --folds, from 0",
-        several=True)
+    fold: int | None = setting(None, number(int, 0, 99), "only these of the --folds, from 0")
     labels_per_class: float | None = setting(None, number(float, 0, above=True), "use so many "
         "labels of training photos, or such a share; to a teacher's student, the other photos are "
         "unlabelled")
@@ -205,6 +197,21 @@ class Config:
         "at 224 px; safe to delete (default: output/cache)")
     resume: bool = setting(False, bool, "continue unfinished runs, skip finished ones")
     overwrite: bool = setting(False, bool, "delete earlier runs of the same names first")
+
+    def __post_init__(self) -> None:
+        """Raise UserError for settings that do not go together."""
+        if self.fold is not None and self.fold >= (self.folds or 0):
+            raise UserError(f"--fold {self.fold}: it needs --folds, of a larger number")
+        if self.resume and self.overwrite:
+            raise UserError("--resume keeps earlier runs, --overwrite deletes them: give one")
+        if self.pretrained and self.weights:
+            raise UserError("--pretrained and --weights both say where to start from: give one")
+        per_class = self.labels_per_class or 0
+        if per_class > 1 and per_class % 1:
+            raise UserError("--labels-per-class: a whole number, or a share below 1")
+        if self.warmup_epochs > self.epochs:
+            most = f"at most --epochs, which is {self.epochs}"
+            raise UserError(f"--warmup-epochs {self.warmup_epochs:g}: {most}")
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -252,16 +259,16 @@ def _make_parser(description: str, methods: Iterable[str]) -> _Parser:
     for item in (*(fields(KDConfig) if methods else ()), *fields(Config)):
         if item.name == "kd" or (methods and item.name == "model"):
             continue
-        kind, text, flag, several = item.metadata.values()
+        kind, text = item.metadata.values()
         group = parser.add_argument_group(GROUPS[item.name]) if item.name in GROUPS else group
         how: dict[str, Any] = {"action": "store_true"}
         if kind is not bool:
             how = {"type": kind} if callable(kind) else {"choices": kind or tuple(methods)}
-            how["nargs"] = "+" if several else None
+            how["nargs"] = "+" if item.name in SEVERAL else None
             if item.default not in (None, "") and "default:" not in text:
                 text += f" (default: {item.default})"
-        flag = flag or "--" + item.name.replace("_", "-")
-        group.add_argument(flag, dest=item.name, help=text, **how)
+        flag = item.name.replace("_", "-") + "s" * (item.name in ("model", "seed"))
+        group.add_argument(f"--{flag}", dest=item.name, help=text, **how)
     return parser
 
 
@@ -283,7 +290,6 @@ def parse(
     given.setdefault("image_size", 64 if given["data"] == "sample" else 224)
     seeds, folds = given.pop("seed", [0]), given.pop("fold", [])
     config = Config(**given)
-    _check(config, folds)
     if config.weights and len(set(models)) > 1:
         raise UserError("--weights are those of one network: give one name to --models")
     folds = folds or (range(config.folds) if config.folds else [None])
@@ -311,7 +317,7 @@ def _kd_configs(
     if "teacher_checkpoint" not in given:
         given.setdefault("teacher", student if reverse else teacher)
     values = {f.name: given.pop(f.name) for f in fields(KDConfig) if f.name in given}
-    grid = [values.pop(f.name, [f.default]) for f in fields(KDConfig) if f.metadata["several"]]
+    grid = [values.pop(f.name, [f.default]) for f in fields(KDConfig) if f.name in SEVERAL]
     kds = []
     for method, alpha, temperature, weight in product(*grid):
         default = methods[method].weight
@@ -321,20 +327,3 @@ def _kd_configs(
         kd = KDConfig(**values, method=method, alpha=alpha, temperature=temperature, weight=weight)
         kds.append(kd)
     return [given.pop("student", teacher if reverse else student)], kds
-
-
-def _check(config: Config, folds: Sequence[int]) -> None:
-    """Raise UserError for settings that do not go together."""
-    if folds and max(folds) >= (config.folds or 0):
-        raise UserError(f"--fold {max(folds)}: it needs --folds, of a larger number")
-    if config.resume and config.overwrite:
-        raise UserError("--resume keeps earlier runs, --overwrite deletes them: give one of them")
-    if config.pretrained and config.weights:
-        raise UserError("--pretrained and --weights both say where to start from: give one")
-    per_class = config.labels_per_class or 0
-    if per_class > 1 and per_class % 1:
-        raise UserError("--labels-per-class: a whole number, or a share below 1")
-    if config.warmup_epochs > config.epochs:
-        raise UserError(
-            f"--warmup-epochs {config.warmup_epochs:g}: at most --epochs, which is {config.epochs}"
-        )

@@ -29,7 +29,7 @@ BAD = [
     ("--lr 0", "--lr: '0' is not a number above 0"),
     ("--mixup nan", "--mixup: 'nan' is not a number from 0"),
     ("--device cuda:-1", "--device: 'cuda:-1' is not auto, cpu, cuda or cuda:N"),
-    ("--resume --overwrite", "--resume keeps .*--overwrite deletes.* one of them"),
+    ("--resume --overwrite", "--resume keeps .*--overwrite deletes.* give one"),
     ("--reverse --teacher resnet50", "--reverse swaps .*omit it"),
     ("--teacher-tag x --teacher-checkpoint y", "--teacher-tag and --teacher-checkpoint both"),
     ("--allow-other-split", "--allow-other-split .*none is given"),
