@@ -51,7 +51,7 @@ def trained() -> dict[str, Any]:
     training, saved = new_training(), list[int]()
     train = train_batches(CONFIG, 27, ranks.shard(CONFIG.batch_size))
     val = val_batches(CONFIG, 17)
-    fit(training, train, val, lambda training: saved.append(len(training.history)))
+    fit(training, train, val, lambda: saved.append(len(training.history)))
     weights = training.model.state_dict() | training.objective.adapters.state_dict()
     return {"weights": weights, "history": training.history, "saved": saved}
 

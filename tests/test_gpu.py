@@ -75,7 +75,7 @@ def start(
     return Training(model or network(1), objective, config, device)
 
 
-def train(training: Training, after_epoch=lambda _: None) -> Training:
+def train(training: Training, after_epoch=lambda: None) -> Training:
     """The training run at its end; its step was recorded if it was to be."""
     keep_rates_on_device(training.optimizer)  # in float32, as in a recorded step
     fit(training, train_batches(training.config, GPU), val_batches(PHOTOS, GPU), after_epoch)
@@ -113,10 +113,8 @@ def test_replayed_steps_train_as_single_kernels_do(method, bf16):
 def test_a_resumed_run_continues_as_the_whole_one(optimizer):
     config = replace(CONFIG, optimizer=optimizer, lr=0.001, clip_norm=0.0)
     device, file = Device(GPU, graphs=True), io.BytesIO()
-    whole = train(
-        start("fitnet", device, config),
-        lambda now: torch.save(now.state(), file) if len(now.history) == 1 else None,
-    )
+    whole = start("fitnet", device, config)
+    train(whole, lambda: torch.save(whole.state(), file) if len(whole.history) == 1 else None)
     file.seek(0)
     again = start("fitnet", device, config, network(9))
     again.load_state(torch.load(file, map_location="cpu", weights_only=True))

@@ -34,7 +34,7 @@ def val_batches(config: Config, count: int = 200) -> EvalBatches:
     return EvalBatches(torch.from_numpy(pixels), rows, labels, config.image_size, CPU)
 
 
-def train(training: Training, after_epoch=lambda _: None, count: int = 46) -> Training:
+def train(training: Training, after_epoch=lambda: None, count: int = 46) -> Training:
     """The training run at its end, on so many photos."""
     config = training.config
     fit(training, train_batches(config, count), val_batches(config), after_epoch)

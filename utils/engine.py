@@ -152,10 +152,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def fit(
-    training: Training,
-    train: TrainBatches,
-    val: EvalBatches,
-    after_epoch: Callable[[Training], None],
+    training: Training, train: TrainBatches, val: EvalBatches, after_epoch: Callable[[], None]
 ) -> None:
     """Train from the epoch that `training` has reached up to the configuration's last one. After
     every epoch one row of named numbers joins `training.history` and `after_epoch` is called, on
@@ -179,7 +176,7 @@ def fit(
             weights = training.model.state_dict().items()
             training.best = {name: value.to("cpu", copy=True) for name, value in weights}
         if ranks.is_first():
-            after_epoch(training)
+            after_epoch()
         ranks.barrier()
         print(
             f"epoch {epoch:3}/{last}  "
@@ -191,7 +188,8 @@ def fit(
 
 def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
     """One pass over the training photos; returns mean loss, accuracy, parts, rate and speed. Sums
-    stay on the device: the host waits for a number that it reads, so it does every fifty steps."""
+    stay on the device: the host waits for a GPU's number that it reads, so it does every fifty
+    steps."""
     config, device = training.config, training.device
     module, optimizer = training.module, training.optimizer
 
@@ -229,19 +227,17 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
         for name, value in step(images, labels).items():
             sums[name] = sums.get(name, 0) + value * len(images)
         photos += len(images)
-        read = number % 50 == 49 or number == steps - 1
         if number == 2:  # the first steps also pay for warming up
             warm = time.perf_counter()
-        if read:
+        slow = device.device.type == "cpu" and time.perf_counter() - started > 6
+        if slow or number % 50 == 49 or number == steps - 1:
             mean_loss = sums["loss"].item() / photos
             bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
             check_finite(mean_loss, "training", epoch)
-        # A GPU is timed where the host has waited for it.
-        timed = read or (device.device.type == "cpu" and time.perf_counter() - started > 6)
-        if training.forecast and number > 2 and timed:
-            seconds = (time.perf_counter() - warm) / (number - 2) * steps * config.epochs
-            training.forecast(seconds, 1 - (epoch - 1 + (number + 1) / steps) / config.epochs)
-            training.forecast = None
+            if training.forecast and number > 2:
+                seconds = (time.perf_counter() - warm) / (number - 2) * steps * config.epochs
+                training.forecast(seconds, 1 - (epoch - 1 + (number + 1) / steps) / config.epochs)
+                training.forecast = None
     photos *= ranks.count()
     row = {f"{name}/train": ranks.all_reduce(sums[name]).item() / photos for name in sums}
     seconds = time.perf_counter() - started

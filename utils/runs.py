@@ -6,7 +6,7 @@ import platform
 import secrets
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -265,14 +265,12 @@ def train_and_test(
     if taken and not training.history:
         print(f"weights  {taken}")
     # All ranks train; the first one measures and writes.
-    tracking: AbstractContextManager[Tracker | None] = nullcontext()
-    if ranks.is_first():
-        plain = run.settings | config.recipe | (run.distillation or {})
-        plain = {key: value for key, value in plain.items() if not isinstance(value, dict)}
-        tracking = Tracker(run.path("logs"), training.history, plain)
-    with tracking as tracker:
+    plain = run.settings | config.recipe | (run.distillation or {})
+    plain = {key: value for key, value in plain.items() if not isinstance(value, dict)}
+    logs = run.path("logs")
+    with Tracker(logs, training.history, plain) if ranks.is_first() else nullcontext() as tracker:
 
-        def after_epoch(training: Training) -> None:
+        def after_epoch() -> None:
             check_owner(run)
             save_checkpoint(run.last, header | training.state() | {"device": str(device)})
             if tracker:
@@ -297,10 +295,7 @@ def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
     if not os.path.lexists(run.last):
         print(run.name)
         return
-    try:
-        state = load_checkpoint(run.last)
-    except UserError as problem:
-        raise UserError(f"{problem}\n--overwrite trains {run.name} anew") from problem
+    state = load_checkpoint(run.last)
     check_settings(run.last, state, header)
     try:
         training.load_state(state)
