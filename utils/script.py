@@ -100,6 +100,5 @@ def describe(runs: Sequence["Run"]) -> None:
 def print_paths(output: Path) -> None:
     """Print where a command's results are and how to look at its curves."""
     here = Path(os.path.relpath(output))
-    for what in ("results", "checkpoints"):
-        print(f"{what:12} {here / what}")
-    print(f"{'curves':12} tensorboard --logdir={shlex.quote(str(here / 'logs'))}")
+    print(f"results      {here / 'results'}\ncheckpoints  {here / 'checkpoints'}")
+    print(f"curves       tensorboard --logdir={shlex.quote(str(here / 'logs'))}")
