@@ -16,7 +16,7 @@ from models.factory import channels_last, create_model
 from tests.photo_folders import make_photos, python, training
 from utils.device import Device
 from utils.distillation import METHODS, Distillation
-from utils.engine import CrossEntropy, Objective, Training, evaluate, fit, train_epoch
+from utils.engine import CrossEntropy, Training, evaluate, fit, train_epoch
 from utils.graphs import keep_rates_on_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -68,7 +68,7 @@ def start(
     method: str, device: Device, config: Config = CONFIG, model: nn.Module | None = None
 ) -> Training:
     """A student of this method or, for "none", a baseline."""
-    objective: Objective = CrossEntropy(config.label_smoothing)
+    objective = CrossEntropy(config.label_smoothing)
     if method != "none":
         kd = KDConfig(method=method, weight=METHODS[method].weight)
         objective = Distillation(replace(config, kd=kd), "resnet18", network(7), GPU)

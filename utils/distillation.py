@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from config import Config, KDConfig, UserError
 from models.features import feature_layers, forward_with_features
 from utils import losses
-from utils.engine import Output, hard_loss
+from utils.engine import CrossEntropy, Output, hard_loss
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def check_method(config: Config, classes: int, unlabelled: int) -> None:
             raise UserError(f"--method {config.kd.method} needs three classes or more; kd does not")
 
 
-class Distillation:
+class Distillation(CrossEntropy):
     """The objective of a student with a teacher. A plain object and no nn.Module, so that the
     student's train(), parameters() and state_dict() cannot reach the teacher: it stays in eval
     mode, without gradients, and out of checkpoints. It sees exactly the pixels that the student
@@ -99,15 +99,14 @@ class Distillation:
     ) -> None:
         """`teacher` is the teacher's network. The seed draws the initial weights of an adapter and
         touches no other random number."""
+        super().__init__(config.label_smoothing)
         assert config.kd
         self.kd: KDConfig = config.kd
         self.method = METHODS[self.kd.method]
-        self.label_smoothing = config.label_smoothing
         size, strides = config.image_size, self.method.strides
         self.student = feature_layers(config.model, size, strides)
         self.teacher = feature_layers(teacher, size, strides)
         self.teacher_model = teacher_model.eval().requires_grad_(False)
-        self.adapters = nn.ModuleDict()
         if self.method.adapter:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(config.seed)  # manual_seed reaches GPUs, too

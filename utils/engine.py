@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,17 +28,10 @@ Output = tuple[Tensor, Tensor, dict[str, Tensor]]  # loss, logits, parts
 Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
-class Objective(Protocol):
-    """What is minimised; `adapters` holds its trainable parts, empty for most."""
-
-    adapters: nn.ModuleDict
-
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Output: ...
-
-
 class CrossEntropy:
     """The baseline objective: cross-entropy, with label smoothing ε towards uniform targets. Its
-    part `ce` is without smoothing, as the validation loss is."""
+    part `ce` is without smoothing, as the validation loss is. Other objectives extend it, and
+    `adapters` holds their trainable parts."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
@@ -69,7 +62,7 @@ class TrainModule(nn.Module):
     """A model and its objective as one module: all that is trained is in it, and one call of it is
     a step's forward. What the objective only looks at, such as a teacher, stays outside."""
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: nn.Module, objective: CrossEntropy) -> None:
         super().__init__()
         self.model, self.adapters, self.objective = model, objective.adapters, objective
 
@@ -82,7 +75,7 @@ class Training:
     """A training run between two epochs: everything that it takes to resume it."""
 
     model: nn.Module
-    objective: Objective
+    objective: CrossEntropy
     config: Config
     device: Device
     history: list[Row] = field(default_factory=list)
@@ -255,7 +248,7 @@ def check_finite(loss: float, part: str, epoch: int) -> None:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, objective: Objective, batches: EvalBatches, device: Device
+    model: nn.Module, objective: CrossEntropy, batches: EvalBatches, device: Device
 ) -> tuple[Tensor, Tensor, Row]:
     """All logits (N, C) float32 and labels (N,) int64 of a split, on the CPU, in its order, and
     the mean over the photos of each of the objective's parts. Leaves the model in its mode."""

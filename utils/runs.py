@@ -4,7 +4,6 @@ import io
 import os
 import platform
 import secrets
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from models.factory import channels_last, check_network, initial_model, source_digest
 from utils import ranks
 from utils.device import Device, find_device
-from utils.engine import CrossEntropy, Objective, Row, Training, evaluate, fit, validation_rank
+from utils.engine import CrossEntropy, Row, Training, evaluate, fit, validation_rank
 from utils.forecast import forecast
 from utils.metrics import agreement, measure
 from utils.tables import Result
@@ -246,7 +245,7 @@ def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) ->
 
 
 def train_and_test(
-    run: Run, objective: Objective, runs: Sequence[Run], teacher: Teacher | None = None
+    run: Run, objective: CrossEntropy, runs: Sequence[Run], teacher: Teacher | None = None
 ) -> Result:
     """Train one of the runs, from its last checkpoint if it has one, test it once, return its
     result. Prints how long that will take, and all of the runs."""
@@ -363,7 +362,7 @@ def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result
         },
         "epochs": len(history),
         "best_epoch": best["epoch"],
-        "images_per_second": statistics.median(steady),
+        "images_per_second": float(np.median(steady)),
         "seconds": sum(row["seconds"] for row in history),
         "val": val,
         "test": test,
