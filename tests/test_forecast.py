@@ -51,7 +51,7 @@ def test_it_is_told_once_within_the_first_epoch():
         create_model("resnet18", CLASSES, 32, seed=0), CrossEntropy(), config, Device(CPU)
     )
     training.forecast = lambda seconds, left: told.append((seconds, left))
-    fit(training, train_batches(config), val_batches(config), lambda _: None)
+    fit(training, train_batches(config), val_batches(config), lambda: None)
     ((seconds, left),) = told
     assert left == pytest.approx(2 / 3)
     spent = sum(row["seconds"] for row in training.history)

@@ -119,3 +119,4 @@ def test_baseline_and_student_are_trained_on_a_system_that_lacks_what_only_unix_
     assert (done.returncode, done.stderr) == (0, "")
     assert "duplicates: 2 photos show 1 pictures" in done.stdout
     assert "| Test accuracy" in done.stdout
+    assert "WARNING  classes that look the same: 'Rain', 'rain'" in done.stdout

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 import numpy as np
 
@@ -51,6 +52,8 @@ def run_script(
         status, says = 2, f"error: too little memory, a smaller --batch-size needs less{hint}"
     except KeyboardInterrupt as stopped:
         hint = "; the same command with --resume continues" if resumes else ""
+        if "--overwrite" in arguments:
+            hint = "; to continue once an epoch is done, give --resume instead of --overwrite"
         status, says = 143 if stopped.args else 130, f"\nstopped{hint}"
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -84,7 +87,7 @@ def describe(runs: Sequence["Run"]) -> None:
     rows, copies = data.unlabelled
     if len(rows) or (config.kd and config.kd.unlabelled):
         left_out = f"{copies:,} copies of val and test photos are left out"
-        print(f"NOTE     {len(rows):,} unlabelled photos for the teacher's term alone; {left_out}")
+        print(f"NOTE     {len(rows):,} unlabelled photos, for a teacher's term alone; {left_out}")
     if config.data == "sample":
         print("NOTE     synthetic weather: these numbers show that the code works, nothing else;")
         print("         --data FOLDER uses yours, docs/usage.md says where to get some")
@@ -92,6 +95,10 @@ def describe(runs: Sequence["Run"]) -> None:
         print(f"WARNING  {len(unreadable)} files cannot be read; unreadable.csv of a run has all:")
         for path, reason in unreadable[:5]:
             print(f"         {path!r}: {reason}")
+    looks = [normalize("NFKC", name).casefold() for name in photos.classes]
+    if len(looks) > len(set(looks)):
+        alike = [ascii(photos.classes[i]) for i, look in enumerate(looks) if looks.count(look) > 1]
+        print(f"WARNING  classes that look the same: {', '.join(alike)}")
     for note in describe_duplicates(data.split, data.groups):
         print(f"         {note}")
     print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
