@@ -17,19 +17,6 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels).double().mean().item()
 
 
-def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """(C, C) int64 counts: row the true class, column the predicted one."""
-    classes = logits.shape[1]
-    pairs = labels * classes + logits.argmax(1)
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
-
-
-def macro_f1(confusion: Tensor) -> float:
-    """Mean of 2·TP / (2·TP + FP + FN), 0..1, over the classes that have photos."""
-    f1 = 2 * confusion.diag() / (confusion.sum(0) + confusion.sum(1))
-    return f1[confusion.sum(1) > 0].double().mean().item()
-
-
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Expected calibration error, 0..1: the mean over photos of |accuracy − confidence| of the
     photo's bin, of `bins` equal ones (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
@@ -40,21 +27,26 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 
 
 def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Every metric of one split as plain values for JSON; `wrong` are the places in the split, from
-    0, of wrongly classified photos. Raises UserError for logits that are not finite."""
+    """Every metric of one split as plain values for JSON: `confusion` has a row for each true class
+    and a column for each predicted one; `macro_f1` is the mean of 2·TP / (2·TP + FP + FN) over the
+    classes that have photos; `wrong` are the places in the split, from 0, of wrongly classified
+    photos. Raises UserError for logits that are not finite."""
     if not logits.isfinite().all():
         raise UserError("the network's outputs are not finite: train it with a smaller --lr")
-    confusion = confusion_matrix(logits, labels)
-    counts = zip(classes, confusion.diag().tolist(), confusion.sum(1).tolist(), strict=True)
+    predicted, count = logits.argmax(1), len(classes)
+    confusion = torch.bincount(labels * count + predicted, minlength=count**2).view(count, count)
+    right, photos = confusion.diag(), confusion.sum(1)
+    f1 = 2 * right / (confusion.sum(0) + photos)
+    shares = zip(classes, right.tolist(), photos.tolist(), strict=True)
     return {
         "photos": len(labels),
         "loss": cross_entropy(logits, labels).item(),
         "accuracy": accuracy(logits, labels),
-        "macro_f1": macro_f1(confusion),
+        "macro_f1": f1[photos > 0].double().mean().item(),
         "calibration_error": calibration_error(logits, labels),
-        "recall": {name: hits / photos if photos else None for name, hits, photos in counts},
+        "recall": {name: hits / of if of else None for name, hits, of in shares},
         "confusion": confusion.tolist(),
-        "wrong": torch.nonzero(logits.argmax(1) != labels).flatten().tolist(),
+        "wrong": torch.nonzero(predicted != labels).flatten().tolist(),
     }
 
 
