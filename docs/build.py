@@ -85,15 +85,11 @@ def runs_of(name: str) -> dict[str, Result]:
 def pairs_of(name: str, other: str = "") -> list[tuple[Result, Result]]:
     """Runs with those that they are compared with: of the other name or, without it, their own
     baselines."""
-    runs, others = runs_of(name), runs_of(other) if other else {}
+    runs = runs_of(name)
     if not other:
-        others = {end: kept()[run["distillation"]["baseline"]] for end, run in runs.items()}
+        return [(run, kept()[run["distillation"]["baseline"]]) for run in runs.values()]
+    others = runs_of(other)
     return [(runs[end], others[end]) for end in runs if end in others]
-
-
-def gain(pairs: Sequence[tuple[Result, Result]], part: str) -> str:
-    """The difference of the runs of each pair; nothing of the same runs."""
-    return "" if pairs[0][0] is pairs[0][1] else tables.points(pairs, part)
 
 
 def table(rows: Rows, *, columns: bool = False) -> str:
@@ -107,7 +103,8 @@ def table(rows: Rows, *, columns: bool = False) -> str:
         teachers = [run["teacher"] for run in runs if "teacher" in run]
         line = [title, str(len(runs)), tables.cell(teachers, ("test", "accuracy", ".2%"))]
         for part in ("test", "val"):
-            line += [tables.cell(runs, (part, "accuracy", ".2%")), gain(pairs, part)]
+            gain = "" if pairs[0][0] is pairs[0][1] else tables.points(pairs, part)
+            line += [tables.cell(runs, (part, "accuracy", ".2%")), gain]
         lines.append(line)
     head = ["", "Runs", "Teacher, test", "Test", "Gain [95 %]", "Validation", "Gain [95 %]"]
     return tables.aligned(head, lines)
@@ -172,8 +169,7 @@ def draw_accuracies(path: Path, rows: Rows) -> None:
         runs = [*runs_of(name).values()]
         mean, low, high = 100 * tables.gain_over([(run, None) for run in runs])
         colour = COLOURS["-from-" in name]
-        axes.plot([low, high], [place, place], color=colour, linewidth=2.4)
-        axes.plot([mean], [place], "o", color=colour, markersize=7)
+        axes.plot([low, mean, high], [place] * 3, "o-", color=colour, lw=2.4, ms=7, markevery=[1])
         axes.annotate(f"{mean:.1f}", (mean, place), (0, 6), textcoords="offset points", ha="center")
     axes.set_yticks(range(len(rows)), [title for title, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.8)
