@@ -9,9 +9,10 @@ others that are divided, those of test; else all. All is computed in float32.
 import argparse
 import csv
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from data.batches import cached_side
 from data.cache import Decoded, decode_photos
 from data.files import atomic_write, csv_text
 from data.listing import find_photos
-from models.classifier import load_classifier
 from utils.device import find_device
 from utils.export import Classify, load_any, probabilities
 from utils.forecast import multiply_adds
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     own = np.array([classes.index(name) for name in photos.classes])
     labels = own[decoded.photos.labels[places]]
     print(f"{which}; {device}, float32\n")
-    costs = measure_costs(networks, files, squares, options.network)
+    costs = measure_costs(networks, files, abouts, squares)
     mistakes: list[tuple[object, ...]] = [("network", "path", "class", "predicted", "probability")]
     columns, matrices = {}, []
     for network, file, cost in zip(networks, files, costs, strict=True):
@@ -120,23 +120,20 @@ def chosen(
 
 
 def measure_costs(
-    networks: Sequence[Classify], files: Sequence[Path], squares: Tensor, code: str
+    networks: Sequence[Classify], files: Sequence[Path], abouts: Sequence[Result], squares: Tensor
 ) -> list[Result]:
     """What each network costs, by names that ROWS uses; times are medians, taken in turn."""
     costs: list[Result] = []
-    for file in files:
-        costs.append({"parameters": None, "multiply_adds": None})
-        costs[-1]["megabytes"] = file.stat().st_size / 1e6
-        if file.suffix == ".pt":
-            model, about = load_classifier(file, code)
-            costs[-1]["parameters"] = sum(p.numel() for p in model.parameters())
-            costs[-1]["multiply_adds"] = multiply_adds(model, about["image_size"]) / 1e6
+    for file, about in zip(files, abouts, strict=True):
+        size, adds = (len(about["classes"]), about["image_size"]), None
+        if network := about.get("network"):  # not of an exported file
+            adds = multiply_adds(network, *size) / 1e6
+        cost = {"megabytes": file.stat().st_size / 1e6, "multiply_adds": adds}
+        costs.append(cost | {"parameters": about.get("parameters")})
     for count in (1, 32):
-        batch, seconds = squares[:1].expand(count, -1, -1, -1).contiguous(), []
-        for network in [*networks] * (ROUNDS + 2):
-            started = time.perf_counter()
-            probabilities(network, batch)
-            seconds.append(time.perf_counter() - started)
+        batch = squares[:1].expand(count, -1, -1, -1).contiguous()
+        turns = [partial(probabilities, network, batch) for network in networks] * (ROUNDS + 2)
+        seconds = [timeit(turn, number=1) for turn in turns]
         times = np.median(np.reshape(seconds, (-1, len(networks)))[2:], axis=0)  # warm
         for cost, one in zip(costs, times.tolist(), strict=True):
             cost |= {"milliseconds": 1000 * one} if count == 1 else {"throughput": count / one}

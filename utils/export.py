@@ -136,7 +136,8 @@ def load_any(path: Path, network: str = "", device: str = "cpu") -> tuple[Classi
         images = whole_images(photos.to(device), about["image_size"], normalise)
         return model(images).softmax(1).cpu()
 
-    return classify, about
+    parameters = sum(p.numel() for p in model.parameters())
+    return classify, about | {"network": network or about["arch"], "parameters": parameters}
 
 
 def probabilities(classify: Classify, photos: Tensor) -> Tensor:

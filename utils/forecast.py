@@ -5,7 +5,6 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -15,25 +14,21 @@ if TYPE_CHECKING:
     from utils.runs import Run
 
 
-def multiply_adds(model: nn.Module, image_size: int) -> float:
-    """Of one image through a network, in its eval mode."""
-    images = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model.eval()(images)
-    return counter.get_total_flops() / 2
-
-
 @cache
-def of_network(network: str, image_size: int) -> float:
-    return multiply_adds(create_model(network, 2, image_size, seed=0), image_size)
+def multiply_adds(network: str, classes: int, image_size: int) -> float:
+    """Of one image through a network, in its eval mode."""
+    model = create_model(network, classes, image_size, seed=0).eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, image_size, image_size))
+    return counter.get_total_flops() / 2
 
 
 def work(run: "Run") -> float:
     """Multiply-adds of a run's training steps; a backward pass costs two forward passes."""
-    config, kd = run.config, run.config.kd
-    teacher = of_network(str(kd.teacher), config.image_size) if kd else 0.0
-    photos = run.data.counts["train"] + (len(run.data.unlabelled[0]) if kd else 0)
-    return config.epochs * photos * (3 * of_network(config.model, config.image_size) + teacher)
+    config, data, kd = run.config, run.data, run.config.kd
+    passes = [config.model] * 3 + ([str(kd.teacher)] if kd else [])
+    each = sum(multiply_adds(name, len(data.classes), config.image_size) for name in passes)
+    return config.epochs * each * (data.counts["train"] + (len(data.unlabelled[0]) if kd else 0))
 
 
 def forecast(run: "Run", runs: Sequence["Run"]) -> Callable[[float, float], None]:
