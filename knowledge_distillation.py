@@ -12,7 +12,6 @@ student, and the difference that the teacher made.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from config import UserError, parse
@@ -24,7 +23,8 @@ from utils.script import describe, print_paths, run_script
 from utils.teacher import check_teachers, described, load_teacher, named, teacher_of, with_teacher
 
 Result = dict[str, Any]
-Loaded = dict[tuple[Path, str, int | None], Teacher]  # by file, digest and fold
+Results = dict[str, Result]  # by the runs' names
+Loaded = dict[object, Teacher]  # by file, digest and fold
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -60,18 +60,13 @@ def train_baseline(run: Run, runs: Sequence[Run]) -> Result:
 
 
 def distil(
-    student: Run,
-    teacher_run: Run | None,
-    results: dict[str, Result],
-    loaded: Loaded,
-    runs: Sequence[Run],
+    student: Run, teacher_run: Run | None, results: Results, loaded: Loaded, runs: Sequence[Run]
 ) -> Result:
     """Train a student on its teacher's outputs for the student's own crops, or read what an earlier
     command has left, for which no teacher is needed."""
     path = teacher_run.best if teacher_run else student.kd.teacher_checkpoint
     assert path
-    about = results[teacher_run.name] if teacher_run else described(path, student)
-    expected = about["digest"]
+    expected = (results[teacher_run.name] if teacher_run else described(path, student))["digest"]
     if student.finished:
         result = kept(student)
         if result["teacher"]["digest"] != expected:
@@ -85,8 +80,8 @@ def distil(
         loaded.clear()
         loaded[key] = load_teacher(path, expected, student)
         report_teacher(loaded[key], results[student.baseline.name])
-    teacher, device = loaded[key], student.device.device
-    objective = Distillation(student.config, str(student.kd.teacher), teacher.model, device)
+    teacher, config = loaded[key], student.config
+    objective = Distillation(config, str(student.kd.teacher), teacher.model, student.device.device)
     return train_and_test(student, objective, runs, teacher)
 
 
