@@ -31,12 +31,8 @@ def dkd_loss(
     https://arxiv.org/abs/2203.08679) with the paper's α = 1. TCKD is the KL between the binary
     distributions (label, any other class), NCKD the KL between the distributions over the other
     classes. kd_loss is TCKD + (1 − p_t) · NCKD, where p_t, the teacher's probability of the label,
-    suppresses NCKD exactly where the teacher is confident. Of logits (N, C) and labels (N,);
-    ValueError for mixed labels and for fewer than three classes."""
-    if labels.ndim != 1:
-        raise ValueError("dkd needs one class for each photo, not a mixture")
-    if student.shape[1] < 3:
-        raise ValueError("dkd needs three classes or more")
+    suppresses NCKD exactly where the teacher is confident. Of logits (N, C) of three classes or
+    more and labels (N,), one for each photo: utils/distillation.py refuses others."""
     log_s, log_t = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
     # All class numbers but the label's, by arithmetic: a mask would have to be counted on the host.
     label = labels[:, None]
@@ -104,28 +100,25 @@ def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
 
 
-def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber difference of the distances between all photos of the batch, in units of their mean
-    (RKD-D: Park et al. 2019, https://arxiv.org/abs/1904.05068)."""
+def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """25 · distance + 50 · angle, the paper's weights for classification, of what the classifier
+    reads: each channel's mean (Park et al. 2019, https://arxiv.org/abs/1904.05068). Huber
+    differences of the distances between all photos of the batch, in units of their mean, and of the
+    cosines of the angles that all triples of photos form, 0 where two of them coincide."""
 
     def distances(points: Tensor) -> Tensor:
         _, squares, apart = _pairs(points)
         lengths = squares.sqrt() * apart
         return lengths * (apart.sum() / lengths.sum().clamp(min=1e-12))
 
-    return F.smooth_l1_loss(distances(student), distances(teacher))
-
-
-def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber difference of the cosines of the angles that all triples of photos form, 0 where two of
-    them coincide (RKD-A: Park et al. 2019, https://arxiv.org/abs/1904.05068)."""
-
     def cosines(points: Tensor) -> Tensor:
         differences, squares, apart = _pairs(points)
         directions = differences * apart * squares.rsqrt()
         return directions @ directions.transpose(1, 2)
 
-    return F.smooth_l1_loss(cosines(student), cosines(teacher))
+    student, teacher = student.mean((2, 3)), teacher.mean((2, 3))
+    distance = F.smooth_l1_loss(distances(student), distances(teacher))
+    return 25 * distance + 50 * F.smooth_l1_loss(cosines(student), cosines(teacher))
 
 
 def _pairs(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,13 +130,6 @@ def _pairs(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rounding = squares.detach().max() * torch.finfo(squares.dtype).eps ** 2
     apart = squares > rounding.clamp(min=1e-24)
     return differences, torch.where(apart, squares, 1), apart
-
-
-def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """25 · distance + 50 · angle, the paper's weights for classification, of what the classifier
-    reads: each channel's mean."""
-    student, teacher = student.mean((2, 3)), teacher.mean((2, 3))
-    return 25 * rkd_distance_loss(student, teacher) + 50 * rkd_angle_loss(student, teacher)
 
 
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
