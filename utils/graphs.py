@@ -20,9 +20,8 @@ def keep_rates_on_device(optimizer: torch.optim.Optimizer) -> None:
     """Turn the learning rates into tensors on the device, once: a recorded step keeps reading the
     tensor that it was recorded with."""
     for group in optimizer.param_groups:
-        device, rate = group["params"][0].device, group["lr"]
-        if not isinstance(rate, Tensor) or rate.device != device:
-            group["lr"] = torch.tensor(float(rate), device=device)
+        device = group["params"][0].device
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
         group["capturable"] = True
 
 
@@ -33,38 +32,29 @@ def side_stream() -> torch.cuda.Stream:
 
 
 class GraphedStep:
-    """`step` recorded and then replayed; where the batches' shape changes, it is recorded anew.
-    What it returns is valid until the next call. `step` may depend on nothing on the host but the
-    learning rates, and may not read a value back from the GPU."""
+    """`step` recorded and then replayed, for batches of one shape. What it returns is valid until
+    the next call. `step` may depend on nothing on the host but the learning rates, and may not read
+    a value back from the GPU."""
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer) -> None:
         keep_rates_on_device(optimizer)
-        self.step = step
-        self.shape: tuple[torch.Size, torch.Size] | None = None
-        self.seen = 0
+        self.step, self.seen = step, 0
         self.recorded: Recorded | None = None
-        self.stream = side_stream()
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        if self.shape != (images.shape, labels.shape):
-            self.shape, self.seen, self.recorded = (images.shape, labels.shape), 0, None
         self.seen += 1
-        if self.seen <= WARM_UP:
-            return self.warm_up(images, labels)
+        if self.seen <= WARM_UP:  # on another stream, as recording requires
+            here, stream = torch.cuda.current_stream(), side_stream()
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                outputs = self.step(images, labels)
+            here.wait_stream(stream)
+            return outputs
         self.recorded = self.recorded or self.record(images, labels)
         graph, own_images, own_labels, outputs = self.recorded
         own_images.copy_(images)
         own_labels.copy_(labels)
         graph.replay()
-        return outputs
-
-    def warm_up(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The step itself, on another stream, as recording requires."""
-        here = torch.cuda.current_stream()
-        self.stream.wait_stream(here)
-        with torch.cuda.stream(self.stream):
-            outputs = self.step(images, labels)
-        here.wait_stream(self.stream)
         return outputs
 
     def record(self, images: Tensor, labels: Tensor) -> Recorded:
