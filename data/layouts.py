@@ -49,8 +49,8 @@ def divided(root: Path, names: list[str], files: list[str]) -> Photos | None:
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise UserError(f"{tables[0]}: {path!r} leads out of its folder")
         return replace(photos, notes=(f"{tables[0].name} lists the photos", *photos.notes))
-    if parts := _parts(root, names):
-        return _of_parts(root, parts, names)
+    if parts := _of_parts(root, names):
+        return parts
     if len(names) > 1 and all(map(part_of, names)):
         what = f"{str(root)!r} is divided into {', '.join(names)}"
         raise UserError(f"{what}, and none to train on has two class folders; {LAYOUTS}")
@@ -63,11 +63,11 @@ def part_of(name: str) -> str:
     return MEANT.get(found[1], found[1]) if found else ""
 
 
-def _parts(root: Path, names: list[str]) -> dict[str, dict[str, str]]:
-    """The class folders, by their paths below the root, of each folder that is a part of a divided
-    data set; empty for any other. It has a part of the name of training, with classes, and others
-    that have the same classes or, of unlabelled photos, none."""
-    inside: dict[str, dict[str, str]] = {}
+def _of_parts(root: Path, names: list[str]) -> Photos | None:
+    """The photos of folders that divide them: one has a part's name of training, with classes, and
+    others have the same classes or, of unlabelled photos, none, and are left out. None for any
+    other folders. Raises UserError where it is not clear which is which."""
+    inside: dict[str, dict[str, str]] = {}  # of each folder, its class folders by their paths
     for name in names:
         folder = Path(name)
         while (
@@ -78,7 +78,7 @@ def _parts(root: Path, names: list[str]) -> dict[str, dict[str, str]]:
         inside[name] = {(folder / one).as_posix(): one for one in inner}
     training = [name for name in names if part_of(name) == "train" and len(inside[name]) > 1]
     if not training or len(names) < 2:
-        return {}
+        return None
     classes, others = {*inside[training[0]].values()}, {*names} - {*training}
     shared = {name for name in others if classes & {*inside[name].values()}}
     named = {name for name in others if part_of(name)}
@@ -86,14 +86,8 @@ def _parts(root: Path, names: list[str]) -> dict[str, dict[str, str]]:
         if len(inside[name]) < 2 or part_of(name) == UNLABELLED or (shared and not part_of(name)):
             inside[name] = {}  # photos, perhaps in a folder
     if not (shared | named or training[1:]) or any(inside[one] for one in others - shared - named):
-        return {}  # classes, of which one is called train
-    return inside
-
-
-def _of_parts(root: Path, parts: dict[str, dict[str, str]], names: list[str]) -> Photos:
-    """Photos of folders that divide them; those without classes are left out."""
-    labelled = {name: part_of(name) for name in names if parts[name]}
-    left_out = [name for name in names if name not in labelled]
+        return None  # classes, of which one is called train
+    labelled = {name: part_of(name) for name in names if inside[name]}
     where = f"{str(root)!r} is divided into {', '.join(names)}"
     twice = len(labelled) > len(set(labelled.values()))
     if twice or not set(labelled.values()) <= set(PARTS):
@@ -101,18 +95,17 @@ def _of_parts(root: Path, parts: dict[str, dict[str, str]], names: list[str]) ->
             f"{where}, and it is not clear which of them is which: name them train, val and test, "
             "or list the photos in a CSV with the columns path, class and split"
         )
-    train = next(name for name, part in labelled.items() if part == "train")
     for name in labelled:
-        if other := sorted({*parts[name].values()} - {*parts[train].values()}):
-            raise UserError(f"{where}: {name} has a class {other[0]!r}, which {train} has not")
-    photos = of_classes(root, {k: v for name in labelled for k, v in parts[name].items()})
+        if more := sorted({*inside[name].values()} - classes):
+            raise UserError(f"{where}: {name} has a class {more[0]!r}, which {training[0]} has not")
+    photos = of_classes(root, {k: v for name in labelled for k, v in inside[name].items()})
     given = np.array([labelled[path.split("/")[0]] for path in photos.paths])
-    notes = [f"{name} has no class folders and is left out" for name in left_out]
+    notes = [f"{one} has no class folders and is left out" for one in names if one not in labelled]
     return replace(photos, given=given if len(labelled) > 1 else None, notes=tuple(notes))
 
 
-def _read(table: Path, whole: bool = True) -> tuple[list[str], list[list[str]]]:
-    """The names of a CSV's columns and, if `whole`, the cells below: in UTF-8 or UTF-16, between
+def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, str]]]:
+    """The names of a CSV's columns and, if `whole`, the rows below: in UTF-8 or UTF-16, between
     commas, semicolons or tabs, as spreadsheets write them. Raises what the disk and csv raise."""
     with table.open("rb") as file:
         wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -123,8 +116,8 @@ def _read(table: Path, whole: bool = True) -> tuple[list[str], list[list[str]]]:
             row = next(csv.reader([head], delimiter=mark), [])
             names[mark] = [name.strip().lower() for name in row]
         mark = max(names, key=lambda mark: len({"path", "class"} & {*names[mark]}))
-        rows = csv.reader(file, delimiter=mark, strict=True) if whole else ()
-        return names[mark], [row for row in rows if any(row)]
+        rows = csv.DictReader(file, names[mark], restval="", delimiter=mark, strict=True)
+        return names[mark], [row for row in rows if any(row.values())] if whole else []
 
 
 def _lists_photos(table: Path) -> bool:
@@ -136,14 +129,12 @@ def _lists_photos(table: Path) -> bool:
 def of_table(table: Path) -> Photos:
     """Photos of a CSV with the columns path (relative to the CSV), class and perhaps split."""
     try:
-        columns, cells = _read(table)
+        columns, rows = _read(table)
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{str(table)!r} cannot be read as a table: {error}") from error
     if not {"path", "class"} <= {*columns}:
         found = f"has the columns {', '.join(columns)}" if columns else "is empty"
         raise UserError(f"{str(table)!r} {found}: the columns path and class are needed")
-    empty = dict.fromkeys(columns, "")
-    rows = [empty | dict(zip(columns, line, strict=False)) for line in cells]
     for row in rows:
         row["class"] = row["class"].strip()
         if not row["path"] or not row["class"] or "\0" in row["path"]:
