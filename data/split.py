@@ -89,19 +89,15 @@ def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | Non
         if folds != len(known) or seed:
             raise UserError(f"these photos are divided into folds: give --folds {len(known)} alone")
         return Split(photos, given.astype(np.int8), tuple(map(str, range(folds))))
-    missing = [name for name in PARTS[1:] if name not in known]
-    if folds or (seed and not missing):
+    drawn = np.array([0, *(n for n in (1, 2) if PARTS[n] not in known)], np.int8)
+    if folds or (seed and len(drawn) == 1):
         flag = "--folds" if folds else "--split-seed"
         raise UserError(f"{flag} divides photos anew, and these are divided already: omit it")
     part = np.array([(*PARTS, UNLABELLED).index(name) for name in given], np.int8)
-    train = np.flatnonzero(part == 0)
-    Split(photos, part).checked()
-    if missing:
-        drawn = [0, *(PARTS.index(name) for name in missing)]
-        shares = np.array(FRACTIONS)[drawn]
-        labels = photos.labels[train]
-        new = make_split(labels, groups[train], photos.classes, seed, tuple(shares / shares.sum()))
-        part[train] = np.array(drawn, np.int8)[new]
+    train = Split(photos, part).checked().indices("train")
+    shares = np.array(FRACTIONS)[drawn]
+    labels, fractions = photos.labels[train], tuple(shares / shares.sum())
+    part[train] = drawn[make_split(labels, groups[train], photos.classes, seed, fractions)]
     return Split(photos, part)
 
 
