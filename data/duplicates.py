@@ -57,10 +57,9 @@ def group_duplicates(signatures: np.ndarray) -> np.ndarray:
 def _same(pictures: np.ndarray, *, turned: bool = False) -> np.ndarray:
     """(2, P) pairs of (M, 32, 32) pictures that are the same."""
     chunks = np.split(pictures, range(CHUNK, len(pictures), CHUNK))
-    details = np.concatenate([_details(chunk) for chunk in chunks])
     pairs = _candidates(np.concatenate([_edges(chunk) for chunk in chunks]))
     chunks = np.split(pairs, range(CHUNK, pairs.shape[1], CHUNK), axis=1)
-    same = [_same_when_aligned(details[chunk], pictures[chunk], turned) for chunk in chunks]
+    same = [_same_when_aligned(pictures[chunk], turned) for chunk in chunks]
     return pairs[:, np.concatenate(same)]
 
 
@@ -77,17 +76,16 @@ def _turned(pictures: np.ndarray) -> np.ndarray:
     return np.where(mirror, pictures.transpose(0, 2, 1), pictures)
 
 
-def _details(pictures: np.ndarray) -> np.ndarray:
-    """(M, 32, 32) int8, in units of 1/32: each pixel of a uint8 picture against its 11 × 11
+def _details(levels: np.ndarray) -> np.ndarray:
+    """Whole numbers, in units of 1/32: each pixel of (..., 32, 32) pictures against its 11 × 11
     surroundings, (level - mean) / (standard deviation + 3): without the gradient of fog, and
     without contrast; the 3 keeps JPEG noise of a flat patch from looking like detail. The mean's
     surroundings shrink towards the border, where a lopsided one would leave some gradient."""
-    levels = pictures.astype(np.float32)
     to_border = np.minimum(np.arange(SIDE), np.arange(SIDE)[::-1])
     box, even = _box(np.full(SIDE, 5)), _box(np.minimum(to_border, 5))
     off = levels - even @ levels @ even.T
     details = off / (np.sqrt(box @ (off * off) @ box.T) + 3)
-    return np.rint(details * 32).clip(-127, 127).astype(np.int8)
+    return np.rint(details * 32).clip(-127, 127)
 
 
 def _box(radius: np.ndarray) -> np.ndarray:
@@ -138,13 +136,12 @@ def _correlation(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.n
     return (one * other).sum((1, 2)) / np.sqrt(norms + 1)
 
 
-def _same_when_aligned(details: np.ndarray, levels: np.ndarray, turned: bool) -> np.ndarray:
-    """(P,) bool: which of P pairs agree once the second is shifted and scaled to fit the first.
-
-    details, levels: (2, P, 32, 32) int8 and uint8
-    Fits details of half the resolution first, which still overlap where the frames differ.
-    """
-    details, levels = details.astype(np.float32), levels.astype(np.float32)
+def _same_when_aligned(pictures: np.ndarray, turned: bool) -> np.ndarray:
+    """(P,) bool: which of P pairs (2, P, 32, 32) agree once the second is shifted and scaled to fit
+    the first. Fits details of half the resolution, which still overlap where the frames differ,
+    before those of all."""
+    levels = pictures.astype(np.float32)
+    details = _details(levels)
     half = details.reshape(2, -1, SIDE // 2, 2, SIDE // 2, 2).mean((3, 5))
     fit, alike = _fit(half[0], half[1], np.repeat(STARTS[:, None], half.shape[1], axis=1))
     same = alike > ROUGHLY_ALIKE
