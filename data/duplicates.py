@@ -21,7 +21,6 @@ NEIGHBOURS = 8
 LIKENESS = 0.5
 NORM = 2000  # of the vectors of edges
 CHUNK = 512  # thumbnails or pairs at a time
-CHUNK_PRODUCTS = 1 << 24  # likenesses at a time: 64 MB
 FIT_STEPS = 5
 FIT_LIMITS = np.array([[0.7, -0.3, 0.7, -0.3], [1.43, 0.3, 1.43, 0.3]], dtype=np.float32)
 # Whole frames, and a tenth (a strip with a watermark) cut off the bottom of one or the other.
@@ -114,9 +113,8 @@ def _edges(pictures: np.ndarray) -> np.ndarray:
 def _candidates(edges: np.ndarray) -> np.ndarray:
     """(2, P) pairs, first < second, of near neighbours by their (M, 256) edges, each pair once."""
     found, least = [], LIKENESS * NORM**2
-    step = max(1, CHUNK_PRODUCTS // len(edges))
-    for start in tqdm(range(0, len(edges), step), "searching duplicates", delay=5, disable=None):
-        likeness = edges[start : start + step] @ edges.T
+    for start in tqdm(range(0, len(edges), CHUNK), "searching duplicates", delay=5, disable=None):
+        likeness = edges[start : start + CHUNK] @ edges.T
         row = np.arange(len(likeness))
         likeness[row, start + row] = -1
         for _ in range(NEIGHBOURS):

@@ -60,7 +60,6 @@ PAIRS = [(contrast, name) for contrast in (55, 12) for name in COPIES]
 # Fog gives different photos one gradient; JPEG noise must not hide a detail of one grey level.
 @pytest.mark.parametrize(("contrast", "copy"), [*PAIRS, (5, "jpeg 75"), (1, "jpeg 75")])
 def test_copies_are_found_and_different_pictures_are_not_merged(contrast, copy, monkeypatch):
-    monkeypatch.setattr("data.duplicates.CHUNK_PRODUCTS", 240)  # ten photos at a time
     monkeypatch.setattr("data.duplicates.CHUNK", 7)
     originals = [picture(seed, contrast) for seed in range(12)]
     copies = [COPIES[copy](image) for image in originals]
