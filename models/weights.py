@@ -15,19 +15,17 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
     ImageNet weights, downloaded once; returns what was taken, in words. Raises UserError for
     weights that cannot be had or are another network's."""
     if isinstance(weights, Path):
-        state = read_weights(unchanged(weights))
+        where, state = str(weights), read_weights(unchanged(weights))
     else:
-        state = _imagenet_weights(network)
-    where = f"{network}, ImageNet weights" if weights is True else str(weights)
+        where, state = f"{network}, ImageNet weights", _imagenet_weights(network)
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     others = {k for k in {*state, *own} - {*fits} if not k.endswith(".num_batches_tracked")}
     # The head is the last layer or, where that fits, one with another number of rows alone.
     rows = {k for k in others & {*state} & {*own} if state[k].shape[1:] == own[k].shape[1:]}
-    last, *more = [[*own][-1].rpartition(".")[0], *sorted(k.rpartition(".")[0] for k in rows)]
-    head = last if any(k.startswith(f"{last}.") for k in others) else next(iter(more), "")
-    wrong = {k for k in others if not head or not k.startswith(f"{head}.")}
-    if wrong := wrong or (others - rows if head != last else set()):
+    last, heads = [*own][-1].rpartition(".")[0], {k.rpartition(".")[0] for k in rows}
+    wrong = {k for k in others if not k.startswith(f"{last}.")}
+    if wrong and not (wrong == rows == others and len(heads) == 1):
         raise UserError(
             f"{where}: not the weights of this {network}: {len(wrong)} tensors are missing or "
             f"others, such as {min(wrong)}"
