@@ -9,9 +9,6 @@ from torch import Tensor
 from config import UserError
 from utils.engine import Step
 
-# The graph, the tensors that it reads its batch from, and those that it writes to.
-Recorded = tuple[torch.cuda.CUDAGraph, Tensor, Tensor, dict[str, Tensor]]
-
 # Real steps before one is recorded: they create the optimizer's averages and let cuDNN choose.
 WARM_UP = 3
 
@@ -39,7 +36,7 @@ class GraphedStep:
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer) -> None:
         keep_rates_on_device(optimizer)
         self.step, self.seen = step, 0
-        self.recorded: Recorded | None = None
+        self.recorded: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         self.seen += 1
@@ -51,20 +48,19 @@ class GraphedStep:
             here.wait_stream(stream)
             return outputs
         self.recorded = self.recorded or self.record(images, labels)
-        graph, own_images, own_labels, outputs = self.recorded
-        own_images.copy_(images)
-        own_labels.copy_(labels)
-        graph.replay()
-        return outputs
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        self.recorded.replay()
+        return self.outputs
 
-    def record(self, images: Tensor, labels: Tensor) -> Recorded:
+    def record(self, images: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph:
         """The step on copies of this batch, which is not trained on before a replay. Raises
         UserError where CUDA refuses, as where the step reads a value back."""
-        own_images, own_labels = images.clone(), labels.clone()
+        self.images, self.labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                outputs = self.step(own_images, own_labels)
+                self.outputs = self.step(self.images, self.labels)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as problem:
@@ -73,4 +69,4 @@ class GraphedStep:
                 "the training step cannot be recorded as a CUDA graph: --eager trains without\n"
                 + str(cause).partition("\n")[0]
             ) from problem
-        return graph, own_images, own_labels, outputs
+        return graph
