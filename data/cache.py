@@ -12,7 +12,7 @@ import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -116,10 +116,13 @@ def _load(ready: Path, photos: Photos, side: int) -> Decoded | None:
     readable, without = (reasons == "") & classed, (reasons == "") & ~classed
     _, first, which = np.unique(sums[readable], return_index=True, return_inverse=True)
     digests = [hashlib.sha256(sums[of].astype("<u4").tobytes()) for of in (readable, without)]
+    rows = np.flatnonzero(readable)
+    paths, labels = tuple(photos.paths[row] for row in rows), photos.labels[rows]
+    given = None if photos.given is None else photos.given[rows]
     return Decoded(
-        photos=photos.keep(readable),
+        photos=replace(photos, paths=paths, labels=labels, given=given),
         pixels=pixels,
-        rows=np.flatnonzero(readable),
+        rows=rows,
         groups=groups,
         equal=first[which],
         digest=digests[0].hexdigest()[:16],

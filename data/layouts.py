@@ -26,15 +26,12 @@ def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
     """The photos and, after them, those of a folder or archive at any depth, without classes.
     Raises UserError if there is none."""
     root = opened(path, unpack_into).resolve()
-    inside = (inner.removeprefix("./") for inner in photos_below(root, "."))
-    more = sorted(f"{root.as_posix()}/{inner}" for inner in inside)
+    inside = photos_below(root, ".")
+    more = sorted(posixpath.normpath(f"{root.as_posix()}/{inner}") for inner in inside)
     if not more:
         raise UserError(f"--unlabelled: no photo (*.jpg, *.png, ...) in {str(path)!r}")
     labels = np.concatenate([photos.labels, np.full(len(more), -1)])
-    given = photos.given
-    if given is not None:
-        given = np.concatenate([given, np.full(len(more), "")])
-    return replace(photos, paths=(*photos.paths, *more), labels=labels, given=given)
+    return replace(photos, paths=(*photos.paths, *more), labels=labels)
 
 
 def divided(root: Path, names: list[str], files: list[str]) -> Photos | None:

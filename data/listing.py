@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +26,12 @@ class Photos:
     classes: tuple[str, ...]  # their names, sorted; surrogates stand for bytes that are not UTF-8
     paths: tuple[str, ...]  # with "/" between the parts, sorted; unlabelled ones last, absolute
     labels: np.ndarray  # (N,) int64, index into classes; -1 of unlabelled photos
-    given: np.ndarray | None = None  # (N,) part of the split, or number of the fold, as text
+    # Of each photo with a class, the part of the split or the number of the fold, as text.
+    given: np.ndarray | None = None
     notes: tuple[str, ...] = ()  # what was found and left out
 
     def __len__(self) -> int:
         return len(self.paths)
-
-    def keep(self, mask: np.ndarray) -> "Photos":
-        """The photos where the (N,) bool mask is true; the classes stay as they are."""
-        paths = tuple(path for path, kept in zip(self.paths, mask, strict=True) if kept)
-        given = None if self.given is None else self.given[mask]
-        return replace(self, paths=paths, labels=self.labels[mask], given=given)
 
 
 def find_photos(path: Path, unpack_into: Path) -> Photos:
