@@ -5,11 +5,13 @@ python -m models.factory     lists the names
 
 import runpy
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from config import UserError, file_digest, one_line, unchanged
@@ -85,6 +87,15 @@ def check_network(network: str, image_size: int, weights: Path | bool | None = N
     if not all(isinstance(v, torch.Tensor) for v in values) or logits.shape != (2, classes):
         found = getattr(logits, "shape", type(logits).__name__)
         raise UserError(f"{network} must return logits (2, {classes}) of 2 images, not {found}")
+
+
+@cache
+def multiply_adds(network: str, classes: int, image_size: int) -> float:
+    """Of one image through a network, in its eval mode."""
+    model = create_model(network, classes, image_size, seed=0).eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, image_size, image_size))
+    return counter.get_total_flops() / 2
 
 
 def source_digest(network: str) -> str | None:

@@ -11,8 +11,7 @@ import pytest
 
 from config import Config
 from data.files import read_json
-from models.checkpoint import weights_digest
-from models.classifier import load_classifier
+from models.checkpoint import load_classifier, weights_digest
 from tests.faults import only_whole
 from tests.photo_folders import make_photos, start, training
 from tests.test_train import rows_of

@@ -16,8 +16,7 @@ from torchvision.models import get_model, get_model_weights
 
 from config import Config, UserError, file_digest
 from models import checkpoint
-from models.checkpoint import FORMAT, load_checkpoint, weights_digest
-from models.classifier import load_classifier
+from models.checkpoint import FORMAT, load_checkpoint, load_classifier, weights_digest
 from models.factory import check_network, create_model, initial_model
 from tests.toys import CLASSES, CPU, train_batches
 from utils.device import Device

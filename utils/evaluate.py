@@ -23,9 +23,9 @@ from data.batches import cached_side
 from data.cache import Decoded, decode_photos
 from data.files import atomic_write, csv_text
 from data.listing import find_photos
+from models.factory import multiply_adds
 from utils.device import find_device
 from utils.export import Classify, load_any, probabilities
-from utils.forecast import multiply_adds
 from utils.metrics import measure
 from utils.script import run_script
 from utils.tables import Result, confusion_table, table

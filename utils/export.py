@@ -25,7 +25,7 @@ from data.batches import EVAL_BATCH, Normalise, cached_side, resampling, whole_i
 from data.cache import read_square
 from data.listing import photos_below
 from data.photos import UnreadablePhoto, open_rgb
-from models.classifier import load_classifier
+from models.checkpoint import load_classifier
 from utils.script import run_script
 
 OPSET = 18

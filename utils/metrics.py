@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from config import UserError
 
@@ -47,16 +47,6 @@ def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[st
         "recall": {name: hits / of if of else None for name, hits, of in shares},
         "confusion": confusion.tolist(),
         "wrong": torch.nonzero(predicted != labels).flatten().tolist(),
-    }
-
-
-def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
-    """From two models' (N, C) logits: `top1`, the share of photos to which both give the same
-    class, 0..1, and `kl`, the mean of KL(teacher ‖ student) over the photos in nats."""
-    log_s, log_t = student.double().log_softmax(1), teacher.double().log_softmax(1)
-    return {
-        "top1": accuracy(student, teacher.argmax(1)),
-        "kl": kl_div(log_s, log_t, reduction="batchmean", log_target=True).item(),
     }
 
 

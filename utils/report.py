@@ -32,7 +32,7 @@ COLUMNS = {
 COMPARISON_NOTE = """\
 KD − baseline: points of test accuracy over the run of the same fold and seed without a teacher, and
 its 95 % interval: over folds, else over seeds and photos, or photos alone. KD − teacher: over the
-teacher. Agreement: share of test photos with the same class. KL(teacher ‖ student) in nats.
+teacher. Agreement: share of test photos with the same class.
 """
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from config import Config, KDConfig, UserError, network_name, plain_name
 from data.batches import MEAN, STD, EvalBatches, TrainBatches
@@ -20,12 +21,17 @@ from data.dataset import Dataset, load_datasets
 from data.files import atomic_write, csv_text, lacks_memory, locks, read_json, remove, write_json
 from data.split import list_duplicates
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
-from models.factory import channels_last, check_network, initial_model, source_digest
+from models.factory import (
+    channels_last,
+    check_network,
+    initial_model,
+    multiply_adds,
+    source_digest,
+)
 from utils import ranks
 from utils.device import Device, find_device
 from utils.engine import CrossEntropy, Row, Training, evaluate, fit, validation_rank
-from utils.forecast import forecast
-from utils.metrics import agreement, measure
+from utils.metrics import accuracy, measure
 from utils.tables import Result
 from utils.tracking import Tracker
 
@@ -288,13 +294,49 @@ def train_and_test(
     return result
 
 
+def forecast(run: Run, runs: Sequence[Run]) -> Callable[[float, float], None]:
+    """What prints how long a run will take and, by their multiply-adds, all of `runs` that are not
+    finished. It gets the seconds of all steps of the run, and the share of them that is left."""
+
+    def work(run: Run) -> float:  # a backward pass costs two forward passes
+        config, data, kd = run.config, run.data, run.config.kd
+        passes = [config.model] * 3 + ([str(kd.teacher)] if kd else [])
+        each = sum(multiply_adds(name, len(data.classes), config.image_size) for name in passes)
+        return (
+            config.epochs * each * (data.counts["train"] + (len(data.unlabelled[0]) if kd else 0))
+        )
+
+    def tell(seconds: float, left: float) -> None:
+        # Validation is a forward pass; training is that of each photo, and the backward pass.
+        seconds *= 1 + run.data.counts["val"] / run.data.counts["train"] / 3
+        others = sum(work(other) for other in runs if other != run and not other.finished)
+        text = f"about {duration(seconds * left)} for this run"
+        if others:
+            text += f", {duration(seconds * (left + others / work(run)))} for all that are left"
+        if run.device.device.type == "cpu" and seconds > 1800 and run.config.image_size > 128:
+            text += "; on a CPU, --image-size 64 takes a fraction of that"
+        tqdm.write(text)
+
+    return tell
+
+
+def duration(seconds: float) -> str:
+    """In the unit that a person would use: 45 s, 12 min or 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
     """Continue from last.pt, if there is one, and print so. Raises UserError where it cannot be
     read or is of another run."""
     if not os.path.lexists(run.last):
         print(run.name)
         return
-    state = load_checkpoint(run.last)
+    try:
+        state = load_checkpoint(run.last)
+    except UserError as problem:
+        raise UserError(f"{problem}\n--overwrite trains {run.name} anew") from problem
     check_settings(run.last, state, header)
     try:
         training.load_state(state)
@@ -371,7 +413,7 @@ def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result
         theirs, teacher_logits, _ = run.measure(teacher.model, "test")
         arrays["teacher_logits"] = teacher_logits.numpy()
         result["teacher"] = teacher.about | {"test": theirs}
-        result["agreement"] = agreement(logits, teacher_logits)
+        result["agreement"] = {"top1": accuracy(logits, teacher_logits.argmax(1))}
     check_owner(run)
     packed = io.BytesIO()
     np.savez(packed, **arrays)
@@ -383,8 +425,6 @@ def write_results(run: Run, history: Sequence[Row], tracker: Tracker, result: Re
     """Write what measure_run found; result.json comes last: where it is, all else is, too."""
     metrics = {f"test/{name}": result["test"][name] for name in ("accuracy", "loss", "macro_f1")}
     metrics["best/accuracy/val"] = result["val"]["accuracy"]
-    if "agreement" in result:
-        metrics["test/agreement"] = result["agreement"]["top1"]
     results, unreadable = run.path("results"), run.data.decoded.unreadable
     rows = [history[0], *(row.values() for row in history)]
     atomic_write(results / "history.csv", csv_text(rows))

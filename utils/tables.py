@@ -41,7 +41,6 @@ COMPARED: Rows = {
     "Test accuracy": ("test", "accuracy", ".2%"),
     "Calibration error": ("test", "calibration_error", ".3f"),
     "Agreement with teacher": ("agreement", "top1", ".1%"),
-    "KL to teacher": ("agreement", "kl", ".3f"),
 }
 
 

@@ -11,8 +11,7 @@ from torch import nn
 
 from config import Config, KDConfig, UserError, network_name
 from data.batches import MEAN, STD
-from models.checkpoint import read_tensors, weights_digest
-from models.classifier import load_classifier
+from models.checkpoint import load_classifier, read_tensors, weights_digest
 from models.factory import channels_last, create_model, initial_model
 from models.weights import read_weights
 from utils.distillation import check_method
