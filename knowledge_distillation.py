@@ -66,7 +66,8 @@ def distil(
     command has left, for which no teacher is needed."""
     path = teacher_run.best if teacher_run else student.kd.teacher_checkpoint
     assert path
-    expected = (results[teacher_run.name] if teacher_run else described(path, student))["digest"]
+    known = results[teacher_run.name] if teacher_run else None
+    expected = (known or described(path, student.kd, student.config.image_size))["digest"]
     if student.finished:
         result = kept(student)
         if result["teacher"]["digest"] != expected:
@@ -80,9 +81,8 @@ def distil(
         loaded.clear()
         loaded[key] = load_teacher(path, expected, student)
         report_teacher(loaded[key], results[student.baseline.name])
-    teacher, config = loaded[key], student.config
-    objective = Distillation(config, str(student.kd.teacher), teacher.model, student.device.device)
-    return train_and_test(student, objective, runs, teacher)
+    objective = Distillation(student.config, loaded[key].model, student.device.device)
+    return train_and_test(student, objective, runs, loaded[key])
 
 
 def report_teacher(teacher: Teacher, baseline: Result) -> None:

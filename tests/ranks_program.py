@@ -41,8 +41,8 @@ def frozen(module: nn.Module) -> nn.Module:
 def new_training() -> Training:
     """Of a student with an adapter."""
     models = [create_model("resnet18", CLASSES, 64, seed=seed) for seed in (0, 1)]
-    kd = KDConfig(method="fitnet", weight=METHODS["fitnet"].weight)
-    objective = Distillation(replace(CONFIG, kd=kd), "resnet18", models[1], CPU)
+    kd = KDConfig(teacher="resnet18", method="fitnet", weight=METHODS["fitnet"].weight)
+    objective = Distillation(replace(CONFIG, kd=kd), models[1], CPU)
     return Training(frozen(models[0]), objective, CONFIG, Device(CPU))
 
 

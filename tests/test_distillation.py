@@ -43,7 +43,9 @@ def with_kd(method: str, config: Config = CONFIG, **changed: Any) -> Config:
 
 
 def distillation(config: Config, arch: str = "resnet18") -> Distillation:
-    return Distillation(config, arch, network(2, arch), CPU)
+    assert config.kd
+    config = replace(config, kd=replace(config.kd, teacher=arch))
+    return Distillation(config, network(2, arch), CPU)
 
 
 def images_of(side: int) -> Tensor:
@@ -158,8 +160,8 @@ def test_an_adapter_is_drawn_from_the_seed_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("a GPU was seeded"))
     for noise, seed in ((1, 0), (2, 0), (3, 1)):
         rng = torch.default_generator.manual_seed(noise).get_state()
-        config = with_kd("fitnet", replace(CONFIG, seed=seed))
-        adapters = Distillation(config, "resnet50", teacher, CPU).adapters
+        config = with_kd("fitnet", replace(CONFIG, seed=seed), teacher="resnet50")
+        adapters = Distillation(config, teacher, CPU).adapters
         drawn.append(adapters.state_dict()["16.weight"])
         assert torch.equal(torch.get_rng_state(), rng)
     assert drawn[0].shape == (1024, 256, 1, 1)

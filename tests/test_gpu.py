@@ -70,8 +70,8 @@ def start(
     """A student of this method or, for "none", a baseline."""
     objective = CrossEntropy(config.label_smoothing)
     if method != "none":
-        kd = KDConfig(method=method, weight=METHODS[method].weight)
-        objective = Distillation(replace(config, kd=kd), "resnet18", network(7), GPU)
+        kd = KDConfig(teacher="resnet18", method=method, weight=METHODS[method].weight)
+        objective = Distillation(replace(config, kd=kd), network(7), GPU)
     return Training(model or network(1), objective, config, device)
 
 

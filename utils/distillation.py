@@ -92,18 +92,15 @@ class Distillation(CrossEntropy):
     mode, without gradients, and out of checkpoints. It sees exactly the pixels that the student
     sees, crops and mixup included."""
 
-    def __init__(
-        self, config: Config, teacher: str, teacher_model: nn.Module, device: torch.device
-    ) -> None:
-        """`teacher` is the teacher's network. The seed draws the initial weights of an adapter and
-        touches no other random number."""
+    def __init__(self, config: Config, teacher_model: nn.Module, device: torch.device) -> None:
+        """The seed draws the initial weights of an adapter and touches no other random number."""
         super().__init__(config.label_smoothing)
         assert config.kd
         self.kd: KDConfig = config.kd
         self.method = METHODS[self.kd.method]
         size, strides = config.image_size, self.method.strides
         self.student = feature_layers(config.model, size, strides)
-        self.teacher = feature_layers(teacher, size, strides)
+        self.teacher = feature_layers(str(self.kd.teacher), size, strides)
         self.teacher_model = teacher_model.eval().requires_grad_(False)
         if self.method.adapter:
             with torch.random.fork_rng(devices=[]):

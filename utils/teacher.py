@@ -18,13 +18,9 @@ from utils.distillation import check_method
 from utils.runs import Run, Teacher
 
 
-def described(checkpoint: Path, student: Run) -> dict[str, Any]:
-    """What the teacher's checkpoint says about itself, and the digest of its weights."""
-    return _described(checkpoint, student.kd, student.config.image_size)
-
-
 @cache
-def _described(checkpoint: Path, kd: KDConfig, image_size: int) -> dict[str, Any]:
+def described(checkpoint: Path, kd: KDConfig, image_size: int) -> dict[str, Any]:
+    """What the teacher's checkpoint says about itself, and the digest of its weights."""
     model, description = load(checkpoint, kd, image_size)
     return description | {"digest": weights_digest(model)}
 
@@ -53,11 +49,11 @@ def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, di
 def with_teacher(configs: list[Config]) -> list[Config]:
     """The configurations with the network of their --teacher-checkpoint, if they have one; raises
     UserError when it is no checkpoint, or not of the --teacher that was asked for."""
-    _described.cache_clear()  # the file may be another one by now
+    described.cache_clear()  # the file may be another one by now
     kd = configs[0].kd
     if kd is None or kd.teacher_checkpoint is None:
         return configs
-    arch = _described(kd.teacher_checkpoint, kd, configs[0].image_size)["arch"]
+    arch = described(kd.teacher_checkpoint, kd, configs[0].image_size)["arch"]
     return [replace(c, kd=replace(c.kd, teacher=kd.teacher or arch)) for c in configs if c.kd]
 
 
@@ -67,7 +63,7 @@ def named(student: Run) -> Run:
     check_method(student.config, len(student.data.classes), len(student.data.unlabelled[0]))
     teacher, path = network_name(str(student.kd.teacher)), student.kd.teacher_checkpoint
     if path:
-        teacher += f".{described(path, student)['digest'][:8]}"
+        teacher += f".{described(path, student.kd, student.config.image_size)['digest'][:8]}"
     if student.kd.teacher_tag:
         teacher += f".{student.kd.teacher_tag}"
     return replace(student, teacher=teacher)
@@ -131,7 +127,7 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
 def check_teacher(path: Path, student: Run) -> None:
     """Raise UserError when a teacher's classes, resolution or normalisation are not the student's,
     and, without --allow-other-split, when it was trained on another split."""
-    has, wanted = described(path, student), student.settings
+    has, wanted = described(path, student.kd, student.config.image_size), student.settings
     if isinstance(has["classes"], int):  # of weights alone
         wanted["classes"] = len(wanted["classes"])
     for name in ("classes", "image_size", "mean", "std"):
