@@ -73,7 +73,7 @@ def test_the_objective_and_its_gradients_are_the_formula_written_out(method):
     }
     soft = of_logits.get(method, losses.kd_loss(s, t, 3.0))
     expected: Any = 0.4 * smoothed + 0.6 * soft
-    named = {"ce": plain, "kd" if entry.feature_loss else method: soft}
+    named = {"ce": plain, method if entry.logits_loss else "kd": soft}
     if entry.feature_loss:
         term_of = getattr(losses, f"{method}_loss")
         if entry.adapter:
@@ -96,10 +96,10 @@ def test_the_objective_and_its_gradients_are_the_formula_written_out(method):
 
 
 def test_an_entry_without_its_loss_and_what_does_not_fit_a_method_raise():
-    incomplete: list[dict[str, Any]] = [{"feature_loss": losses.sp_loss}, {"strides": (8,)}]
-    for entry in incomplete:
-        with pytest.raises(ValueError, match="a feature_loss needs strides, and they need it"):
-            Method("a paper", **entry)
+    both = {"logits_loss": losses.kd_loss, "feature_loss": losses.sp_loss, "strides": (8,)}
+    for incomplete in ({}, both, {"feature_loss": losses.sp_loss}):
+        with pytest.raises(ValueError, match="needs a logits_loss, or a feature_loss and strides"):
+            Method("a paper", **incomplete)
     mixed = replace(CONFIG, mixup=0.2)
     check_method(with_kd("dkd"), 3, 0)
     check_method(with_kd("kd", mixed), 2, 1)
@@ -178,7 +178,7 @@ def test_networks_of_unlike_families_teach_each_other_in_float32(
 ):
     """At 75 pixels, where some of DenseNet's maps are a pixel smaller than those of ResNets."""
     (teacher, student), entry = models, METHODS[method]
-    kind = "feature_loss" if entry.feature_loss else "logits_loss"
+    kind = "logits_loss" if entry.logits_loss else "feature_loss"
 
     def checked(of_student, of_teacher, *others):
         assert of_student.dtype == of_teacher.dtype == torch.float32

@@ -19,13 +19,11 @@ from utils.engine import CrossEntropy, Output, hard_loss
 
 @dataclass(frozen=True)
 class Method:
-    """How a teacher teaches: by the KL in L or what replaces it, and by features."""
+    """How a teacher teaches; has one of the two losses."""
 
     source: str  # the paper, of which utils/losses.py has the address
-    # Of student's and teacher's logits (N, C), labels, temperature and weight; includes the T^2.
-    logits_loss: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] = (
-        lambda s, t, _labels, temperature, _weight: losses.kd_loss(s, t, temperature)
-    )
+    # Replaces the KL in L; of student's and teacher's logits (N, C), labels, temperature, weight.
+    logits_loss: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] | None = None
     # Added to L, summed over `strides`; of student's and teacher's feature maps (N, C, H, W).
     feature_loss: Callable[[Tensor, Tensor], Tensor] | None = None
     strides: tuple[int, ...] = ()
@@ -35,15 +33,19 @@ class Method:
     hard_labels: bool = False  # whether each photo must have one class, one of three or more
 
     def __post_init__(self) -> None:
-        if bool(self.feature_loss) != bool(self.strides):
-            raise ValueError(f"{self.source}: a feature_loss needs strides, and they need it")
+        of_features = bool(self.feature_loss)
+        if bool(self.logits_loss) == of_features or bool(self.strides) != of_features:
+            raise ValueError(f"{self.source}: needs a logits_loss, or a feature_loss and strides")
 
 
 # Weights of features and relations make the term end about as large as the cross-entropy.
 # RepDistiller's (Tian et al. 2020, https://arxiv.org/abs/1910.10699), a hundred, ten, ten and
 # thirty times as large, were worse on validation (docs/experiment_2).
 METHODS = {
-    "kd": Method("Hinton et al. 2015"),
+    "kd": Method(
+        "Hinton et al. 2015",
+        logits_loss=lambda s, t, _labels, temperature, _weight: losses.kd_loss(s, t, temperature),
+    ),
     # beta of the authors' code for ResNet32x4 to ResNet8x4
     "dkd": Method("Zhao et al. 2022", logits_loss=losses.dkd_loss, weight=8.0, hard_labels=True),
     "dist": Method(  # beta and gamma of the paper
@@ -122,9 +124,13 @@ class Distillation(CrossEntropy):
         with torch.autocast(images.device.type, enabled=False):  # the losses are in float32
             logits, teacher_logits = logits.float(), teacher_logits.float()
             hard, plain = hard_loss(logits, labels, self.label_smoothing)
-            soft = method.logits_loss(logits, teacher_logits, labels, kd.temperature, weight)
+            if method.logits_loss:
+                name, t = kd.method, kd.temperature
+                soft = method.logits_loss(logits, teacher_logits, labels, t, weight)
+            else:
+                name, soft = "kd", losses.kd_loss(logits, teacher_logits, kd.temperature)
             loss = (1 - kd.alpha) * hard + kd.alpha * soft
-            parts = {"ce": plain, "kd" if method.feature_loss else kd.method: soft.detach()}
+            parts = {"ce": plain, name: soft.detach()}
             if method.feature_loss:
                 maps, teacher_maps = ([m.float() for m in each] for each in (maps, teacher_maps))
                 term = torch.stack([*map(method.feature_loss, maps, teacher_maps)]).sum()
