@@ -60,10 +60,10 @@ def main(folder: Path) -> None:
     content = trained()
     ranks.check_same("the same flags")
     try:
-        ranks.check_same(f"flags of rank {ranks.rank()}")
+        ranks.check_same(f"flags of rank {ranks.shard(ranks.count()).start}")
     except UserError as problem:
         content["said"] = str(problem)
-    torch.save(content, folder / f"rank{ranks.rank()}of{ranks.count()}.pt")
+    torch.save(content, folder / f"rank{ranks.shard(ranks.count()).start}of{ranks.count()}.pt")
     print("written")
 
 

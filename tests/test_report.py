@@ -193,7 +193,7 @@ def test_a_line_for_each_run_is_sorted_filtered_and_in_one_csv(tmp_path, capsys)
     main(["--output", str(tmp_path)])
     first = tables(capsys.readouterr().out)[0]
     assert first[0][:4] == ["run", "settings", "val/accuracy", "test/accuracy"]
-    assert [row[3] for row in first[1:]] == ["100.00%", "90.00%", "80.00%", "70.00%"]
+    assert [row[3] for row in first[1:]] == ["1", "0.9", "0.8", "0.7"]
     assert first[3][:2] == [alone[2]["run"], "lr 0.5"]
     rows = list(csv.DictReader((tmp_path / "results" / "runs.csv").read_text("utf-8").splitlines()))
     accuracies = {row["run"]: float(row["test/accuracy"]) for row in rows}

@@ -42,30 +42,19 @@ class PhotoClassifier(nn.Module):
     Returns probabilities (N, classes) float32.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, model: nn.Module, about: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.image_size = model, about["image_size"]
-        self.register_buffer("mean", 255 * torch.tensor(about["mean"]).view(3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(about["std"]).view(3, 1, 1))
+        levels = 255 * torch.tensor([about["mean"], about["std"]]).view(2, 3, 1, 1)
+        self.mean, self.std = nn.Buffer(levels[0]), nn.Buffer(levels[1])
 
     def forward(self, photos: Tensor) -> Tensor:
-        images = photos.permute(0, 3, 1, 2).float()
+        images, low = photos.permute(0, 3, 1, 2).float(), torch.zeros(1)
         for side in (cached_side(self.image_size), self.image_size):
-            images = squashed(images, side)
+            # As Pillow resizes: antialiased, first along the rows, and rounded each time.
+            rows, columns = (resampling(low, low + n, n, side)[0] for n in images.shape[2:])
+            images = (rows @ (images @ columns.T).round()).round()
         return self.model((images - self.mean) / self.std).float().softmax(1)
-
-
-def squashed(images: Tensor, side: int) -> Tensor:
-    """(N, C, H, W) grey levels 0..255 → (N, C, side, side), as Pillow resizes: antialiased, first
-    along the rows, and rounded each time."""
-    height, width = images.shape[2:]
-    low = torch.zeros(1, device=images.device)
-    columns = resampling(low, low + width, width, side)[0]
-    rows = resampling(low, low + height, height, side)[0]
-    return (rows @ (images @ columns.T).round()).round()
 
 
 def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:

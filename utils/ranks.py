@@ -26,17 +26,13 @@ def init_distributed() -> Iterator[None]:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
-    if not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+    if not dist.is_torchelastic_launched():
         raise UserError("WORLD_SIZE is set, but not by torchrun: unset it")
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     with redirect_stdout(sys.stdout if is_first() else io.StringIO()):
         yield
     # Not after an error: it would wait for the other ranks.
     dist.destroy_process_group()
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def count() -> int:
@@ -46,7 +42,7 @@ def count() -> int:
 
 def is_first() -> bool:
     """Whether this is the rank that prints and writes."""
-    return rank() == 0
+    return count() == 1 or dist.get_rank() == 0
 
 
 def barrier() -> None:
@@ -66,7 +62,8 @@ def check_same(what: object) -> None:
 
 def shard(items: int) -> slice:
     """This rank's part of so many items; the parts make up all of them, in order, each once."""
-    return slice(items * rank() // count(), items * (rank() + 1) // count())
+    rank = dist.get_rank() if count() > 1 else 0
+    return slice(items * rank // count(), items * (rank + 1) // count())
 
 
 def all_reduce(mine: Tensor) -> Tensor:

@@ -19,16 +19,8 @@ from utils import tables
 from utils.script import run_script
 from utils.tables import Result, aligned, cell, escaped, grouped, points, settings, title
 
-# The columns of a line for each run, and how they are printed.
-COLUMNS = {
-    "settings": "",
-    "val/accuracy": ".2%",
-    "test/accuracy": ".2%",
-    "test/loss": ".4f",
-    "test/calibration_error": ".4f",
-    "parameters": ",",
-    "seconds": ",.0f",
-}
+# In a line for each run, beside what it is sorted by.
+COLUMNS = ("settings", "val/accuracy", "test/accuracy", "test/loss", "parameters", "seconds")
 COMPARISON_NOTE = """\
 KD − baseline: points of test accuracy over the run of the same fold and seed without a teacher, and
 its 95 % interval: over folds, else over seeds and photos, or photos alone. KD − teacher: over the
@@ -129,15 +121,15 @@ def leaderboard(lines: Sequence[dict[str, Any]], sort: str) -> str:
     """A table with a line for each run, sorted by a column: numbers from high to low."""
     if not any(sort in line for line in lines):
         raise UserError(f"--sort {sort}: not a column of runs.csv")
-    known = [line for line in lines if line.get(sort) is not None]
-    text = any(isinstance(line[sort], str) for line in known)
-    known.sort(key=lambda line: str(line[sort]) if text else line[sort], reverse=not text)
-    names = dict.fromkeys([*COLUMNS, sort])
-    shown = [
-        [line["run"], *(format(line.get(name, "–"), COLUMNS.get(name, "")) for name in names)]
-        for line in [*known, *(line for line in lines if line.get(sort) is None)]
-    ]
-    return aligned(["run", *names], shown)
+
+    def order(line: dict[str, Any]) -> tuple[bool, float, str]:
+        value = line.get(sort)
+        return value is None, 0 if isinstance(value, str | None) else -value, str(value)
+
+    names = ["run", *dict.fromkeys([*COLUMNS, sort])]
+    cells = ([line.get(name) for name in names] for line in sorted(lines, key=order))
+    plain = [[f"{v:.4g}" if isinstance(v, float) else str(v or "–") for v in row] for row in cells]
+    return aligned(names, plain)
 
 
 def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -> str:
