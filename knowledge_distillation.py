@@ -45,18 +45,14 @@ def main(arguments: Sequence[str]) -> None:
         for number, (student, teacher) in enumerate(zip(students, teachers, strict=True), 1):
             for missing in (teacher, student.baseline):
                 if missing and missing.name not in results:
-                    results[missing.name] = train_baseline(missing, runs)
+                    print(f"{missing.name}: there is no such baseline yet, so it is trained first")
+                    objective = CrossEntropy(missing.config.label_smoothing)
+                    results[missing.name] = train_and_test(missing, objective, runs)
                     share(missing)
             print(f"{number} of {len(students)}", end="  ")
             results[student.name] = distil(student, teacher, results, loaded, runs)
     print(comparison(list(results.values())))
     print_paths(configs[0].output)
-
-
-def train_baseline(run: Run, runs: Sequence[Run]) -> Result:
-    """A baseline as train.py trains it."""
-    print(f"{run.name}: there is no such baseline yet, so it is trained first")
-    return train_and_test(run, CrossEntropy(run.config.label_smoothing), runs)
 
 
 def distil(
@@ -91,10 +87,8 @@ def report_teacher(teacher: Teacher, baseline: Result) -> None:
     alone = f"the student without it: {own:.2%}"
     print(f"teacher {teacher.about['run']}: validation accuracy {theirs:.2%}; {alone}")
     if theirs < own:
-        print(
-            "WARNING  this teacher is worse than its student and may harm it; a longer schedule\n"
-            "         may help: train.py --epochs 60 --tag long, then --teacher-tag long"
-        )
+        print("WARNING  this teacher is worse than its student and may harm it: train it longer by")
+        print("         train.py --epochs 60 --tag long, then --teacher-tag long")
     if teacher.about["other_split"]:
         print("WARNING  this teacher was trained on another split and may know the test photos")
     print()

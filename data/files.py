@@ -123,6 +123,31 @@ def lock(folder: Path, name: str = "") -> Iterator[None]:
         yield
 
 
+def made_once(folder: Path, make: Callable[[Path], None], key: str = "") -> Path:
+    """A folder of files that `make` fills, once for all processes, and again for another key or
+    where one of the files is missing or has another size or time. Raises what `make` raises."""
+    files, manifest = folder / "files", folder / "manifest"
+    with lock(folder.parent):
+        with suppress(FileNotFoundError), open_regular(manifest) as file:
+            if file.read() == key.encode() + _list_files(files):
+                return files
+        with atomic_folder(folder) as new:
+            (new / files.name).mkdir()
+            make(new / files.name)
+            atomic_write(new / manifest.name, key.encode() + _list_files(new / files.name))
+    return files
+
+
+def _list_files(folder: Path) -> bytes:
+    lines = []
+    for place, _, names in os.walk(folder):
+        for path in (os.path.join(place, name) for name in names):
+            status = os.lstat(path)
+            about = status.st_mode, status.st_size, status.st_mtime_ns
+            lines.append(f"{os.path.relpath(path, folder)!a} {about}\n")
+    return "".join(sorted(lines)).encode()
+
+
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """Rows as comma-separated values, one line each."""
     text = io.StringIO()

@@ -1,25 +1,34 @@
-"""Photos that somebody has divided, in folders or in a table, and photos without a class."""
+"""Photos that are not just a folder of classes: divided ones, in folders or in a table, ones
+without a class, and archives, of which nothing is written or read outside the folder for them."""
 
 import codecs
 import csv
+import hashlib
 import os
 import posixpath
 import re
+import tarfile
+import zipfile
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from config import UserError
+from config import UserError, one_line
+from data.files import made_once
 from data.listing import LAYOUTS, PARTS, UNLABELLED, Photos, of_classes, opened, photos_below, walk
 
 PART = re.compile(  # as in seg_train, training_set, Testdata, unlabelled
     r"(?<![a-z])(train|test|eval|val|dev|unlabel)(ing|uation|id|idation|l?ed|val)?(set|data)?(?![a-z])"
 )
 MEANT = {"eval": "test", "dev": "val", "unlabel": UNLABELLED}
+# Drawn BMP images pack to a twentieth at best; a bomb unpacks to a thousand times its size or more.
+MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
 
 
 def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
@@ -164,3 +173,46 @@ def of_table(table: Path) -> Photos:
     labels = np.array([classes.index(row["class"]) for row in rows], np.int64)
     paths = tuple(row["path"] for row in rows)
     return Photos(table.parent, tuple(classes), paths, labels, given, notes)
+
+
+def unpack(archive: Path, into: Path) -> Path:
+    """Unpack a zip or tar (.gz, .bz2, .xz) archive into a new folder under into, and return it. The
+    same archive (path, size, time of change) is unpacked once, and again where files changed.
+    Raises UserError: not an archive, encrypted, broken, leads out of the folder, a device or a
+    symbolic link in a tar, two entries of one name, far larger than its packed size, a full
+    disk."""
+    if not os.path.isfile(archive):
+        raise UserError(f"{str(archive)!r} does not exist, or is neither a folder nor an archive")
+    try:
+        status = archive.stat()
+        key = ascii((str(archive.resolve()), status.st_size, status.st_mtime_ns)).encode()
+        name = f"{archive.name.split('.')[0][:40]}-{hashlib.sha256(key).hexdigest()[:12]}"
+        return made_once(into / name, lambda folder: _extract(archive, folder))
+    except Exception as error:  # the decoders raise errors of many kinds on data that are broken
+        raise UserError(
+            f"{str(archive)!r} cannot be unpacked as tar or zip ({one_line(error, 1000)}): "
+            "get it again, or unpack it by hand and give the folder"
+        ) from error
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    files, left = 0, max(ALWAYS_ALLOWED_BYTES, MAX_EXPANSION * archive.stat().st_size)
+    is_tar = tarfile.is_tarfile(archive)
+    open_archive: Any = tarfile.open if is_tar else zipfile.ZipFile
+    with open_archive(archive) as packed:
+        packed.extraction_filter = tarfile.data_filter  # refuses devices, and what would lead out
+        for entry in tqdm(packed if is_tar else packed.infolist(), "unpacking", disable=None):
+            left -= 512 + (entry.size if is_tar else entry.file_size)
+            if left < 0:
+                raise ValueError("far larger than its packed size: these are no photos")
+            if is_tar and entry.issym():  # they trick the filter until 3.11.12, 3.12.10 and 3.13.3
+                raise ValueError(f"{entry.name!r} in it is a symbolic link")
+            if not is_tar:  # ZipFile drops what would lead out from names, and makes files of links
+                entry.filename = entry.filename.replace("\\", "/")  # as tools of Windows write
+            packed.extract(entry, folder)
+            files += not (entry.isdir() if is_tar else entry.is_dir())
+        end = packed.fileobj.read(1 << 20) if is_tar else b"\0"
+        if not end or end.strip(b"\0"):  # tarfile takes any damaged header for the end
+            raise ValueError("truncated, or damaged in a header")
+    if files != sum(len(names) for _, _, names in os.walk(folder)):
+        raise ValueError("two of its entries have the same name")

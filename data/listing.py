@@ -62,7 +62,7 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
 def opened(path: Path, unpack_into: Path) -> Path:
     if os.path.isdir(path):
         return path
-    from data.archives import unpack  # rarely needed
+    from data.layouts import unpack  # rarely needed
 
     return unpack(path, unpack_into)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.archives import made_once
+from data.files import made_once
 
 VERSION = 5  # counted up whenever a drawing changes, so that older samples are drawn again
 # Of each class: its waves' length in pixels, how much longer than wide its shapes are, their

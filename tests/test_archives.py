@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from config import UserError
-from data import archives
-from data.archives import unpack
+from data import layouts as archives
+from data.layouts import unpack
 
 FILES = {"rain/1.jpg": b"one", "rain/deep/2.jpg": b"", "snow/é 3.jpg": b"three" * 9999}
 TARS = ("w:", "w:gz", "w:bz2", "w:xz")

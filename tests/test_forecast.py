@@ -33,13 +33,13 @@ def test_other_runs_take_as_long_as_their_multiply_adds_and_finished_ones_nothin
     ratio = multiply_adds("resnet50", classes, side) / multiply_adds("resnet18", classes, side)
     assert 2 < ratio < 3  # 4.1 against 1.8 billion at 224 px
     counts = small.data.counts
-    forecast(small, [small, large])(3000, 0.5)
+    forecast(small, [small, large], 3000, 0.5)
     minutes = 50 * (1 + counts["val"] / counts["train"] / 3)
     mine, both = duration(30 * minutes), duration(60 * minutes * (0.5 + ratio))
     assert capsys.readouterr().out == f"about {mine} for this run, {both} for all that are left\n"
     large.path("results").mkdir(parents=True)
     large.path("results", "result.json").touch()
-    forecast(small, [small, large])(3000, 0.5)
+    forecast(small, [small, large], 3000, 0.5)
     assert capsys.readouterr().out == f"about {mine} for this run\n"
 
 

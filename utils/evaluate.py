@@ -113,10 +113,8 @@ def chosen(
             test = {row["path"] for row in rows if row["split"] == "test"}
             places = np.flatnonzero([path in test for path in photos.paths])
             return places, f"{len(places):,} test photos of split {splits.pop()}"
-    raise UserError(
-        f"{photos.root} was trained on, and which photos were for the test is not known: give "
-        "folders of runs, as they are in --output, that all have one split"
-    )
+    why = "was trained on, and which photos were for the test is not known"
+    raise UserError(f"{photos.root} {why}: give folders of runs in --output, all of one split")
 
 
 def measure_costs(

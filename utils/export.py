@@ -169,10 +169,9 @@ def main(arguments: Sequence[str]) -> None:
     same = int((expected.argmax(1) == found.argmax(1)).sum())
     kind = f"ONNX, opset {OPSET}" if to.suffix == ".onnx" else "for torch.export.load"
     print(f"{to}: {to.stat().st_size / 1e6:.1f} MB, {kind}")
-    print("takes    photos (N, H, W, 3) uint8, RGB and upright, of any number and size")
-    print(f"gives    probabilities (N, {len(about['classes'])}); the classes' names are inside")
-    print(f"checked  {same} of {len(found)} photos have the class that the checkpoint gives them;")
-    print(f"         probabilities differ by {(expected - found).abs().max():.4f} at most")
+    print("takes upright RGB photos (N, H, W, 3) uint8, gives probabilities; holds class names")
+    print(f"{same} of {len(found)} photos have the class that the checkpoint gives them;")
+    print(f"probabilities differ by {(expected - found).abs().max():.4f} at most")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,8 @@ from utils.tables import Result, aligned, cell, escaped, grouped, points, settin
 # In a line for each run, beside what it is sorted by.
 COLUMNS = ("settings", "val/accuracy", "test/accuracy", "test/loss", "parameters", "seconds")
 COMPARISON_NOTE = """\
-KD − baseline: points of test accuracy over the run of the same fold and seed without a teacher, and
-its 95 % interval: over folds, else over seeds and photos, or photos alone. KD − teacher: over the
-teacher. Agreement: share of test photos with the same class.
+KD − baseline, KD − teacher: points of test accuracy over the run of the same fold and seed, with
+95 % intervals: over folds, else seeds and photos, or photos. Agreement: share of test photos.
 """
 
 

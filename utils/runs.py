@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,7 @@ from data.dataset import Dataset, load_datasets
 from data.files import atomic_write, csv_text, lacks_memory, locks, read_json, remove, write_json
 from data.split import list_duplicates
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
-from models.factory import (
-    channels_last,
-    check_network,
-    initial_model,
-    multiply_adds,
-    source_digest,
-)
+from models.factory import channels_last, check_network, initial_model, multiply_adds, source_digest
 from utils import ranks
 from utils.device import Device, find_device
 from utils.engine import CrossEntropy, Row, Training, evaluate, fit, validation_rank
@@ -261,7 +256,7 @@ def train_and_test(
         weights=config.pretrained or config.weights,
     )  # fmt: skip
     training = Training(channels_last(model, device.device), objective, config, device)
-    training.forecast = forecast(run, runs) if ranks.is_first() else None
+    training.forecast = partial(forecast, run, runs) if ranks.is_first() else None
     header = run.settings | {
         "computed_in": device.precision,  # which the recipe may leave to the machine
         "teacher_digest": teacher.about["digest"] if teacher else None,
@@ -294,30 +289,26 @@ def train_and_test(
     return result
 
 
-def forecast(run: Run, runs: Sequence[Run]) -> Callable[[float, float], None]:
-    """What prints how long a run will take and, by their multiply-adds, all of `runs` that are not
-    finished. It gets the seconds of all steps of the run, and the share of them that is left."""
+def forecast(run: Run, runs: Sequence[Run], seconds: float, left: float) -> None:
+    """Print how long a run will take and, by their multiply-adds, all of `runs` that are not
+    finished, from the seconds of all steps of the run, and the share of them that is left."""
 
     def work(run: Run) -> float:  # a backward pass costs two forward passes
         config, data, kd = run.config, run.data, run.config.kd
         passes = [config.model] * 3 + ([str(kd.teacher)] if kd else [])
         each = sum(multiply_adds(name, len(data.classes), config.image_size) for name in passes)
-        return (
-            config.epochs * each * (data.counts["train"] + (len(data.unlabelled[0]) if kd else 0))
-        )
+        photos = data.counts["train"] + (len(data.unlabelled[0]) if kd else 0)
+        return config.epochs * each * photos
 
-    def tell(seconds: float, left: float) -> None:
-        # Validation is a forward pass; training is that of each photo, and the backward pass.
-        seconds *= 1 + run.data.counts["val"] / run.data.counts["train"] / 3
-        others = sum(work(other) for other in runs if other != run and not other.finished)
-        text = f"about {duration(seconds * left)} for this run"
-        if others:
-            text += f", {duration(seconds * (left + others / work(run)))} for all that are left"
-        if run.device.device.type == "cpu" and seconds > 1800 and run.config.image_size > 128:
-            text += "; on a CPU, --image-size 64 takes a fraction of that"
-        tqdm.write(text)
-
-    return tell
+    # Validation is a forward pass; training is that of each photo, and the backward pass.
+    seconds *= 1 + run.data.counts["val"] / run.data.counts["train"] / 3
+    others = sum(work(other) for other in runs if other != run and not other.finished)
+    text = f"about {duration(seconds * left)} for this run"
+    if others:
+        text += f", {duration(seconds * (left + others / work(run)))} for all that are left"
+    if run.device.device.type == "cpu" and seconds > 1800 and run.config.image_size > 128:
+        text += "; on a CPU, --image-size 64 takes a fraction of that"
+    tqdm.write(text)
 
 
 def duration(seconds: float) -> str:

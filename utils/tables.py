@@ -131,8 +131,7 @@ def cell(runs: Sequence[Result], row: Sequence[str]) -> str:
 
 
 def confusion_table(counts: Sequence[Sequence[int]], classes: Sequence[str], name: str) -> str:
-    """Counts (C, C), rows = true class, as a table; columns have the classes' numbers, as their
-    names would be broken into letters where it is narrow."""
+    """Counts (C, C), rows = true class; columns are numbers, since names would be broken there."""
     numbers = [str(number) for number in range(1, 1 + len(classes))]
     rows = zip(numbers, classes, counts, strict=True)
     lines = [[f"{n} {label}", *(str(count or "") for count in row)] for n, label, row in rows]

@@ -113,8 +113,6 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
     model = channels_last(model, student.device.device)
     about = {
         "run": path.resolve().parent.name,
-        "arch": description["arch"],
-        "epochs": description["recipe"].get("epochs"),
         "recipe": description["recipe"],
         "digest": expected,
         "other_split": any(description[k] != student.settings[k] for k in ("split", "photos")),
