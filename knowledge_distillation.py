@@ -67,10 +67,8 @@ def distil(
     if student.finished:
         result = kept(student)
         if result["teacher"]["digest"] != expected:
-            raise UserError(
-                f"{student.name} was taught by {path.parent.name} before that was trained again: "
-                "--overwrite distils it anew"
-            )
+            why = f"was taught by {path.parent.name} before that was trained again"
+            raise UserError(f"{student.name} {why}: --overwrite distils it anew")
         return result
     key = path, expected, student.config.fold
     if key not in loaded:

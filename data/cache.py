@@ -63,10 +63,9 @@ def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:
                 if (decoded := _load(ready, photos, side)) is None:
                     raise OSError("other bytes are read than were written")
     except OSError as error:
-        raise UserError(
-            f"{str(cache)!r}: the decoded photos could not be written or read there "
-            f"({error.strerror or error}); free some space or point --cache to another disk"
-        ) from error
+        what = f"the decoded photos could not be written or read there ({error.strerror or error})"
+        hint = "free some space or point --cache to another disk"
+        raise UserError(f"{str(cache)!r}: {what}; {hint}") from error
     for label in np.setdiff1d(photos.labels, [*decoded.photos.labels, -1]):
         path = photos.paths[np.flatnonzero(photos.labels == label)[0]]
         what = f"no photo can be read, the first is {path!r} ({dict(decoded.unreadable)[path]})"

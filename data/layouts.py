@@ -97,10 +97,8 @@ def _of_parts(root: Path, names: list[str]) -> Photos | None:
     where = f"{str(root)!r} is divided into {', '.join(names)}"
     twice = len(labelled) > len(set(labelled.values()))
     if twice or not set(labelled.values()) <= set(PARTS):
-        raise UserError(
-            f"{where}, and it is not clear which of them is which: name them train, val and test, "
-            "or list the photos in a CSV with the columns path, class and split"
-        )
+        why = "it is not clear which of them is which: name them train, val and test"
+        raise UserError(f"{where}, and {why}, or list the photos in a CSV: path, class, split")
     for name in labelled:
         if more := sorted({*inside[name].values()} - classes):
             raise UserError(f"{where}: {name} has a class {more[0]!r}, which {training[0]} has not")
@@ -166,10 +164,8 @@ def of_table(table: Path) -> Photos:
         folds = {str(number) for number in range(len(set(texts)))}
         wrong = sorted({*given.tolist()} - {*PARTS, UNLABELLED})
         if wrong and {*texts} != folds:
-            raise UserError(
-                f"{str(table)!r}: its column split has {wrong[0]!r}; it may have train, val and "
-                "test, or the numbers of folds, from 0"
-            )
+            may = "it may have train, val and test, or the numbers of folds, from 0"
+            raise UserError(f"{str(table)!r}: its column split has {wrong[0]!r}; {may}")
     labels = np.array([classes.index(row["class"]) for row in rows], np.int64)
     paths = tuple(row["path"] for row in rows)
     return Photos(table.parent, tuple(classes), paths, labels, given, notes)

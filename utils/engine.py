@@ -240,10 +240,8 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
 def check_finite(loss: float, part: str, epoch: int) -> None:
     """Raise UserError for a loss that is not a finite number."""
     if not math.isfinite(loss):
-        raise UserError(
-            f"epoch {epoch}: the {part} loss is no longer finite; a lower --lr, --clip-norm 1 or "
-            "--precision float32 may help"
-        )
+        hint = "a lower --lr, --clip-norm 1 or --precision float32 may help"
+        raise UserError(f"epoch {epoch}: the {part} loss is no longer finite; {hint}")
 
 
 @torch.inference_mode()

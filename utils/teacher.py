@@ -97,10 +97,8 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
         if path:
             check_teacher(path, student)
     if len(recipes) > 1:  # over seeds, they would be averaged as one
-        raise UserError(
-            f"--teacher-tag {tag}: {' and '.join(recipes.values())} were trained by different "
-            "recipes; give one of them another tag"
-        )
+        what = f"{' and '.join(recipes.values())} were trained by different recipes"
+        raise UserError(f"--teacher-tag {tag}: {what}; give one of them another tag")
 
 
 def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
@@ -130,10 +128,8 @@ def check_teacher(path: Path, student: Run) -> None:
         wanted["classes"] = len(wanted["classes"])
     for name in ("classes", "image_size", "mean", "std"):
         if has[name] != wanted[name]:
-            raise UserError(
-                f"{path}: this teacher has {name} {has[name]}, the student {wanted[name]}; "
-                "train one on these photos and at this --image-size"
-            )
+            what = f"this teacher has {name} {has[name]}, the student {wanted[name]}"
+            raise UserError(f"{path}: {what}; train one on these photos and at this --image-size")
     elsewhere = any(has[name] != wanted[name] for name in ("split", "photos"))
     if elsewhere and not student.kd.allow_other_split:
         raise UserError(
