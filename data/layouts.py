@@ -121,7 +121,7 @@ def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, st
             names[mark] = [name.strip().lower() for name in row]
         mark = max(names, key=lambda mark: len({"path", "class"} & {*names[mark]}))
         rows = csv.DictReader(file, names[mark], restval="", delimiter=mark, strict=True)
-        return names[mark], [row for row in rows if any(row.values())] if whole else []
+        return names[mark], [r for r in rows if any(r[n] for n in names[mark])] if whole else []
 
 
 def _lists_photos(table: Path) -> bool:

@@ -55,6 +55,5 @@ def draw_photo(name: str, number: int, seed: int = 0, size: int = 96) -> Image.I
     mask = 1 / (1 + np.exp(-4 * field[..., None]))
     hue = 2 * np.pi * ([*TEXTURES].index(name) / len(TEXTURES) + np.arange(3) / 3)
     dark = rng.uniform(0, 0.4, 3) + 0.1 + 0.1 * np.cos(hue)
-    light = dark + rng.uniform(0.2, 0.5)
-    picture = dark + mask * (light - dark) + rng.normal(0, 0.05, (size, size, 1))
+    picture = dark + mask * rng.uniform(0.2, 0.5) + rng.normal(0, 0.05, (size, size, 1))
     return Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8))

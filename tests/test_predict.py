@@ -119,7 +119,7 @@ def test_odd_files_stop_neither_each_other_nor_the_command(best, photos):
     assert errors[0].startswith(f"error: {folder}/b broken.jpg: ")
     assert errors[1] == f"error: {folder}/gone.jpg: No such file or directory"
     assert errors[2].startswith(
-        f"error: {folder}/inner.jpg: no photo (*.jpg, *.png, ...) is in this"
+        f"error: {folder}/inner.jpg: no photo: give a folder as an argument"
     )
     assert errors[3:] == ["error: 3 of these could not be read"]
 
@@ -217,7 +217,7 @@ def test_photos_that_were_trained_on_are_not_measured_as_if_they_were_new(best, 
     words = ("utils.evaluate", copy, photos, *where)
     status, lines, errors = command(*words)
     assert (status, lines, len(errors)) == (2, [], 1)
-    assert "which photos were for the test is not known" in errors[0]
+    assert "was trained on, and its test photos are not known" in errors[0]
     (tmp_path / "others" / "rain").mkdir(parents=True)
     (tmp_path / "others" / "sun").mkdir()
     for name in ("rain", "sun"):
@@ -226,7 +226,7 @@ def test_photos_that_were_trained_on_are_not_measured_as_if_they_were_new(best, 
     assert errors == [f"error: {tmp_path}/others has a class 'sun', the networks have not"]
     (tmp_path / "others" / "sun").rename(tmp_path / "others" / "snow")
     status, lines, _ = command("utils.evaluate", copy, tmp_path / "others", *where)
-    assert (status, lines[0].split(";")[0]) == (0, "all 2 photos")
+    assert (status, lines[0].split(";")[0]) == (0, "all 2 photos, if none was trained on")
 
 
 @pytest.mark.parametrize("name", ["x.onnx", "x.pt2"])

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import DEVICE, ROOT, Config, UserError
+from config import DEVICE, PATH, ROOT, Config, UserError
 from data.batches import cached_side
 from data.cache import Decoded, decode_photos
 from data.files import atomic_write, csv_text
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     what = "runs' folders, checkpoints, or files of utils.export"
     parser.add_argument("networks", nargs="+", type=Path, help=what)
     parser.add_argument("data", type=Path, help="labelled photos, as --data of the scripts")
-    parser.add_argument("--mistakes", type=Path, default=Path("mistakes.csv"), help="to be written")
+    parser.add_argument("--mistakes", type=PATH, default=Path("mistakes.csv"), help="to be written")
     parser.add_argument("--device", type=DEVICE, default="auto", help="cpu, cuda or cuda:N")
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
     parser.add_argument("--cache", type=Path, default=ROOT / "output" / "cache")
@@ -76,8 +76,9 @@ def main(arguments: Sequence[str]) -> None:
     costs = measure_costs(networks, files, abouts, squares)
     mistakes: list[tuple[object, ...]] = [("network", "path", "class", "predicted", "probability")]
     columns, matrices = {}, []
-    for network, file, cost in zip(networks, files, costs, strict=True):
-        name = file.name if file.name != "best.pt" else file.resolve().parent.name
+    names = [f.name if f.name != "best.pt" else f.resolve().parent.name for f in files]
+    names = names if len(set(names)) == len(files) else [str(file) for file in files]
+    for network, name, cost in zip(networks, names, costs, strict=True):
         scores = probabilities(network, squares)
         log = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
         test = measure(log, torch.from_numpy(labels), tuple(classes))
@@ -99,22 +100,24 @@ def chosen(
 ) -> tuple[np.ndarray, str]:
     """The places of the photos to measure on, and which they are, in words. Raises UserError for
     photos that a network was trained on, where its test photos among them are not known."""
-    photos = decoded.photos
+    photos, tests = decoded.photos, dict[str, frozenset[str]]()
+    for file, about in zip(files, abouts, strict=True):
+        if about["photos"] == decoded.digest:
+            run, test = file.resolve().parent, tests.get(about["split"], frozenset())
+            if (path := run.parent.parent / "results" / run.name / "split.csv").exists():
+                rows = csv.DictReader(path.read_text("utf-8", "surrogateescape").splitlines())
+                test = frozenset(row["path"] for row in rows if row["split"] == "test")
+            tests[about["split"]] = test
+    if tests and (len({*tests.values()}) > 1 or not any(tests.values())):
+        hint = "its test photos are not known: give folders of runs in --output, of one split"
+        raise UserError(f"{photos.root} was trained on, and {hint}")
+    for split, test in tests.items():
+        places = np.flatnonzero([path in test for path in photos.paths])
+        return places, f"{len(places):,} test photos of split {split}"
     if photos.given is not None and "test" in photos.given:
         places = np.flatnonzero(photos.given == "test")
         return places, f"{len(places):,} photos, the given test part"
-    splits = {about["split"] for about in abouts if about["photos"] == decoded.digest}
-    if not splits:
-        return np.arange(len(photos)), f"all {len(photos):,} photos"
-    for run in [file.resolve().parent for file in files]:
-        path = run.parents[1] / "results" / run.name / "split.csv"
-        if len(splits) == 1 and path.exists():
-            rows = csv.DictReader(path.read_text("utf-8", "surrogateescape").splitlines())
-            test = {row["path"] for row in rows if row["split"] == "test"}
-            places = np.flatnonzero([path in test for path in photos.paths])
-            return places, f"{len(places):,} test photos of split {splits.pop()}"
-    why = "was trained on, and which photos were for the test is not known"
-    raise UserError(f"{photos.root} {why}: give folders of runs in --output, all of one split")
+    return np.arange(len(photos)), f"all {len(photos):,} photos, if none was trained on"
 
 
 def measure_costs(

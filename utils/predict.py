@@ -70,7 +70,8 @@ def photos_at(given: Iterable[str]) -> Iterator[str]:
     """Paths of photos: of those in a folder, sorted and without hidden ones; of those in stdin."""
     for name in given:
         if name == "-":
-            yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
+            lines = sys.stdin.buffer if sys.stdin else ()
+            yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in lines)
         elif os.path.isdir(name):
             below = [path.removeprefix("./") for path in photos_below(Path(name), ".")]
             yield from [os.path.join(name, path) for path in below] or [name]
@@ -95,9 +96,9 @@ def classified(
 def _read(side: int, path: str) -> np.ndarray | str:
     try:
         return read_square(Path(path), side)
-    except (UnreadablePhoto, OSError) as problem:
+    except (UnreadablePhoto, OSError, ValueError) as problem:  # of a name that cannot be one
         if os.path.isdir(path):
-            return "no photo (*.jpg, *.png, ...) is in this folder"
+            return "no photo: give a folder as an argument, and one with photos in it"
         return getattr(problem, "strerror", None) or str(problem)
 
 

@@ -118,17 +118,14 @@ def columns_of(value: Any, name: str = "") -> dict[str, Any]:
 
 def leaderboard(lines: Sequence[dict[str, Any]], sort: str) -> str:
     """A table with a line for each run, sorted by a column: numbers from high to low."""
-    if not any(sort in line for line in lines):
-        raise UserError(f"--sort {sort}: not a column of runs.csv")
 
     def order(line: dict[str, Any]) -> tuple[bool, float, str]:
         value = line.get(sort)
         return value is None, 0 if isinstance(value, str | None) else -value, str(value)
 
     names = ["run", *dict.fromkeys([*COLUMNS, sort])]
-    cells = ([line.get(name) for name in names] for line in sorted(lines, key=order))
-    plain = [[f"{v:.4g}" if isinstance(v, float) else str(v or "–") for v in row] for row in cells]
-    return aligned(names, plain)
+    rows = ([line.get(name, "–") for name in names] for line in sorted(lines, key=order))
+    return aligned(names, [[format(v, ".4g" * isinstance(v, float)) for v in r] for r in rows])
 
 
 def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -> str:
@@ -143,6 +140,8 @@ def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -
     results = read_results(folder)
     lines = [columns_of({"run": r["run"], "settings": settings(r), **r}) for r in results]
     names = dict.fromkeys(name for line in lines for name in line)
+    if sort not in names:
+        raise UserError(f"--sort {sort}: not a column of runs.csv")
     rows = [[line.get(name, "") for name in names] for line in lines]
     atomic_write(folder / "runs.csv", csv_text([[*names], *rows]))
     results = [run for run in results if fnmatchcase(run["run"], pattern)]

@@ -256,7 +256,9 @@ def train_and_test(
         weights=config.pretrained or config.weights,
     )  # fmt: skip
     training = Training(channels_last(model, device.device), objective, config, device)
-    training.forecast = partial(forecast, run, runs) if ranks.is_first() else None
+    if ranks.is_first():  # counted now, as building networks draws random numbers
+        more = sum(work(other) / work(run) for other in runs if other != run and not other.finished)
+        training.forecast = partial(forecast, run, more)
     header = run.settings | {
         "computed_in": device.precision,  # which the recipe may leave to the machine
         "teacher_digest": teacher.about["digest"] if teacher else None,
@@ -289,23 +291,21 @@ def train_and_test(
     return result
 
 
-def forecast(run: Run, runs: Sequence[Run], seconds: float, left: float) -> None:
-    """Print how long a run will take and, by their multiply-adds, all of `runs` that are not
-    finished, from the seconds of all steps of the run, and the share of them that is left."""
+def work(run: Run) -> float:
+    """Multiply-adds of a run's steps; a backward pass costs two forward passes."""
+    config, data, kd = run.config, run.data, run.config.kd
+    passes = [config.model] * 3 + ([str(kd.teacher)] if kd else [])
+    each = sum(multiply_adds(name, len(data.classes), config.image_size) for name in passes)
+    return config.epochs * each * (data.counts["train"] + len(data.unlabelled[0]) * bool(kd))
 
-    def work(run: Run) -> float:  # a backward pass costs two forward passes
-        config, data, kd = run.config, run.data, run.config.kd
-        passes = [config.model] * 3 + ([str(kd.teacher)] if kd else [])
-        each = sum(multiply_adds(name, len(data.classes), config.image_size) for name in passes)
-        photos = data.counts["train"] + (len(data.unlabelled[0]) if kd else 0)
-        return config.epochs * each * photos
 
-    # Validation is a forward pass; training is that of each photo, and the backward pass.
-    seconds *= 1 + run.data.counts["val"] / run.data.counts["train"] / 3
-    others = sum(work(other) for other in runs if other != run and not other.finished)
+def forecast(run: Run, others: float, seconds: float, left: float) -> None:
+    """Print how long a run will take, from the seconds of all its steps and the share of them that
+    is left, and how long with all others, whose steps have so many times its multiply-adds."""
+    seconds *= 1.1  # validation: a forward pass, of fewer photos
     text = f"about {duration(seconds * left)} for this run"
     if others:
-        text += f", {duration(seconds * (left + others / work(run)))} for all that are left"
+        text += f", {duration(seconds * (left + others))} for all that are left"
     if run.device.device.type == "cpu" and seconds > 1800 and run.config.image_size > 128:
         text += "; on a CPU, --image-size 64 takes a fraction of that"
     tqdm.write(text)
