@@ -167,9 +167,7 @@ def main(arguments: Sequence[str]) -> None:
     each = [torch.from_numpy(np.array(photo))[None] for photo in photos]
     found = torch.cat([probabilities(after, photo) for photo in each])
     same = int((expected.argmax(1) == found.argmax(1)).sum())
-    print(
-        f"{to}: {to.stat().st_size / 1e6:.1f} MB" + f", ONNX opset {OPSET}" * (to.suffix != ".pt2")
-    )
+    print(f"{to}: {to.stat().st_size / 1e6:.1f} MB" + f", opset {OPSET}" * (to.suffix == ".onnx"))
     print("takes upright RGB photos (N, H, W, 3) uint8, gives probabilities; holds class names")
     print(f"{same} of {len(found)} photos have the class that the checkpoint gives them;")
     print(f"probabilities differ by {(expected - found).abs().max():.4f} at most")
