@@ -92,7 +92,7 @@ def pairs_of(name: str, other: str = "") -> list[tuple[Result, Result]]:
     return [(runs[end], others[end]) for end in runs if end in others]
 
 
-def table(rows: Rows, *, columns: bool = False) -> str:
+def table(rows: Rows, *, columns: bool = False, seconds: bool = False) -> str:
     """A table with a line for each of `rows`, or the seven rows with a column for each."""
     if columns:
         return tables.table(columns_of(rows), {**tables.SEVEN_ROWS, **tables.PARAMETERS})
@@ -101,12 +101,14 @@ def table(rows: Rows, *, columns: bool = False) -> str:
         pairs = pairs_of(*names)
         runs = [run for run, _ in pairs]
         teachers = [run["teacher"] for run in runs if "teacher" in run]
-        line = [title, str(len(runs)), tables.cell(teachers, ("test", "accuracy", ".2%"))]
+        known = (runs, ("seconds", ",.0f")) if seconds else (teachers, ("test", "accuracy", ".2%"))
+        line = [title, str(len(runs)), tables.cell(*known)]
         for part in ("test", "val"):
             gain = "" if pairs[0][0] is pairs[0][1] else tables.points(pairs, part)
             line += [tables.cell(runs, (part, "accuracy", ".2%")), gain]
         lines.append(line)
-    head = ["", "Runs", "Teacher, test", "Test", "Gain [95 %]", "Validation", "Gain [95 %]"]
+    known_as = "Seconds" if seconds else "Teacher, test"
+    head = ["", "Runs", known_as, "Test", "Gain [95 %]", "Validation", "Gain [95 %]"]
     return tables.aligned(head, lines)
 
 

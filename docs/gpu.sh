@@ -8,7 +8,8 @@
 # torch, torchvision, tensorboard, numpy, pillow, tqdm, pytest and hypothesis. Runs with a pretrained
 # teacher need WEIGHTS as well, those of EfficientNet-Lite0, and its package (docs/results.md). OUT gets
 # log.txt, done.txt and results.tar.gz: the results of all runs, and these two files, but no weights,
-# which stay in WORK, by default output/gpu. JOBS runs go side by side, by default 4.
+# which stay in WORK, by default output/gpu. JOBS runs go side by side, by default 4. ARMS are the
+# experiments to make, the first ones first, by default all.
 # Started again, or elsewhere with OUT or the archive in it alone, it goes on with what is not done.
 set -u -o pipefail
 if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -35,7 +36,6 @@ if ! [ -e data/weather ] && ! [ -e data/weather.zip ] && [[ " ${flags[*]} " != *
   exit 2
 fi
 export PYTHONUNBUFFERED=1
-folds="0 1 2 3 4 5 6 7 8 9"
 lite=$work/lite.py:lite0
 cat >"$work/lite.py" <<'END'
 from efficientnet_lite_pytorch import EfficientNet
@@ -47,7 +47,7 @@ def lite0(classes):
     model._fc = nn.Linear(model._fc.in_features, classes)
     return model
 END
-: "${WEIGHTS:=}"
+: "${WEIGHTS:=}" "${ARMS:=pretrained few experiment_1 experiment_2 controls longer small methods reversed}"
 
 left() { echo $((limit - SECONDS)); }
 
@@ -78,15 +78,26 @@ speeds() {
     --cache "$work/nothing/cache"
 }
 
-# The students of a teacher are made with it, since its weights stay on this machine.
-experiment() { distil --experiment "$1" --folds 10 --fold "$2"; }
+# What follows is evidence, a fold at a time. The students of a teacher are made with it, since its
+# weights stay on this machine. Runs that are finished are not done again.
+experiment_1() { distil --experiment experiment_1 --folds 10 --fold "$1"; }
+experiment_2() { distil --experiment experiment_2 --folds 10 --fold "$1"; }
 
-# EfficientNet-Lite0 with ImageNet weights teaches ResNet18 for 15 and 30 epochs.
+reversed() {
+  distil --experiment experiment_1 --reverse --folds 10 --fold "$1" &&
+    distil --experiment experiment_2 --reverse --folds 10 --fold "$1"
+}
+
+# EfficientNet-Lite0 with ImageNet weights, and what it teaches ResNet18 in 15 and 30 epochs.
+tuned() { train --models "$lite" --weights "$WEIGHTS" --epochs 6 --lr 0.0003 --tag tuned --folds 10 --fold "$1"; }
+taught() {
+  local fold=$1
+  shift
+  distil --teacher "$lite" --teacher-tag tuned --alpha 0.9 --folds 10 --fold "$fold" "$@"
+}
 pretrained() {
-  local fold=(--folds 10 --fold "$1") teacher=(--teacher "$lite" --teacher-tag tuned --student resnet18)
-  train --models "$lite" --weights "$WEIGHTS" --epochs 6 --lr 0.0003 --tag tuned "${fold[@]}" &&
-    distil "${teacher[@]}" --alpha 0.9 "${fold[@]}" &&
-    distil "${teacher[@]}" --alpha 0.9 --epochs 30 --mixup 0.2 --tag 30epochs "${fold[@]}"
+  tuned "$1" && taught "$1" --student resnet18 &&
+    taught "$1" --student resnet18 --epochs 30 --mixup 0.2 --tag 30epochs
 }
 
 # Students of 60 epochs, alone and taught, and one that the first teaches for 15.
@@ -94,10 +105,37 @@ longer() {
   local long=(--epochs 60 --mixup 0.2 --tag 60epochs) fold=(--folds 10 --fold "$1")
   train --models resnet18 "${long[@]}" "${fold[@]}" &&
     distil --teacher resnet18 --student resnet18 --teacher-tag 60epochs "${fold[@]}" || return
-  if [ -e "$WEIGHTS" ]; then
-    pretrained "$1" &&
-      distil --teacher "$lite" --teacher-tag tuned --student resnet18 --alpha 0.9 "${long[@]}" "${fold[@]}"
-  fi
+  if [ -e "$WEIGHTS" ]; then tuned "$1" && taught "$1" --student resnet18 "${long[@]}"; fi
+}
+
+# A teacher that knows no more than its student, and label smoothing without any.
+controls() {
+  distil --teacher resnet18 --student resnet18 --folds 10 --fold "$1" &&
+    train --models resnet18 --label-smoothing 0.1 --tag smooth --folds 10 --fold "$1"
+}
+
+# A share of the labels, the other photos unlabelled: alone, and taught by networks of the same labels.
+few() {
+  local share
+  for share in 0.1 0.05 0.25; do
+    local some=(--labels-per-class $share --folds 10 --fold "$1")
+    train --models resnet18 --epochs 60 --tag few60 "${some[@]}" &&
+      train --models "$lite" --weights "$WEIGHTS" --epochs 30 --lr 0.0003 --tag few "${some[@]}" &&
+      distil --teacher "$lite" --teacher-tag few --student resnet18 --alpha 0.9 --tag few "${some[@]}" &&
+      distil --teacher resnet18 --teacher-tag few60 --student resnet18 --alpha 0.9 --tag few "${some[@]}" ||
+      return
+  done
+}
+
+small() {
+  distil --teacher resnet50 --student mobilenet_v3_small --folds 10 --fold "$1" || return
+  if [ -e "$WEIGHTS" ]; then tuned "$1" && taught "$1" --student mobilenet_v3_small; fi
+}
+
+# Three folds: more would take as long as all others.
+methods() {
+  if [ "$1" -gt 2 ]; then return; fi
+  tuned "$1" && taught "$1" --student resnet18 --method kd dkd dist fitnet attention rkd sp
 }
 
 # Results are kept apart from the runs here: elsewhere their weights are missing, and what is not done
@@ -159,12 +197,10 @@ all() {
   once speeds
   beside other_tests
   share_gpu
-  if [ -e "$WEIGHTS" ]; then
-    for fold in $folds; do beside pretrained "$fold"; done
-  fi
-  for fold in $folds; do beside longer "$fold"; done
-  for fold in $folds; do beside experiment experiment_2 "$fold"; done
-  for fold in $folds; do beside experiment experiment_1 "$fold"; done
+  for arm in $ARMS; do
+    case $arm in pretrained | few | methods) [ -e "$WEIGHTS" ] || continue ;; esac
+    for fold in 0 1 2 3 4 5 6 7 8 9; do beside "$arm" "$fold"; done
+  done
   wait
   stop_sharing
   echo "== $(wc -l <"$out/done.txt") done, $(find "$work/kept" -name result.json | wc -l) runs, $SECONDS s"

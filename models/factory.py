@@ -100,8 +100,7 @@ def multiply_adds(network: str, classes: int, image_size: int) -> float:
 
 def source_digest(network: str) -> str | None:
     """What stands for the code of a network of one's own."""
-    file, _, _ = network.rpartition(":")
-    return file_digest(Path(file)) if file else None
+    return file_digest(Path(file)) if (file := network.rpartition(":")[0]) else None
 
 
 def channels_last(model: nn.Module, device: torch.device) -> nn.Module:

@@ -110,7 +110,7 @@ def test_the_command_leaves_out_copies_and_needs_a_finished_run(tmp_path):
     results = tmp_path / "results"
     shutil.copytree(results / alone["run"], results / "a-backup")
     done = python("-m", "utils.report", "--output", tmp_path)
-    note = f"note: left out as copies of other runs: {results / 'a-backup'}\n"
+    note = f"note: copies of other runs left out: {results / 'a-backup'}\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, text + "\n", note)
     assert (results / "report.md").read_text("utf-8") == text
     with pytest.raises(UserError, match=r"nowhere/results: no finished run is there; "):

@@ -101,8 +101,7 @@ def read_results(folder: Path) -> list[Result]:
     """Every finished run's result, by name, without copies; raises UserError when there is none."""
     found = {path.parent: read_json(path) for path in sorted(folder.glob("*/result.json"))}
     if copies := [str(place) for place, result in found.items() if result["run"] != place.name]:
-        note = f"note: left out as copies of other runs: {', '.join(copies)}"
-        print(shown(note), file=sys.stderr)
+        print(shown(f"note: copies of other runs left out: {', '.join(copies)}"), file=sys.stderr)
     if not found:
         raise UserError(f"{folder}: no finished run is there; train.py makes them")
     return [result for place, result in found.items() if result["run"] == place.name]
