@@ -174,7 +174,7 @@ print(json.loads(facts["classes"])[student(pixels)[0].argmax()])
 def test_an_exported_file_gives_the_checkpoints_probabilities_and_needs_no_repo(
     kind, best, photos, tmp_path
 ):
-    file = tmp_path / f"student.{kind}"
+    file = tmp_path / "new" / f"student.{kind}"
     words = ("utils.export", best.parent, photos, "--format", kind, "--output", file)
     status, lines, errors = command(*words)
     assert (status, errors) == (0, [])
@@ -190,10 +190,10 @@ def test_an_exported_file_gives_the_checkpoints_probabilities_and_needs_no_repo(
     # Others than the sizes it was traced with.
     one = squares[:1, :40, :57]
     torch.testing.assert_close(classify(one.repeat(3, 1, 1, 1)), classify(one).repeat(3, 1))
-    (folder := tmp_path / "output/cache/sample/files/snow").mkdir(parents=True)
+    (folder := file.parent / "output/cache/sample/files/snow").mkdir(parents=True)
     Image.fromarray(squares[0].numpy()).save(folder / "0000.jpg", "png")
     guess = CLASSES[expected(squares[:1]).argmax()]
-    assert without_repo(USE[kind], tmp_path) == f"{guess}\n"
+    assert without_repo(USE[kind], file.parent) == f"{guess}\n"
 
     where = ("--cache", photos.parent / "cache", "--mistakes", tmp_path / "mistakes.csv")
     status, lines, errors = command("utils.evaluate", best.parent, file, photos, *where)

@@ -162,10 +162,10 @@ def main(arguments: Sequence[str]) -> None:
     if not photos:
         raise UserError(f"{options.photos}: a folder with photos is needed, to compare on")
     expected = probabilities(before, torch.from_numpy(np.stack(squares)))
+    to.parent.mkdir(parents=True, exist_ok=True)
     save_exported(model, about, to)
     after, _ = load_exported(to)
-    each = [torch.from_numpy(np.array(photo))[None] for photo in photos]
-    found = torch.cat([probabilities(after, photo) for photo in each])
+    found = torch.cat([probabilities(after, torch.from_numpy(np.array(p))[None]) for p in photos])
     same = int((expected.argmax(1) == found.argmax(1)).sum())
     print(f"{to}: {to.stat().st_size / 1e6:.1f} MB" + f", opset {OPSET}" * (to.suffix == ".onnx"))
     print("takes upright RGB photos (N, H, W, 3) uint8, gives probabilities; holds class names")
