@@ -4,9 +4,8 @@ pip install matplotlib
 python -m docs.build                 # of the runs that are kept in docs/results
 python -m docs.build --keep output   # first adds those of the scripts' --output
 
-docs/results/runs.jsonl holds one run a line: what the documents need of its result.json and, as
-`history`, of its history.csv. docs/tables.toml says which of them each table shows. A table stands
-in a Markdown file between <!-- table: NAME --> and <!-- end -->.
+docs/results/runs.jsonl holds what the documents need of each run's result.json and history.csv,
+docs/tables.toml the runs of each table, which stands between <!-- table: NAME --> and <!-- end -->.
 """
 
 import argparse
@@ -67,7 +66,8 @@ def keep(output: Path) -> int:
             part.pop("recall", None)  # as the confusion matrix tells
         result["val"].pop("confusion", None)
     results = kept() | {result["run"]: result for result in found}
-    atomic_write(FILE, "".join(json.dumps(results[name]) + "\n" for name in sorted(results)))
+    lines = (json.dumps(results[name], separators=(",", ":")) for name in sorted(results))
+    atomic_write(FILE, "\n".join([*lines, ""]))
     kept.cache_clear()
     return len(found)
 
