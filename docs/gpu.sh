@@ -47,7 +47,7 @@ def lite0(classes):
     model._fc = nn.Linear(model._fc.in_features, classes)
     return model
 END
-: "${WEIGHTS:=}" "${ARMS:=pretrained few experiment_1 experiment_2 controls longer small methods reversed}"
+: "${WEIGHTS:=}" "${ARMS:=pretrained few experiment_1 experiment_2 controls longer small methods reversed causes}"
 
 left() { echo $((limit - SECONDS)); }
 
@@ -136,6 +136,20 @@ small() {
 methods() {
   if [ "$1" -gt 2 ]; then return; fi
   tuned "$1" && taught "$1" --student resnet18 --method kd dkd dist fitnet attention rkd sp
+}
+
+# What hurts a student and what helps it (docs/experiment_1), over three folds.
+causes() {
+  if [ "$1" -gt 2 ]; then return; fi
+  local fold=(--folds 10 --fold "$1") found=(--schedule constant --crop-scale 1 --tag asitwas)
+  local pair=(--experiment experiment_1)
+  train --models densenet169 --schedule constant --crop-scale 1 --epochs 3 --tag hurried "${fold[@]}" &&
+    distil "${pair[@]}" "${found[@]}" --alpha 0.7 0.175 "${fold[@]}" &&
+    distil "${pair[@]}" "${found[@]}" --teacher-tag hurried "${fold[@]}" &&
+    distil "${pair[@]}" --teacher-tag hurried "${fold[@]}" &&
+    distil "${pair[@]}" --schedule constant --tag constant "${fold[@]}" &&
+    train --models densenet169 --epochs 60 --mixup 0.2 --tag patient "${fold[@]}" &&
+    distil "${pair[@]}" --teacher-tag patient "${fold[@]}"
 }
 
 # Results are kept apart from the runs here: elsewhere their weights are missing, and what is not done

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.photo_folders import ROOT
 
-RUNS = ("experiment_1", "experiment_2", "controls", "longer", "small", "reversed")
+RUNS = ("experiment_1", "experiment_2", "controls", "longer", "small", "reversed", "causes")
 ALL = ["speed_test", "speeds", "other_tests", *(f"{run} {k}" for run in RUNS for k in range(10))]
 
 
