@@ -33,7 +33,7 @@ class UserError(Exception):
 
 
 def shown(text: object, keep: str = "\n") -> str:
-    """A text with escapes for all that a terminal would obey, but for what is to `keep`."""
+    """The text with escapes for control and other unprintable characters, except for `keep`."""
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in str(text))
 
 
@@ -124,14 +124,14 @@ SEVERAL = {"model", "seed", "fold", "method", "alpha", "temperature", "weight"}
 class KDConfig:
     """How a student is taught."""
 
-    teacher: str | None = setting(None, MODEL, "instead of the experiment's teacher")
+    teacher: str | None = setting(None, MODEL, "network to use instead of the experiment's teacher")
     teacher_tag: str | None = setting(None, TAG, "the teacher is train.py's run with this --tag")
-    teacher_checkpoint: Path | None = setting(None, PATH, "a best.pt that teaches all seeds, or "
-        "weights of a --teacher whose classes are those of the photos, in order of their names")
+    teacher_checkpoint: Path | None = setting(None, PATH, "a best.pt to use as teacher for all "
+        "seeds, or weights of the --teacher network whose classes are the photos', sorted by name")
     allow_other_split: bool = setting(False, bool, "accept a --teacher-checkpoint of another split")
-    unlabelled: Path | None = setting(None, PATH, "folder or archive of photos without classes: "
-        "for them, the student has the teacher's term alone")
-    method: str = setting("kd", (), "how the teacher teaches")
+    unlabelled: Path | None = setting(None, PATH, "folder or archive of unlabelled photos: on "
+        "these, the student learns only from the teacher")
+    method: str = setting("kd", (), "distillation method")
     alpha: float = setting(0.7, number(float, 0, 1), "weight of the teacher in (1-alpha)*CE + "
         "alpha*T^2*KL")
     temperature: float = setting(2.0, number(float, 0.01, 1000), "T, which softens the logits")
@@ -149,10 +149,10 @@ class Config:
     """The settings of one run: of a baseline or, with `kd`, of a student that has a teacher."""
 
     # What to run
-    model: str = setting("resnet18", MODEL, "instead of the experiment's two (default: both): "
-        "names that `python -m models.factory` lists, or FILE.py:FUNCTION, called with the number "
-        "of classes, for your own")
-    seed: int = setting(0, number(int, 0), "draws initial weights, order and crops, not the split")
+    model: str = setting("resnet18", MODEL, "networks to train (default: the experiment's two): "
+        "names that `python -m models.factory` lists or, for your own, FILE.py:FUNCTION, which is "
+        "called with the number of classes")
+    seed: int = setting(0, number(int, 0), "for initial weights, order and crops, not the split")
     tag: str = setting("", TAG, "added to the run's name, so that a variant has its own")
     kd: KDConfig | None = None
 
@@ -164,14 +164,14 @@ class Config:
     image_size: int = setting(64, number(int, SMALLEST, LARGEST), "side of the square images that "
         "the network sees, in pixels (default: 224; 64 on the sample)")
     split_seed: int = setting(0, number(int, 0), "draws the 70/20/10 split")
-    folds: int | None = setting(None, number(int, 3, 100), "cross-validation: fold K of so many "
-        "tests part K, validates on the next fifth of the parts and trains on the rest")
-    fold: int | None = setting(None, number(int, 0, 99), "only these of the --folds, from 0")
-    labels_per_class: float | None = setting(None, number(float, 0, above=True), "use so many "
-        "labels of training photos, or such a share; to a teacher's student, the other photos are "
-        "unlabelled")
-    duplicates: str = setting("near", ("near", "exact", "off"), "what stays in one part of the "
-        "split: near, all photos of one picture; exact, equal files; off, nothing")
+    folds: int | None = setting(None, number(int, 3, 100), "number of cross-validation folds: fold "
+        "K tests on part K, validates on the next fifth of the parts and trains on the rest")
+    fold: int | None = setting(None, number(int, 0, 99), "run only these folds, counted from 0")
+    labels_per_class: float | None = setting(None, number(float, 0, above=True), "how many "
+        "training labels to use per class, or which share if below 1; a student with a teacher "
+        "uses the other photos as unlabelled")
+    duplicates: str = setting("near", ("near", "exact", "off"), "which photos to keep in the same "
+        "part of the split: near, all of one picture; exact, identical files; off, none")
 
     # Training recipe; docs/recipe.md has the reasons for the defaults
     epochs: int = setting(15, number(int, 1), "passes over the training photos")
@@ -201,7 +201,7 @@ class Config:
     def __post_init__(self) -> None:
         """Raise UserError for settings that do not go together."""
         if self.fold is not None and self.fold >= (self.folds or 0):
-            raise UserError(f"--fold {self.fold}: it needs --folds, of a larger number")
+            raise UserError(f"--fold {self.fold}: give --folds with a larger number")
         if self.resume and self.overwrite:
             raise UserError("--resume keeps earlier runs, --overwrite deletes them: give one")
         if self.pretrained and self.weights:

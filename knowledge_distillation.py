@@ -35,9 +35,9 @@ def main(arguments: Sequence[str]) -> None:
     baselines = [student.baseline for student in students]
     check_teachers(students, teachers)
     used = list(dict.fromkeys([*filter(None, teachers), *baselines]))
-    # Teachers of a tag are finished, by any recipe.
+    # With --teacher-tag, teachers must be finished already, and may have any recipe.
     needed = baselines if students[0].kd.teacher_tag else used
-    loaded: Loaded = {}  # the last one
+    loaded: Loaded = {}  # only the last teacher
     runs = [*used, *students]
     with lock_runs(students, needed, set(used) - set(needed)) as share:
         describe(students)
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str]) -> None:
 def distil(
     student: Run, teacher_run: Run | None, results: Results, loaded: Loaded, runs: Sequence[Run]
 ) -> Result:
-    """Train a student on its teacher's outputs for the student's own crops, or read what an earlier
-    command has left, for which no teacher is needed."""
+    """Train a student on its teacher's outputs for the student's own crops, or read the result of a
+    student that is already finished, without loading the teacher."""
     path = teacher_run.best if teacher_run else student.kd.teacher_checkpoint
     assert path
     known = results[teacher_run.name] if teacher_run else None
@@ -88,7 +88,7 @@ def report_teacher(teacher: Teacher, baseline: Result) -> None:
         print("WARNING  this teacher is worse than its student and may harm it: train it longer by")
         print("         train.py --epochs 60 --tag long, then --teacher-tag long")
     if teacher.about["other_split"]:
-        print("WARNING  this teacher was trained on another split and may know the test photos")
+        print("WARNING  this teacher was trained on another split and may have seen test photos")
     print()
 
 

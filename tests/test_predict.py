@@ -119,7 +119,7 @@ def test_odd_files_stop_neither_each_other_nor_the_command(best, photos):
     assert errors[0].startswith(f"error: {folder}/b broken.jpg: ")
     assert errors[1] == f"error: {folder}/gone.jpg: No such file or directory"
     assert errors[2].startswith(
-        f"error: {folder}/inner.jpg: no photo: give a folder as an argument"
+        f"error: {folder}/inner.jpg: not a photo: give a folder as an argument"
     )
     assert errors[3:] == ["error: 3 of these could not be read"]
 
@@ -223,7 +223,7 @@ def test_photos_that_were_trained_on_are_not_measured_as_if_they_were_new(best, 
     for name in ("rain", "sun"):
         shutil.copy(photos / "rain" / "0.jpg", tmp_path / "others" / name)
     _, _, errors = command("utils.evaluate", copy, tmp_path / "others", *where)
-    assert errors == [f"error: {tmp_path}/others has a class 'sun', the networks have not"]
+    assert errors == [f"error: {tmp_path}/others has a class 'sun' that the networks do not have"]
     (tmp_path / "others" / "sun").rename(tmp_path / "others" / "snow")
     status, lines, _ = command("utils.evaluate", copy, tmp_path / "others", *where)
     assert (status, lines[0].split(";")[0]) == (0, "all 2 photos, if none was trained on")

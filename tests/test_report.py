@@ -171,7 +171,7 @@ def test_a_teacher_that_is_not_the_kept_one_is_what_was_measured_when_it_taught(
         assert tuple(tables(found)[0][row][1] for row in (1, 7)) == expected
     taught[0]["teacher"]["other_split"] = True
     found = comparison([*kept, *taught])
-    assert "WARNING: the teacher's split is another" in found
+    assert "WARNING: the teacher's split differs" in found
     assert tables(found)[0][1][1] == "–"
 
 

@@ -117,7 +117,7 @@ def test_few_labels_and_other_photos_are_a_command(places, tmp_path, capsys):
     knowledge_distillation.main([*distils, "--method", "kd", "dist"])
     printed = capsys.readouterr().out
     assert printed.count("finished before, kept") == 2
-    assert "unlabelled photos, for a teacher's term alone" in printed
+    assert "unlabelled photos, used only for distillation" in printed
     name = "all-32px-resnet18-from-own.small-kd-a0.7-T2-and-more-labels4-seed0"
     result = read_json(tmp_path / "output" / "results" / name / "result.json")
     dataset = load_datasets(parse([*distils, "--method", "kd"], "", METHODS), CPU)[None]

@@ -1,4 +1,4 @@
-"""The training engine and what stands around it: metrics, TensorBoard events, drawing."""
+"""Losses, training engine, metrics, TensorBoard logging, and the command-line tools."""
 
 import sys
 from importlib.util import find_spec

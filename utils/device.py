@@ -54,8 +54,8 @@ def find_device(config: Config) -> Device:
 
 
 def gains_from_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster here than float32 (docs/recipe.md): on GPUs since Ampere, on CPUs
-    with AMX and, of those with AVX-512 bf16 alone, on AMD's; on others it was slower."""
+    """Whether bfloat16 is faster than float32 on this device (docs/recipe.md): on GPUs from Ampere
+    on, CPUs with AMX, and AMD's CPUs with AVX-512 bf16. On other CPUs it was slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # get_capabilities came with torch 2.12.

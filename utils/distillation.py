@@ -19,18 +19,18 @@ from utils.engine import CrossEntropy, Output, hard_loss
 
 @dataclass(frozen=True)
 class Method:
-    """How a teacher teaches; has one of the two losses."""
+    """A distillation method, with exactly one of the two losses."""
 
-    source: str  # the paper, of which utils/losses.py has the address
-    # Replaces the KL in L; of student's and teacher's logits (N, C), labels, temperature, weight.
+    source: str  # the paper; its URL is in utils/losses.py
+    # Replaces the KL in L. Takes student and teacher logits (N, C), labels, temperature, weight.
     logits_loss: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] | None = None
-    # Added to L, summed over `strides`; of student's and teacher's feature maps (N, C, H, W).
+    # Added to L, summed over `strides`. Takes student and teacher feature maps (N, C, H, W).
     feature_loss: Callable[[Tensor, Tensor], Tensor] | None = None
     strides: tuple[int, ...] = ()
-    weight: float | None = None  # default of --weight: of the term, or beta of a loss of logits
-    # Whether a trained 1×1 convolution gives the student's maps the teacher's channels.
+    weight: float | None = None  # default of --weight: of the term, or beta of a logits loss
+    # Whether a trained 1×1 convolution maps the student's channels to the teacher's.
     adapter: bool = False
-    hard_labels: bool = False  # whether each photo must have one class, one of three or more
+    hard_labels: bool = False  # whether it needs one label per photo, of three or more classes
 
     def __post_init__(self) -> None:
         of_features = bool(self.feature_loss)
@@ -38,9 +38,9 @@ class Method:
             raise ValueError(f"{self.source}: needs a logits_loss, or a feature_loss and strides")
 
 
-# Weights of features and relations make the term end about as large as the cross-entropy.
-# RepDistiller's (Tian et al. 2020, https://arxiv.org/abs/1910.10699), a hundred, ten, ten and
-# thirty times as large, were worse on validation (docs/experiment_2).
+# The weights of feature and relation losses make the term about as large as the cross-entropy at
+# the end of training. RepDistiller's (Tian et al. 2020, https://arxiv.org/abs/1910.10699), 100, 10,
+# 10 and 30 times as large, were worse on validation (docs/experiment_2).
 METHODS = {
     "kd": Method(
         "Hinton et al. 2015",
@@ -80,7 +80,7 @@ def check_method(config: Config, classes: int, unlabelled: int) -> None:
         feature_layers(network, config.image_size, METHODS[config.kd.method].strides)
     if METHODS[config.kd.method].hard_labels:
         if unlabelled:
-            raise UserError(f"--method {config.kd.method} needs the label of each photo; not so kd")
+            raise UserError(f"--method {config.kd.method} needs the label of each photo, unlike kd")
         if config.mixup:
             what = "separates the photo's class from the others, and with --mixup a photo has two"
             raise UserError(f"--method {config.kd.method} {what}: omit one of them")
@@ -89,13 +89,13 @@ def check_method(config: Config, classes: int, unlabelled: int) -> None:
 
 
 class Distillation(CrossEntropy):
-    """The objective of a student with a teacher. A plain object and no nn.Module, so that the
-    student's train(), parameters() and state_dict() cannot reach the teacher: it stays in eval
-    mode, without gradients, and out of checkpoints. It sees exactly the pixels that the student
-    sees, crops and mixup included."""
+    """The distillation objective. A plain object, not an nn.Module, so that the student's train(),
+    parameters() and state_dict() cannot reach the teacher: it stays in eval mode, gets no gradients
+    and is not saved in checkpoints. It sees exactly the pixels that the student sees, crops and
+    mixup included."""
 
     def __init__(self, config: Config, teacher_model: nn.Module, device: torch.device) -> None:
-        """The seed draws the initial weights of an adapter and touches no other random number."""
+        """Adapters are initialised from the seed; the global random state is left as it was."""
         super().__init__(config.label_smoothing)
         assert config.kd
         self.kd: KDConfig = config.kd

@@ -44,8 +44,8 @@ class CrossEntropy:
 
 
 def hard_loss(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy with label smoothing, to be minimised, and without, to be logged: means over
-    the photos that have a label, as others have -1 or, where photos are mixed, no probabilities."""
+    """Cross-entropy with label smoothing, to minimise, and without, to log. Both are means over the
+    labelled photos; the others have label -1 or, before they are mixed, all-zero targets."""
 
     def loss(logits: Tensor, smoothing: float) -> Tensor:
         if labels.ndim == 1:
@@ -59,8 +59,8 @@ def hard_loss(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor,
 
 
 class TrainModule(nn.Module):
-    """A model and its objective as one module: all that is trained is in it, and one call of it is
-    a step's forward. What the objective only looks at, such as a teacher, stays outside."""
+    """A model and its objective as one module: it contains everything trainable, and calling it is
+    a step's forward pass. What the objective only reads, such as a teacher, stays outside."""
 
     def __init__(self, model: nn.Module, objective: CrossEntropy) -> None:
         super().__init__()
@@ -80,8 +80,8 @@ class Training:
     device: Device
     history: list[Row] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)  # the best epoch's weights, on the CPU
-    step: Step | None = field(default=None, init=False)  # a step that has been recorded
-    forecast: Callable[[float, float], None] | None = None  # is told once how long steps take
+    step: Step | None = field(default=None, init=False)  # the GraphedStep, with CUDA graphs
+    forecast: Callable[[float, float], None] | None = None  # called once steps have been timed
 
     def __post_init__(self) -> None:
         self.module = ranks.parallel(TrainModule(self.model, self.objective))
@@ -119,8 +119,8 @@ def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     groups += [{"params": others, "weight_decay": 0.0}] * bool(others)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
-    # A run has about a thousand steps: averages over the last hundred squared gradients follow it,
-    # the usual thousand would not (docs/recipe.md).
+    # β₂ = 0.99 averages squared gradients over about 100 steps. The usual 0.999, over about 1,000,
+    # would lag behind in runs of about 1,000 steps (docs/recipe.md).
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
 
 
@@ -136,7 +136,7 @@ def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate, in its place where it is a tensor that a CUDA graph reads."""
+    """Set the learning rate, in place where it is a tensor that a CUDA graph reads."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -148,9 +148,9 @@ def fit(
     training: Training, train: TrainBatches, val: EvalBatches, after_epoch: Callable[[], None]
 ) -> None:
     """Train from the epoch that `training` has reached up to the configuration's last one. After
-    every epoch one row of named numbers joins `training.history` and `after_epoch` is called, on
-    rank 0; a loss that is not finite raises UserError before. Epochs depend on (seed, epoch) and
-    the state alone, so an interrupted run is resumed as if nothing had happened."""
+    each epoch, a row of named numbers is appended to `training.history`, and rank 0 calls
+    `after_epoch`; before that, a non-finite loss raises UserError. Epochs depend only on the state
+    and (seed, epoch), so that an interrupted run resumes as if it had never stopped."""
     last = training.config.epochs
     for epoch in range(len(training.history) + 1, last + 1):
         started = time.perf_counter()
@@ -180,14 +180,14 @@ def fit(
 
 
 def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
-    """One pass over the training photos; returns mean loss, accuracy, parts, rate and speed. Sums
-    stay on the device: the host waits for a GPU's number that it reads, so it does every fifty
-    steps."""
+    """One pass over the training photos; returns mean loss, accuracy, parts, learning rate and
+    speed. Sums stay on the device: reading one makes the host wait for the GPU, so on a GPU it is
+    done only every 50 steps."""
     config, device = training.config, training.device
     module, optimizer = training.module, training.optimizer
 
-    # Nothing here may refer to `training`, which keeps a recorded step: in a circle, its memory on
-    # the GPU would outlive the run.
+    # Nothing here may refer to `training`, which holds the recorded step: with a reference cycle,
+    # its GPU memory would outlive the run.
     def train_step(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with device.autocast():
             loss, logits, parts = module(images, labels)

@@ -2,8 +2,8 @@
 
     python -m utils.evaluate output/checkpoints/TEACHER output/checkpoints/STUDENT student.onnx DATA
 
-DATA is whatever --data takes. Of photos that a network was trained on, its test photos are used; of
-others that are divided, those of test; else all. All is computed in float32.
+DATA is anything that --data accepts. If a network was trained on these photos, only its test photos
+are used; otherwise the test part if they are divided, else all. Everything runs in float32.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(f"{file} has other classes or pixels than {files[0]}")
     photos = find_photos(options.data, options.cache / "unpacked")
     if unknown := sorted({*photos.classes} - {*classes}):
-        raise UserError(f"{options.data} has a class {unknown[0]!r}, the networks have not")
+        raise UserError(f"{options.data} has a class {unknown[0]!r} that the networks do not have")
     decoded = decode_photos(photos, cached_side(size), options.cache)
     places, which = chosen(decoded, files, abouts)
     squares = torch.from_numpy(decoded.pixels[decoded.rows[places]])
@@ -98,8 +98,8 @@ def main(arguments: Sequence[str]) -> None:
 def chosen(
     decoded: Decoded, files: Sequence[Path], abouts: Sequence[Result]
 ) -> tuple[np.ndarray, str]:
-    """The places of the photos to measure on, and which they are, in words. Raises UserError for
-    photos that a network was trained on, where its test photos among them are not known."""
+    """Indices of the photos to measure on, and a description of them in words. Raises UserError if
+    networks were trained on these photos and their test photos are unknown, or not the same."""
     photos, tests = decoded.photos, dict[str, frozenset[str]]()
     for file, about in zip(files, abouts, strict=True):
         if about["photos"] == decoded.digest:

@@ -58,8 +58,8 @@ class PhotoClassifier(nn.Module):
 
 
 def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
-    """Write a network that load_classifier has loaded as ONNX or, if the path ends in .pt2, for
-    torch.export.load. Raises UserError where it cannot be traced or packages are missing."""
+    """Write a network from load_classifier: as ONNX or, if the path ends in .pt2, as a program for
+    torch.export.load. Raises UserError if it cannot be traced or packages are missing."""
     sizes = {i: torch.export.Dim(name) for i, name in enumerate(("photos", "height", "width"))}
     example = torch.zeros(2, 97, 101, 3, dtype=torch.uint8)
     facts = {name: json.dumps(about[name]) for name in FACTS}
@@ -88,8 +88,8 @@ def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
 
 
 def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
-    """What save_exported wrote: how it classifies, and what it says about itself. Raises UserError
-    for any other file, and where onnxruntime is missing."""
+    """Load a file of save_exported: a function that classifies photos, and the FACTS in the file.
+    Raises UserError for any other file, and if onnxruntime is missing."""
     try:
         if path.suffix == ".pt2":
             facts: dict[str, Any] = dict.fromkeys(FACTS, "")
@@ -107,14 +107,14 @@ def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
         return classify, {name: json.loads(facts[name]) for name in FACTS}
     except ImportError as problem:
         raise UserError(f"{path}: to use it here, pip install onnxruntime") from problem
-    except Exception as problem:  # of either library, on bytes that are not its own
+    except Exception as problem:  # for other files, both libraries raise many kinds of errors
         raise UserError(f"{path}: not a file of utils.export ({one_line(problem)})") from problem
 
 
 def load_any(path: Path, network: str = "", device: str = "cpu") -> tuple[Classify, dict[str, Any]]:
-    """How a trained network classifies photos of the resolution of `cached_side`, in float32, with
-    probabilities on the CPU, and its description: of an exported file, a checkpoint, or a run's
-    folder of checkpoints. Raises UserError for others."""
+    """Load an exported file, a checkpoint, or a run's folder of checkpoints. Returns a function
+    from photos at the resolution `cached_side` to probabilities on the CPU, computed in float32,
+    and the description of the network. Raises UserError for anything else."""
     if path.suffix in (".onnx", ".pt2"):
         return load_exported(path)
     model, about = load_classifier(path / "best.pt" if path.is_dir() else path, network)
@@ -130,7 +130,7 @@ def load_any(path: Path, network: str = "", device: str = "cpu") -> tuple[Classi
 
 
 def probabilities(classify: Classify, photos: Tensor) -> Tensor:
-    """(N, classes) of photos (N, H, W, 3) uint8. Raises UserError for others than finite ones."""
+    """Probabilities (N, classes) of photos (N, H, W, 3) uint8. Raises UserError if not finite."""
     with torch.inference_mode():
         rows = torch.cat([classify(some) for some in photos.split(EVAL_BATCH)])
     if not rows.isfinite().all():

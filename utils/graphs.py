@@ -54,8 +54,8 @@ class GraphedStep:
         return self.outputs
 
     def record(self, images: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph:
-        """The step on copies of this batch, which is not trained on before a replay. Raises
-        UserError where CUDA refuses, as where the step reads a value back."""
+        """Record the step, with copies of this batch as its inputs; nothing runs before a replay.
+        Raises UserError if CUDA refuses, for example because the step reads a value back."""
         self.images, self.labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         try:

@@ -34,7 +34,7 @@ def dkd_loss(
     suppresses NCKD exactly where the teacher is confident. Of logits (N, C) of three classes or
     more and labels (N,), one for each photo: utils/distillation.py refuses others."""
     log_s, log_t = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
-    # All class numbers but the label's, by arithmetic: a mask would have to be counted on the host.
+    # All classes but the label's, by arithmetic: indexing with a mask would wait for the GPU.
     label = labels[:, None]
     others = torch.arange(student.shape[1] - 1, device=labels.device).expand(len(labels), -1)
     others = others + (others >= label).long()
@@ -67,7 +67,7 @@ def _disagreement(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _deviations(rows: Tensor) -> Tensor:
-    """How each row differs from its mean, as a vector of length 1; 0 for rounding errors alone."""
+    """Each row minus its mean, scaled to length 1; 0 if the row varies only by rounding errors."""
     deviations = rows - rows.mean(1, keepdim=True)
     rounding = rows.detach().abs().amax(1, keepdim=True) * rows.shape[1]
     varies = deviations.abs().amax(1, keepdim=True) > rounding * torch.finfo(rows.dtype).eps
@@ -101,10 +101,10 @@ def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """25 · distance + 50 · angle, the paper's weights for classification, of what the classifier
-    reads: each channel's mean (Park et al. 2019, https://arxiv.org/abs/1904.05068). Huber
-    differences of the distances between all photos of the batch, in units of their mean, and of the
-    cosines of the angles that all triples of photos form, 0 where two of them coincide."""
+    """25 · distance + 50 · angle, the paper's weights for classification (Park et al. 2019,
+    https://arxiv.org/abs/1904.05068), on globally average-pooled maps, as the classifier reads
+    them. Both are smooth L1: of the distances between all photos of the batch, divided by their
+    mean, and of the cosines of the angles of all triples, 0 where two photos coincide."""
 
     def distances(points: Tensor) -> Tensor:
         _, squares, apart = _pairs(points)
@@ -122,9 +122,9 @@ def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _pairs(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all pairs of points: differences (N, N, D), squared distances (N, N, 1), and whether these
-    are more than rounding errors and float32 can divide by them; elsewhere they are set to 1, as
-    the square root has no finite gradient at 0, where every point is from itself."""
+    """For all pairs of points: differences (N, N, D), squared distances (N, N, 1), and whether the
+    distances are above rounding error and large enough to divide by in float32. Those that are not,
+    as on the diagonal, are set to 1: the square root has no finite gradient at 0."""
     differences = points[:, None] - points
     squares = differences.square().sum(2, keepdim=True)
     rounding = squares.detach().max() * torch.finfo(squares.dtype).eps ** 2
@@ -133,9 +133,9 @@ def _pairs(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the similarities between the photos of the batch: the products of
-    a photo's flattened map with those of all, as a vector of length 1 (Tung and Mori 2019,
-    https://arxiv.org/abs/1907.09682)."""
+    """Mean squared difference of the similarities between the photos of the batch: for each photo,
+    the dot products of its flattened map with those of all photos, as a vector scaled to length 1
+    (Tung and Mori 2019, https://arxiv.org/abs/1907.09682)."""
 
     def similarities(maps: Tensor) -> Tensor:
         flat = maps.flatten(1)

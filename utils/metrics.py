@@ -51,12 +51,12 @@ def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[st
 
 
 def mean_interval(splits: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """The mean over all photos and the ends of its 95 % interval. `splits` holds one (seeds,
-    photos) array for each split or fold: 1 or 0 for a photo that was classified rightly or not, or
-    the difference of two such runs. The interval is Student's t over several splits; over seeds and
-    photos of one, both drawn at random (Hillis 2007, https://doi.org/10.1002/sim.2532); or over the
-    photos of one run, which says nothing about other seeds. It is never narrower than photos alone
-    allow, as few runs may be alike by chance."""
+    """The mean over all photos and the ends of its 95 % confidence interval. `splits` has one
+    (seeds, photos) array for each split or fold: 1 for a photo that was classified correctly, else
+    0, or the difference of two such runs. Student's t is used: over several splits; over the seeds
+    and photos of one, both as random effects (Hillis 2007, https://doi.org/10.1002/sim.2532); or
+    over the photos of one run, which says nothing about other seeds. The interval is never narrower
+    than that over photos alone, as a few runs may agree by chance."""
     means = np.array([split.mean() for split in splits])
     sizes = np.array([split.shape[1] for split in splits])
     weights = sizes / sizes.sum()
@@ -79,7 +79,7 @@ def mean_interval(splits: Sequence[np.ndarray]) -> tuple[float, float, float]:
 
 
 def student_t(freedom: float) -> float:
-    """Where Student's t with this many degrees of freedom, from 1, has 2.5 % above it."""
+    """The 97.5 % quantile of Student's t distribution with `freedom` ≥ 1 degrees of freedom."""
     # t is sqrt(freedom) times the tangent of an angle whose density is cos^(freedom - 1).
     freedom = min(freedom, 1000.0)
     edges = np.linspace(0, math.pi / 2, 10_001)

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def photos_at(given: Iterable[str]) -> Iterator[str]:
-    """Paths of photos: of those in a folder, sorted and without hidden ones; of those in stdin."""
+    """Paths of photos: as given, in given folders (sorted, without hidden ones), or from stdin."""
     for name in given:
         if name == "-":
             lines = sys.stdin.buffer if sys.stdin else ()
@@ -96,9 +96,9 @@ def classified(
 def _read(side: int, path: str) -> np.ndarray | str:
     try:
         return read_square(Path(path), side)
-    except (UnreadablePhoto, OSError, ValueError) as problem:  # of a name that cannot be one
+    except (UnreadablePhoto, OSError, ValueError) as problem:  # ValueError: an impossible path
         if os.path.isdir(path):
-            return "no photo: give a folder as an argument, and one with photos in it"
+            return "not a photo: give a folder as an argument, and one that contains photos"
         return getattr(problem, "strerror", None) or str(problem)
 
 

@@ -52,7 +52,7 @@ def barrier() -> None:
 
 
 def check_same(what: object) -> None:
-    """Raise UserError where the ranks have other values: other photos, or other flags."""
+    """Raise UserError if this value differs between ranks, as with different photos or flags."""
     values = [str(what)] * count()
     if count() > 1:
         dist.all_gather_object(values, str(what))
@@ -61,7 +61,7 @@ def check_same(what: object) -> None:
 
 
 def shard(items: int) -> slice:
-    """This rank's part of so many items; the parts make up all of them, in order, each once."""
+    """This rank's slice of so many items; all ranks' slices, in order, cover each item once."""
     rank = dist.get_rank() if count() > 1 else 0
     return slice(items * rank // count(), items * (rank + 1) // count())
 

@@ -84,7 +84,7 @@ def one_pair(students: Sequence[Result]) -> str:
     lines = [compared(name, runs) for name, runs in named.items() if runs]
     text += [tables.aligned(head, lines), COMPARISON_NOTE]
     if any(student["teacher"]["other_split"] for student in students):
-        text.append("WARNING: the teacher's split is another: it may know the test photos.\n")
+        text.append("WARNING: the teacher's split differs: it may have seen the test photos.\n")
     return "\n".join(text)
 
 

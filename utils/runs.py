@@ -30,7 +30,7 @@ from utils.metrics import accuracy, measure
 from utils.tables import Result
 from utils.tracking import Tracker
 
-# Stands in the settings.json of a run that this process trains, and in its result.json.
+# Written to the settings.json and result.json of each run that this process trains.
 PROCESS = {"process": secrets.token_hex(8)}
 
 
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """result.json is written last, and whole."""
+        """Whether result.json exists, which is written last and atomically."""
         return self.path("results", "result.json").exists()
 
     @property
@@ -89,7 +89,7 @@ class Run:
 
     @property
     def distillation(self) -> dict[str, Any] | None:
-        """What a student learns from whom, as plain values; None of a baseline."""
+        """A student's method, its settings and teacher, as plain values; None for a baseline."""
         if self.config.kd is None:
             return None
         how = {key: getattr(self.kd, key) for key in ("method", "alpha", "temperature", "weight")}
@@ -120,8 +120,8 @@ class Run:
         }
 
     def result(self) -> Result:
-        """The content of a finished run's result.json. Raises UserError where it is not the one
-        that the settings.json beside it is of."""
+        """The content of a finished run's result.json. Raises UserError if it is of another run, or
+        if another process wrote the settings.json beside it."""
         paths = [self.path("results", f"{name}.json") for name in ("result", "settings")]
         result, settings = map(read_json, paths)
         if (result["run"], result.get("process")) != (self.name, settings.get("process")):
@@ -173,11 +173,11 @@ class Teacher:
 def lock_runs(
     runs: Sequence[Run], needed: Sequence[Run] = (), teachers: Iterable[Run] = ()
 ) -> Iterator[Callable[[Run], None]]:
-    """Hold the runs for this process, or raise UserError where earlier runs or another process have
-    them. Yields what lets others use a run that is finished. `needed` are runs that the others
-    build on: finished ones are used as they are, whatever --resume and --overwrite say, as are
-    `teachers`, of any recipe. All names are checked before the first run starts, so that none is
-    refused after hours of work. Rank 0 does it for all ranks."""
+    """Lock the runs for this process; raises UserError if an earlier run or another process is in
+    the way. Yields a function that lets other processes use a finished run. `needed` are runs that
+    the others depend on: finished ones are used as they are, regardless of --resume and
+    --overwrite, as are `teachers`, of any recipe. All names are checked before the first run
+    starts, so that none is refused after hours of work. Rank 0 does it for all ranks."""
     mine = list(dict.fromkeys([*needed, *runs]))
     if len({run.name for run in mine}) < len(mine):
         raise UserError("two runs would have one name: rename a network's file, or --teacher-tag")
@@ -214,8 +214,8 @@ def lock_runs(
 
 
 def check_earlier(run: Run, *, used: bool) -> None:
-    """Raise UserError where what exists under a run's name must not be resumed or, of a finished
-    baseline or teacher, be used."""
+    """Raise UserError if an earlier run of this name must not be resumed or, if it is a finished
+    baseline or teacher, must not be used."""
     started = run.finished or any(map(os.path.lexists, (run.best, run.last)))
     if not started or (run.config.overwrite and not used):
         return
@@ -300,9 +300,9 @@ def work(run: Run) -> float:
 
 
 def forecast(run: Run, others: float, seconds: float, left: float) -> None:
-    """Print how long a run will take, from the seconds of all its steps and the share of them that
-    is left, and how long with all others, whose steps have so many times its multiply-adds."""
-    seconds *= 1.1  # validation: a forward pass, of fewer photos
+    """Print the time left for this run and for all runs. `seconds` is for all steps of this run,
+    `left` is the share still to do, `others` the other runs' `work` as a multiple of this run's."""
+    seconds *= 1.1  # for validation: only forward passes, and fewer photos
     text = f"about {duration(seconds * left)} for this run"
     if others:
         text += f", {duration(seconds * (left + others))} for all that are left"
@@ -337,11 +337,11 @@ def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
         raise UserError(f"{run.last} cannot be resumed: --overwrite trains it anew") from problem
     print(f"{run.name}: resumed after epoch {len(training.history)}")
     if state["device"] != str(run.device):
-        print(f"NOTE     begun on {state['device']}: the result is the same but for rounding")
+        print(f"NOTE     started on {state['device']}: the result may differ by rounding errors")
 
 
 def check_owner(run: Run) -> None:
-    """Raise UserError when a run's folder is not the one that this process has started with."""
+    """Raise UserError if another process has started this run since this process did."""
     settings = read_json(run.path("results", "settings.json"))
     if settings["process"] != PROCESS["process"]:
         raise UserError(f"{run.name}: another process has started it, too; this one stops")

@@ -32,7 +32,7 @@ def run_script(
     # A stream that was closed by the shell (>&-) is None.
     sys.stdout = sys.stdout or io.StringIO()
     sys.stderr = sys.stderr or io.StringIO()
-    # Logs are followed during a run, and a terminal that lacks a letter is no reason to stop.
+    # Buffer by line, as logs are followed during a run; escape what the terminal cannot encode.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
@@ -62,7 +62,7 @@ def run_script(
 
 
 def _terminate(*_: object) -> None:
-    """SIGTERM is handled as Ctrl-C is, whose KeyboardInterrupt has no arguments."""
+    """Handle SIGTERM like Ctrl-C; the argument tells the two KeyboardInterrupts apart."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the clean-up
     raise KeyboardInterrupt(signal.SIGTERM)
 
@@ -87,7 +87,7 @@ def describe(runs: Sequence["Run"]) -> None:
     rows, copies = data.unlabelled
     if len(rows) or (config.kd and config.kd.unlabelled):
         left_out = f"{copies:,} copies of val and test photos are left out"
-        print(f"NOTE     {len(rows):,} unlabelled photos, for a teacher's term alone; {left_out}")
+        print(f"NOTE     {len(rows):,} unlabelled photos, used only for distillation; {left_out}")
     if config.data == "sample":
         print("NOTE     synthetic weather: these numbers show that the code works, nothing else;")
         print("         --data FOLDER uses yours, docs/usage.md says where to get some")

@@ -91,8 +91,8 @@ def title(run: Result) -> str:
 
 
 def gain_over(pairs: Pairs, part: str = "test") -> np.ndarray:
-    """How much better the first of each pair is than the second, or than nothing: the difference in
-    accuracy over all photos of `part` (test or val), -1..1, and the ends of its 95 % interval."""
+    """Accuracy of the first run of each pair minus that of the second, if there is one: the mean
+    over all photos of `part` (test or val), -1..1, and the ends of its 95 % confidence interval."""
     splits: dict[str, list[np.ndarray]] = {}
     for pair in pairs:
         hits = [1.0 - np.isin(range(r[part]["photos"]), r[part]["wrong"]) for r in pair if r]
@@ -148,5 +148,5 @@ def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that is nothing but text in Markdown."""
+    """Escape the text so that a Markdown table shows it literally."""
     return shown(text, keep="").replace("<", "&lt;").replace("|", "&#124;")

@@ -1,4 +1,4 @@
-"""A teacher before it teaches: which one is it, does it fit the photos, and how good is it?"""
+"""Find a student's teacher, check that it fits the photos, load it and measure it."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,8 +26,8 @@ def described(checkpoint: Path, kd: KDConfig, image_size: int) -> dict[str, Any]
 
 
 def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
-    """`load_classifier` of a run's checkpoint or, for a --teacher with --allow-other-split, of a
-    file of weights; what this does not say is what the student's photos say."""
+    """Load a run's checkpoint or, given --teacher and --allow-other-split, a file of weights, which
+    is assumed to have the student's class order, image size and normalisation."""
     network, ours = kd.teacher or "", True
     with suppress(Exception):  # load_classifier says why it cannot be read
         ours = "format" in read_tensors(checkpoint)
@@ -102,8 +102,8 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
 
 
 def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
-    """The teacher of a checkpoint, on the device, measured on the student's validation photos;
-    raises UserError for another checkpoint than that of `expected` digest, which was checked."""
+    """Load a teacher onto the device and measure it on the student's validation photos. Raises
+    UserError if its digest is not `expected`, that of the weights that were checked before."""
     model, description = load(path, student.kd, student.config.image_size)
     if weights_digest(model) != expected:
         hint = "start again or, if that does not help, train the teacher again"
@@ -135,6 +135,6 @@ def check_teacher(path: Path, student: Run) -> None:
         raise UserError(
             f"{path}: this teacher was trained on another split or on other photos of the same "
             "names: it may have seen the student's test photos.\n"
-            "Train one on this split with train.py or, for a --teacher-checkpoint from elsewhere, "
-            "if the tables may say so, give --allow-other-split"
+            "Train one on this split with train.py or, to use a --teacher-checkpoint from another "
+            "split anyway, give --allow-other-split: the tables will carry a warning"
         )
