@@ -111,11 +111,11 @@ def gather(pixels: Tensor, rows: Tensor, device: torch.device) -> Tensor:
 
 
 class TrainBatches:
-    """Shuffled, augmented batches. Photos beyond the last full one wait for another epoch: batches
-    of a few photos would disturb the statistics of BatchNorm. Every epoch draws its order, crops,
-    flips and mixing weights on the host, from a generator seeded by (seed, epoch): a resumed run
-    repeats them on any device. `shard` is the part of each batch that this process makes. Labels
-    are -1 of photos that have none."""
+    """Shuffled, augmented batches. An epoch drops its incomplete last batch: one of a few photos
+    would disturb the statistics of BatchNorm. Every epoch draws its order, crops, flips and mixing
+    weights on the host, from a generator seeded by (seed, epoch), so that a resumed run repeats
+    them on any device. `shard` is the part of each batch that this process loads. Unlabelled photos
+    have the label -1."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class TrainBatches:
         self.labels = torch.from_numpy(labels).to(device)
         self.classes, self.config, self.known = classes, config, labels >= 0
         self.shard = range(*shard.indices(config.batch_size))
-        # Of each batch, as many in every shard, whose means are averaged.
+        # Labelled photos per batch: equally many per shard, because the shards' means are averaged.
         self.labelled, ranks = config.batch_size, config.batch_size // len(self.shard)
         if not self.known.all():
             share = round(self.known.mean() * len(self.shard))
@@ -163,7 +163,7 @@ class TrainBatches:
             photos = gather(self.pixels, rows, self.device)
             images = self.normalise(crop_and_resize(photos, box, self.config.image_size))
             if alpha:
-                # The mean over the batch is to be one over the photos that have a label.
+                # Scaled so that the mean loss over the batch is the mean over its labelled photos.
                 targets = one_hot(truth.clamp(min=0), self.classes) * (batch_size / self.labelled)
                 yield mixup(images, lam), mixup(targets * (truth >= 0)[:, None], lam)
             else:
@@ -192,9 +192,9 @@ class EvalBatches:
 def draw_order(
     rng: np.random.Generator, known: np.ndarray, batch_size: int, labelled: int
 ) -> np.ndarray:
-    """Which photo is where in the batches of an epoch: all in random order. With photos whose label
-    is not `known`, each batch has so many `labelled` ones, evenly spread, and an epoch shows as
-    many photos as there are: of either kind in random order, again from its start at its end."""
+    """Photo indices in the order of an epoch's batches: a random permutation. If some labels are
+    not `known`, each batch has `labelled` photos with a label, evenly spaced; either kind comes in
+    random order, reshuffled once used up, and the epoch stays as long as with all labels known."""
     if known.all():
         return rng.permutation(len(known))
     steps, place = len(known) // batch_size, np.arange(batch_size)

@@ -1,7 +1,7 @@
 """Photos decoded once: a uint8 array on disk, memory-mapped, that training reads from.
 
 Each resolution has a folder, named by a fingerprint of the photos' files, that appears complete or
-not at all. Its bytes are summed whenever they are loaded: a damaged one is decoded anew.
+not at all. Checksums are verified on every load; if one fails, the photos are decoded again.
 """
 
 import glob
@@ -48,8 +48,8 @@ class Decoded:
 
 def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:
     """Every photo squashed to a square of `side` pixels, from the cache or decoded into it. Raises
-    UserError: a class without a readable photo, a photo that the disk does not yield, a cache that
-    cannot be written."""
+    UserError for a class without a readable photo, a disk or memory error while reading a photo, or
+    a cache that cannot be written or read."""
     root, more = photos.root.resolve(), {os.path.dirname(p) for p in photos.paths if p[0] == "/"}
     prefix = f"{root.name[:60]}-{zlib.crc32(os.fsencode(f'{root}{sorted(more)}')):08x}-{side}px-"
     ready = cache / f"{prefix}{_fingerprint(photos, side)}"
@@ -61,7 +61,7 @@ def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:
                 for older in set(cache.glob(f"{glob.escape(prefix)}*")) - {ready}:
                     shutil.rmtree(older, ignore_errors=True)
                 if (decoded := _load(ready, photos, side)) is None:
-                    raise OSError("other bytes are read than were written")
+                    raise OSError("what was read back differs from what was written")
     except OSError as error:
         what = f"the decoded photos could not be written or read there ({error.strerror or error})"
         hint = "free some space or point --cache to another disk"
@@ -84,7 +84,7 @@ def _squash(image: Image.Image, side: int) -> np.ndarray:
 
 
 def _fingerprint(photos: Photos, side: int) -> str:
-    """Files that were swapped may have the same size and time, but not inode or time of change."""
+    """A hash of the file metadata; swapped files may share size and mtime, not inode and ctime."""
     lines = [f"version {VERSION} side {side}"]
     for path in photos.paths:
         lines.append(path)
@@ -106,10 +106,10 @@ def _load(ready: Path, photos: Photos, side: int) -> Decoded | None:
             groups, together = saved["groups"], saved["together"]
             if (zlib.crc32(pixels.data), ready.name) != (saved["pixel_sum"], saved["name"]):
                 raise ValueError("other pixels than were written")
-    except Exception as error:  # numpy and zipfile raise errors of any kind on damaged files
+    except Exception as error:  # numpy and zipfile can raise anything on damaged files
         if isinstance(error, MemoryError | OSError) and not isinstance(error, FileNotFoundError):
             raise  # of the machine
-        print(f"NOTE: {str(ready)!r} is damaged: the photos are decoded anew", file=sys.stderr)
+        print(f"NOTE: {str(ready)!r} is damaged: decoding the photos again", file=sys.stderr)
         return None
     classed = photos.labels >= 0
     readable, without = (reasons == "") & classed, (reasons == "") & ~classed
@@ -153,7 +153,7 @@ def _decode_into(folder: Path, photos: Photos, side: int, name: str) -> None:
     reasons, signatures, sums = map(np.array, zip(*rows, strict=True))
     readable, labelled = reasons == "", photos.labels >= 0
     groups = together = group_duplicates(signatures[readable & labelled])
-    if not labelled.all():  # which must not decide what is one group of the others
+    if not labelled.all():  # unlabelled photos must not affect the groups of labelled ones
         together = group_duplicates(signatures[readable])
     made = {"name": np.array(name), "pixel_sum": np.array(pixel_sum)}
     made |= {"reasons": reasons, "sums": sums, "groups": groups, "together": together}
@@ -173,6 +173,6 @@ def _decode(side: int, path: Path) -> tuple[str, np.ndarray, int, np.ndarray]:
         return "", thumbnail, zlib.crc32(data), _squash(image, side)
     except UnreadablePhoto as problem:
         return str(problem), np.zeros(1024, np.uint8), 0, np.zeros((side, side, 3), np.uint8)
-    except (OSError, MemoryError) as error:  # not of the photo, so not to be remembered of it
+    except (OSError, MemoryError) as error:  # not the photo's fault, so not recorded in the cache
         why = getattr(error, "strerror", None) or "too little memory"
         raise UserError(f"{str(path)!r} could not be read: {why}") from error

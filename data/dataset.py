@@ -29,8 +29,8 @@ class Dataset:
 
     @cached_property
     def unlabelled(self) -> tuple[np.ndarray, int]:
-        """Rows of the pixels of the photos for whom a student has its teacher alone, and how many
-        more would be, but show a picture of validation or test."""
+        """Rows of `pixels` of the photos that have only the teacher's term in a student's loss, and
+        how many were left out because they show the same picture as a val or test photo."""
         parts, together = self.split.part, self.decoded.together
         held_out = together[: len(parts)][(parts == 1) | (parts == 2)]
         known = self.split.indices(UNLABELLED)

@@ -63,8 +63,8 @@ def _same(pictures: np.ndarray, *, turned: bool = False) -> np.ndarray:
 
 
 def _turned(pictures: np.ndarray) -> np.ndarray:
-    """Pictures mirrored and turned by quarters until the lightest quarter is at the upper left, and
-    the upper right one lighter than the lower left."""
+    """Pictures flipped and rotated by multiples of 90° so that the lightest quadrant is at the
+    upper left and the upper right one is lighter than the lower left."""
     quarters = pictures.reshape(-1, 2, SIDE // 2, 2, SIDE // 2).mean((2, 4))
     for axis in (1, 2):
         most = quarters.max(3 - axis)
@@ -76,10 +76,10 @@ def _turned(pictures: np.ndarray) -> np.ndarray:
 
 
 def _details(levels: np.ndarray) -> np.ndarray:
-    """Whole numbers, in units of 1/32: each pixel of (..., 32, 32) pictures against its 11 × 11
-    surroundings, (level - mean) / (standard deviation + 3): without the gradient of fog, and
-    without contrast; the 3 keeps JPEG noise of a flat patch from looking like detail. The mean's
-    surroundings shrink towards the border, where a lopsided one would leave some gradient."""
+    """(..., 32, 32) pictures after local contrast normalisation, as whole numbers in units of 1/32:
+    (level - mean) / (standard deviation + 3) over 11 × 11 windows, which removes gradients, as of
+    fog, and contrast; the 3 keeps JPEG noise in flat patches from looking like detail. The mean's
+    window shrinks towards the border, where a lopsided one would leave some gradient."""
     to_border = np.minimum(np.arange(SIDE), np.arange(SIDE)[::-1])
     box, even = _box(np.full(SIDE, 5)), _box(np.minimum(to_border, 5))
     off = levels - even @ levels @ even.T
@@ -113,7 +113,7 @@ def _edges(pictures: np.ndarray) -> np.ndarray:
 def _candidates(edges: np.ndarray) -> np.ndarray:
     """(2, P) pairs, first < second, of near neighbours by their (M, 256) edges, each pair once."""
     found, least = [], LIKENESS * NORM**2
-    for start in tqdm(range(0, len(edges), CHUNK), "searching duplicates", delay=5, disable=None):
+    for start in tqdm(range(0, len(edges), CHUNK), "finding duplicates", delay=5, disable=None):
         likeness = edges[start : start + CHUNK] @ edges.T
         row = np.arange(len(likeness))
         likeness[row, start + row] = -1

@@ -77,10 +77,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locks(folder: Path) -> Iterator[Callable[..., bool]]:
-    """What holds names for this process, until the block ends, among all that lock in this folder.
-    `hold(name, shared=False, wait=False)` holds it alone or with others, also instead of how it was
-    held before; False where another process has it. With `wait`, it waits, with a line on stderr. A
-    killed process leaves nothing behind. Within one process, open a folder once at a time."""
+    """Yields `hold(name, shared=False, wait=False)`, which locks a name in this folder until the
+    block ends, exclusively or shared; a second call changes the mode. It returns False if another
+    process has the lock or, with `wait`, prints a line on stderr and waits. A killed process leaves
+    no lock behind. Within one process, open a folder once at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     handle = os.open(folder / ".lock", flags, 0o666)
@@ -102,7 +102,7 @@ def locks(folder: Path) -> Iterator[Callable[..., bool]]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-            print(f"NOTE: the disk of {str(folder)!r} knows no locks", file=sys.stderr)
+            print(f"NOTE: the disk of {str(folder)!r} does not support locks", file=sys.stderr)
         return True
 
     try:
@@ -119,7 +119,7 @@ def lock(folder: Path, name: str = "") -> Iterator[None]:
             until_done.enter_context(locks(folder))(name, wait=True)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EROFS):
-                raise  # in a folder that is only to be read, nothing changes
+                raise  # a read-only folder cannot change, so it needs no lock
         yield
 
 
@@ -174,11 +174,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _checksum(path: Path, content: dict[str, Any]) -> str:
-    """Of the file's name, too: one file copied over another is noticed."""
+    """Covers the file's name, too, so that one file copied over another is noticed."""
     return hashlib.sha256(json.dumps([path.name, content]).encode()).hexdigest()[:16]
 
 
 def lacks_memory(problem: Exception) -> bool:
-    """Whether it says that memory or threads are too few: torch and Python raise a RuntimeError."""
+    """Whether memory or threads ran out, for which torch and Python may raise a RuntimeError."""
     text = "out of memory|allocate memory|start new thread|create a primitive"
     return isinstance(problem, MemoryError) or bool(re.search(text, str(problem), re.I))

@@ -1,5 +1,5 @@
-"""Photos that are not just a folder of classes: divided ones, in folders or in a table, ones
-without a class, and archives, of which nothing is written or read outside the folder for them."""
+"""Layouts beyond a folder of classes: photos with a given split, in folders or a table, photos
+without a class, and archives, which cannot write or read outside the folder they unpack into."""
 
 import codecs
 import csv
@@ -59,7 +59,7 @@ def divided(root: Path, names: list[str], files: list[str]) -> Photos | None:
         return parts
     if len(names) > 1 and all(map(part_of, names)):
         what = f"{str(root)!r} is divided into {', '.join(names)}"
-        raise UserError(f"{what}, and none to train on has two class folders; {LAYOUTS}")
+        raise UserError(f"{what}, but no training folder has two class folders; {LAYOUTS}")
     return None
 
 
@@ -70,9 +70,9 @@ def part_of(name: str) -> str:
 
 
 def _of_parts(root: Path, names: list[str]) -> Photos | None:
-    """The photos of folders that divide them: one has a part's name of training, with classes, and
-    others have the same classes or, of unlabelled photos, none, and are left out. None for any
-    other folders. Raises UserError where it is not clear which is which."""
+    """The photos of folders that are parts of a split: one is named for training and has class
+    folders; others have the same classes or, if they have none, are left out. None for any other
+    folders. Raises UserError if it is not clear which is which, or training lacks a class."""
     inside: dict[str, dict[str, str]] = {}  # of each folder, its class folders by their paths
     for name in names:
         folder = Path(name)
@@ -101,7 +101,7 @@ def _of_parts(root: Path, names: list[str]) -> Photos | None:
         raise UserError(f"{where}, and {why}, or list the photos in a CSV: path, class, split")
     for name in labelled:
         if more := sorted({*inside[name].values()} - classes):
-            raise UserError(f"{where}: {name} has a class {more[0]!r}, which {training[0]} has not")
+            raise UserError(f"{where}: {name} has a class {more[0]!r}, which {training[0]} lacks")
     photos = of_classes(root, {k: v for name in labelled for k, v in inside[name].items()})
     given = np.array([labelled[path.split("/")[0]] for path in photos.paths])
     notes = [f"{one} has no class folders and is left out" for one in names if one not in labelled]
@@ -150,7 +150,7 @@ def of_table(table: Path) -> Photos:
             raise UserError(f"{str(table)!r} has {row['path']!r} twice")
     classes = sorted({row["class"] for row in rows})
     if len(classes) < 2:
-        raise UserError(f"{str(table)!r} has {len(classes)} classes: two are needed")
+        raise UserError(f"{str(table)!r}: at least two classes are needed, {len(classes)} found")
     if not any(os.path.exists(table.parent / row["path"]) for row in rows):
         what = f"none of its {len(rows):,} files exists, such as {rows[0]['path']!r}"
         raise UserError(f"{str(table)!r}: {what}: paths start from the folder of the CSV")
@@ -173,10 +173,10 @@ def of_table(table: Path) -> Photos:
 
 def unpack(archive: Path, into: Path) -> Path:
     """Unpack a zip or tar (.gz, .bz2, .xz) archive into a new folder under into, and return it. The
-    same archive (path, size, time of change) is unpacked once, and again where files changed.
-    Raises UserError: not an archive, encrypted, broken, leads out of the folder, a device or a
-    symbolic link in a tar, two entries of one name, far larger than its packed size, a full
-    disk."""
+    same archive (path, size, mtime) is unpacked once, and again if unpacked files have changed.
+    Raises UserError if it is not an archive, encrypted or broken, leads out of the folder, has a
+    device or symbolic link (in a tar) or two entries of one name, or is far larger than its packed
+    size, and if the disk is full."""
     if not os.path.isfile(archive):
         raise UserError(f"{str(archive)!r} does not exist, or is neither a folder nor an archive")
     try:
@@ -203,7 +203,7 @@ def _extract(archive: Path, folder: Path) -> None:
                 raise ValueError("far larger than its packed size: these are no photos")
             if is_tar and entry.issym():  # they trick the filter until 3.11.12, 3.12.10 and 3.13.3
                 raise ValueError(f"{entry.name!r} in it is a symbolic link")
-            if not is_tar:  # ZipFile drops what would lead out from names, and makes files of links
+            if not is_tar:  # ZipFile strips leading / and .. from names, and writes links as files
                 entry.filename = entry.filename.replace("\\", "/")  # as tools of Windows write
             packed.extract(entry, folder)
             files += not (entry.isdir() if is_tar else entry.is_dir())

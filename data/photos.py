@@ -33,7 +33,7 @@ class UnreadablePhoto(Exception):
 
 
 def is_named_as_photo(name: str) -> bool:
-    """Whether a file's name ends as that of a photo, be it one that is not decoded here."""
+    """Whether a file has the suffix of a photo, including formats that are not decoded here."""
     return os.path.splitext(name)[1].lower() in SUFFIXES | FOREIGN
 
 
@@ -50,7 +50,7 @@ def read_photo(path: Path) -> bytes:
     try:
         with open_regular(path) as file:
             return file.read()
-    except FileNotFoundError as error:  # all others may be gone the next time
+    except FileNotFoundError as error:  # any other OSError may be temporary
         raise UnreadablePhoto(error.strerror) from error
 
 
@@ -72,21 +72,21 @@ def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
         except MemoryError:
             raise
-        except Exception:  # a broken EXIF block, for which Pillow raises errors of any kind
+        except Exception:  # Pillow can raise anything on a broken EXIF block
             pass
         return _to_rgb(image)
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
         raise UnreadablePhoto("not an image, or broken in its first bytes") from error
-    except Exception as error:  # Pillow's plug-ins raise errors of any kind on broken data
+    except Exception as error:  # Pillow's plug-ins can raise anything on broken data
         bytes(needed)  # MemoryError: some decoders say "broken" where memory is too little
         raise UnreadablePhoto(one_line(error, 120) or repr(error)) from error
 
 
 def _has_end(jpeg: bytes) -> bool:
-    """Whether an end marker follows the beginning of the first scan. Pillow finds what is cut off,
-    but takes zeros, which a broken download has left, for the rest of the picture."""
+    """Whether an end marker follows the beginning of the first scan. Pillow detects truncation, but
+    decodes zeros, which a broken download may leave at the end, as the rest of the picture."""
     position = 2
     while jpeg[position : position + 1] == b"\xff" and jpeg[position + 1 : position + 2] != b"\xda":
         position += 2 + int.from_bytes(jpeg[position + 2 : position + 4])

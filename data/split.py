@@ -59,8 +59,8 @@ class Split:
         return self
 
     def with_labels(self, per_class: float | None, seed: int) -> "Split":
-        """The labels of so many training photos of each class, at least one, or of such a share if
-        it is below 1; the others are unlabelled. Fewer labels are some of those of more."""
+        """Keep `per_class` labels of training photos per class, or that share if below 1, but at
+        least one; the others become unlabelled. Fewer labels are a subset of more."""
         if per_class is None:
             return self
         part, labels = self.part.copy(), self.photos.labels
@@ -73,9 +73,9 @@ class Split:
 
 
 def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | None = None) -> Split:
-    """The photos as they were divided; what is missing of val and test is drawn from train by
-    `make_split`. Where nothing is given, 70/20/10, or so many folds. Raises UserError for settings
-    that do not fit a given split."""
+    """The given split, if there is one; a val or test part that it lacks is drawn from train by
+    `make_split`. Otherwise 70/20/10, or `folds` folds. Raises UserError for settings that do not
+    fit a given split."""
     given = photos.given
     if given is None:
         names = (*PARTS, UNLABELLED) if folds is None else tuple(map(str, range(folds)))
@@ -92,7 +92,7 @@ def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | Non
     drawn = np.array([0, *(n for n in (1, 2) if PARTS[n] not in known)], np.int8)
     if folds or (seed and len(drawn) == 1):
         flag = "--folds" if folds else "--split-seed"
-        raise UserError(f"{flag} divides photos anew, and these are divided already: omit it")
+        raise UserError(f"{flag} would draw a new split, but these photos have one: omit it")
     part = np.array([(*PARTS, UNLABELLED).index(name) for name in given], np.int8)
     train = Split(photos, part).checked().indices("train")
     shares = np.array(FRACTIONS)[drawn]

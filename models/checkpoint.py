@@ -20,8 +20,8 @@ FORMAT = 5  # raised whenever a reader of older files would misread newer ones
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` (tensors, numbers, strings, and lists and dicts of them) to `path`; killed
-    here, a run leaves the earlier checkpoint as it was."""
+    """Write `content` (tensors, numbers, strings, and lists and dicts of them) to `path`; if the
+    run is killed meanwhile, the earlier checkpoint stays intact."""
     # Through memory, because torch hides a full disk's OSError behind an error of its own.
     packed = io.BytesIO()
     torch.save({"format": FORMAT} | content, packed)
@@ -29,14 +29,14 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_tensors(path: Path) -> Any:
-    """What torch has saved in a file, without running code in it; raises errors of any kind."""
+    """Load what `torch.save` wrote, without running code in the file; can raise any Exception."""
     with open_regular(path) as file:
         if file.read(2) == b"PK":  # a zip, as since torch 1.6
             with zipfile.ZipFile(file) as packed:
                 # Compressed, it could unpack to any size; and torch does not look at the sums.
                 unpacked = sum(entry.file_size for entry in packed.infolist())
                 if unpacked > os.fstat(file.fileno()).st_size or packed.testzip():
-                    raise ValueError("bytes that have changed")
+                    raise ValueError("compressed, or its checksums do not match")
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -50,7 +50,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError("another format")
     except FileNotFoundError as problem:
         raise UserError(f"{path}: there is no such checkpoint") from problem
-    except Exception as problem:  # torch raises errors of any kind on bytes that are not its own
+    except Exception as problem:  # torch can raise anything on a file that it did not write
         if isinstance(problem, OSError) or lacks_memory(problem):
             raise
         raise UserError(
@@ -64,8 +64,8 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
     """A trained network in eval mode, and its description: `arch`, `classes` in the order of the
     logits, `image_size` in pixels, `mean` and `std` of the normalisation, `split` (the hash of its
     split.csv), `photos` (the digest of the files), `seed` and `recipe`. Raises UserError as
-    load_checkpoint does, and where a part is missing or cannot be right. `network` is the code of a
-    network of one's own, FILE.py:FUNCTION."""
+    load_checkpoint does, and where a part is missing or invalid. `network` is the FILE.py:FUNCTION
+    of a custom network."""
     content = load_checkpoint(path)
     weights, fits = content.pop("model"), False
     match content:
@@ -86,12 +86,12 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
             fits &= all(isinstance(key, str) for key in recipe)
             fits &= all(isinstance(value, str | int | float | None) for value in recipe.values())
     if not fits:
-        raise UserError(f"{path}: its description is incomplete, or cannot be right")
+        raise UserError(f"{path}: its description is incomplete or invalid")
     if network and network_name(network) != arch:
-        raise UserError(f"{path} is of {arch}, not of {network_name(network)}")
+        raise UserError(f"{path} is for {arch}, not for {network_name(network)}")
     if own := "." in arch:  # its code comes from the command line, never from a checkpoint
         if not network:
-            raise UserError(f"{path} is of {arch}, a network of your own: give FILE.py:FUNCTION")
+            raise UserError(f"{path} is for {arch}, a network of your own: give FILE.py:FUNCTION")
         if source_digest(network) != content.get("source"):
             raise UserError(f"{path}: {network} has changed since this was trained")
     # On meta, it is no larger than the file; RegNets look at values while they are built.
@@ -103,7 +103,7 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
             if (value.shape, value.dtype) != (made.shape, made.dtype) or not value.isfinite().all():
                 raise ValueError(f"another {name}")
         model.load_state_dict(weights, assign=True)
-    except Exception as problem:  # tensors of all kinds raise errors of all kinds
+    except Exception as problem:  # a malformed state_dict can raise anything
         if lacks_memory(problem):
             raise
         what = f"{path}: its weights are not those of a {arch} with {len(classes)} classes"

@@ -34,7 +34,7 @@ def create_model(network: str, classes: int, image_size: int, *, seed: int) -> n
         sys.path += [str(path.parent)] * (str(path.parent) not in sys.path)  # for what it imports
         try:
             model = runpy.run_path(str(path))[function](classes)
-        except (Exception, SystemExit) as problem:  # of any kind: it is the user's code
+        except (Exception, SystemExit) as problem:  # user code can raise anything
             why = f"{type(problem).__name__}: {one_line(problem)}"
             raise UserError(f"{network}: {why}") from problem
         if not isinstance(model, nn.Module):
@@ -55,7 +55,7 @@ def create_model(network: str, classes: int, image_size: int, *, seed: int) -> n
 def initial_model(
     network: str, classes: int, image_size: int, *, seed: int, weights: Path | bool | None = None
 ) -> tuple[nn.Module, str]:
-    """`create_model`, from weights if there are any, and what was taken of these, in words."""
+    """`create_model`, then load `weights`, if any; also returns a summary of what was loaded."""
     model = create_model(network, classes, image_size, seed=seed)
     if not weights:
         return model, ""
@@ -69,7 +69,7 @@ def check_network(network: str, image_size: int, weights: Path | bool | None = N
     classes = 7  # what a function that ignores its argument would hardly return
     model, _ = initial_model(network, classes, image_size, seed=0, weights=weights)
     if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):
-        raise UserError(f"{network}: layers of unknown size cannot be trained from a seed")
+        raise UserError(f"{network}: lazy layers cannot be initialised from a seed")
     try:
         images = torch.zeros(2, 3, image_size, image_size)
         logits = model.train()(images)
@@ -77,7 +77,7 @@ def check_network(network: str, image_size: int, weights: Path | bool | None = N
             raise TypeError("it has several outputs in training")
         logits.sum().backward()
         logits = model.eval()(images)
-    except Exception as problem:  # of shapes, batch norm, patches; of any kind in own code
+    except Exception as problem:  # shapes, batch norm, patch size; user code can raise anything
         if lacks_memory(problem):
             raise
         what = f"{network} cannot be trained on images of {image_size} pixels"
@@ -91,7 +91,7 @@ def check_network(network: str, image_size: int, weights: Path | bool | None = N
 
 @cache
 def multiply_adds(network: str, classes: int, image_size: int) -> float:
-    """Of one image through a network, in its eval mode."""
+    """Multiply-adds of a forward pass of one image, in eval mode."""
     model = create_model(network, classes, image_size, seed=0).eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, image_size, image_size))
@@ -99,7 +99,7 @@ def multiply_adds(network: str, classes: int, image_size: int) -> float:
 
 
 def source_digest(network: str) -> str | None:
-    """What stands for the code of a network of one's own."""
+    """The digest of FILE.py for a network FILE.py:FUNCTION; None for torchvision's."""
     return file_digest(Path(file)) if (file := network.rpartition(":")[0]) else None
 
 

@@ -1,5 +1,5 @@
-"""The feature maps of a network, whatever it is, by their stride: how many pixels of the image, in
-each direction, one of theirs stands for."""
+"""The feature maps of any network, by their stride: how many pixels of the image, in each
+direction, correspond to one pixel of the map."""
 
 import math
 from collections import Counter
@@ -25,9 +25,9 @@ class Layer(NamedTuple):
 
 @cache
 def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
-    """By stride, the maps of a network at this image size, found by one image: of the modules whose
-    outputs are as large, the outermost ones' last, such as a stage's. The stem is passed over, and
-    what is larger again afterwards, as inside of squeeze-and-excitation."""
+    """The feature map of each stride at this image size, found by a forward pass of one image: of
+    the modules with outputs of one size, the last of the outermost, such as a stage. Skips the stem
+    and small maps that larger ones follow, as inside squeeze-and-excitation."""
     model = create_model(network, 2, image_size, seed=0).eval()
     seen: list[tuple[int, int, int, Layer]] = []  # depth of the name, time, side
     calls = Counter[str]()
@@ -38,7 +38,7 @@ def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
         if stem or isinstance(module, nn.AdaptiveAvgPool2d):
             return
         match getattr(output, "shape", ()):
-            # A cube is as what came before it.
+            # With C = H = W, the layout is assumed to be that of the map before.
             case (_, channels, side, other) if side == other and not (
                 channels == side and seen and seen[-1][3].channels_last
             ):
@@ -70,7 +70,7 @@ def feature_layers(network: str, image_size: int, strides: Sequence[int]) -> lis
         if stride not in found:
             raise UserError(
                 f"{network} has no feature maps of stride {stride} at {image_size} px (it has: "
-                f"{', '.join(map(str, found)) or 'none'}): use a method of logits, such as kd"
+                f"{', '.join(map(str, found)) or 'none'}): use a logits-based method, such as kd"
             )
     return [found[stride] for stride in strides]
 

@@ -11,9 +11,9 @@ from models.checkpoint import read_tensors
 
 
 def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
-    """Give a network all but its last layer from a file or, if `weights` is True, torchvision's
-    ImageNet weights, downloaded once; returns what was taken, in words. Raises UserError for
-    weights that cannot be had or are another network's."""
+    """Load a network's weights from a file or, if `weights` is True, torchvision's ImageNet
+    weights, downloaded once; only the head may differ. Returns a summary of what was loaded. Raises
+    UserError for weights that are unavailable or those of another network."""
     if isinstance(weights, Path):
         where, state = str(weights), read_weights(unchanged(weights))
     else:
@@ -27,8 +27,8 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
     wrong = {k for k in others if not k.startswith(f"{last}.")}
     if wrong and not (wrong == rows == others and len(heads) == 1):
         raise UserError(
-            f"{where}: not the weights of this {network}: {len(wrong)} tensors are missing or "
-            f"others, such as {min(wrong)}"
+            f"{where}: not the weights of this {network}: {len(wrong)} tensors are missing, "
+            f"unexpected or of another shape, such as {min(wrong)}"
         )
     try:
         model.load_state_dict(fits, strict=False)
@@ -48,8 +48,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = state.get(key, state) if isinstance(state.get(key), dict) else state
         state = {str(k).removeprefix("module."): v for k, v in state.items()}
         if not state or not all(isinstance(v, Tensor) for v in state.values()):
-            raise ValueError("no tensors by name")
-    except Exception as problem:  # torch raises errors of any kind on bytes that are not its own
+            raise ValueError("not a dict of named tensors")
+    except Exception as problem:  # torch can raise anything on a file that it did not write
         what = f"{path}: not a file of weights that can be read ({one_line(problem, 100)})"
         raise UserError(what) from problem
     return state
@@ -60,7 +60,7 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     try:
         return models.get_model(name, weights="DEFAULT").state_dict()
-    except Exception as problem:  # of the network, the disk, or bytes that are no weights
+    except Exception as problem:  # no connection, a full disk, or a damaged file
         raise UserError(
             f"--pretrained: no weights of {name} ({one_line(problem, 200)}). "
             f"Put {url} at {file} by hand, or omit --pretrained."

@@ -98,7 +98,7 @@ def test_where_locks_are_unknown_or_nothing_may_be_written_none_is_taken(
         expected = pytest.raises(OSError, match="no") if number == EIO else nullcontext()
         with expected, files.lock(tmp_path):
             pass
-        assert capsys.readouterr().err.count("knows no locks") == (number == ENOLCK)
+        assert capsys.readouterr().err.count("does not support locks") == (number == ENOLCK)
 
 
 def test_json_that_is_damaged_edited_or_missing_is_refused(tmp_path):

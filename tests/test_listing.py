@@ -108,11 +108,11 @@ def test_a_table_gives_classes_parts_and_folds_and_reads_what_is_written(tmp_pat
 WRONG = [
     ({"train": "rain snow", "holdout": "rain snow"}, "holdout, train, and it is not clear"),
     ({"train": "rain snow", "training": "rain snow"}, "train, training, and it is not clear"),
-    ({"train": "rain snow", "test": "rain hail"}, "test has a class 'hail', which train has not"),
-    ({"train": "", "test": ""}, "divided into test, train, and none to train on has two class"),
+    ({"train": "rain snow", "test": "rain hail"}, "test has a class 'hail', which train lacks"),
+    ({"train": "", "test": ""}, "divided into test, train, but no training folder has two"),
     ({"a": "rain"}, "only one class, 'rain', in .*a folder with one sub-folder"),
     ({".": ""}, "no class folders in"),
-    ({"val": "rain snow", "test": "rain snow"}, "divided into test, val, and none to train on"),
+    ({"val": "rain snow", "test": "rain snow"}, "divided into test, val, but no training"),
     ({"rain": "train test", "snow": "train test"}, "rain' is divided into test, train; a fold"),
     ({"rain": "training_set val", "snow": "a"}, "rain' is divided into training_set, val; a fold"),
     ('path class\na.jpg rain\na.jpg "snow', "cannot be read as a table: unexpected end of data"),
@@ -120,7 +120,7 @@ WRONG = [
     ("path class split\na.jpg rain foo\nb.jpg snow train", "its column split has 'foo'; it may"),
     ("path class\na.jpg rain\na.jpg snow", "has 'a.jpg' twice"),
     ("path class\na.jpg", "no path or no class in the line"),
-    ("path class\na.jpg rain", "has 1 classes: two are needed"),
+    ("path class\na.jpg rain", ": at least two classes are needed, 1 found"),
     ("path class split\na.jpg rain val\nb.jpg snow train", "'rain' has no photo in the given"),
     ("path class\nb.jpg rain\nc.jpg snow", "none of its 2 files exists, such as 'b.jpg': paths"),
     ("", "is empty: the columns path and class are needed"),
@@ -148,7 +148,7 @@ def test_settings_that_would_divide_given_parts_anew_are_refused(tmp_path):
     folds = table(tmp_path / "folds.csv", "path class split", rows)
     files(tmp_path, "images/rain")
     for path, seed, count in ((tmp_path / "all", 0, 5), (tmp_path / "all", 1, None)):
-        with pytest.raises(UserError, match="divides photos anew, and these are divided already"):
+        with pytest.raises(UserError, match="would draw a new split, but these photos have one"):
             read(path, seed, count)
     for seed, count in ((0, None), (0, 4), (1, 3)):
         with pytest.raises(UserError, match="divided into folds: give --folds 3 alone"):
