@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Makes the most of a machine with a GPU, for so many seconds: tests, evidence.
+# Makes use of a machine with a GPU for SECONDS: runs the GPU tests, then experiments until the time is up.
 #
 #   docs/gpu.sh SECONDS OUT [FLAGS]      docs/gpu.sh 480 results --data PHOTOS
 #
-# FLAGS are of train.py and go to every command; paths in them are relative to the repository. All
-# it needs are photos, in data/weather or by --data, and Python (PYTHON, by default python3) with
+# FLAGS are options of train.py, passed to every command; paths in them are relative to the repository. It
+# needs only photos, in data/weather or by --data, and Python (PYTHON, by default python3) with
 # torch, torchvision, tensorboard, numpy, pillow, tqdm, pytest and hypothesis. Runs with a pretrained
-# teacher need WEIGHTS as well, those of EfficientNet-Lite0, and its package (docs/results.md). OUT gets
-# log.txt, done.txt and results.tar.gz: the results of all runs, and these two files, but no weights,
-# which stay in WORK, by default output/gpu. JOBS runs go side by side, by default 4. ARMS are the
-# experiments to make, the first ones first, by default all.
-# Started again, or elsewhere with OUT or the archive in it alone, it goes on with what is not done.
+# teacher also need WEIGHTS, the weights file of EfficientNet-Lite0, and its package (docs/results.md). OUT gets
+# log.txt, done.txt and results.tar.gz: the results of all runs and these two files, but no weights,
+# which stay in WORK, by default output/gpu. JOBS runs go side by side, by default 4. ARMS lists the
+# experiments to run, in order, by default all.
+# If started again, or on another machine with only OUT or the archive in it, it does what is not yet done.
 set -u -o pipefail
 if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
   sed -n '4s/^# *//p' "$0" >&2
@@ -78,8 +78,8 @@ speeds() {
     --cache "$work/nothing/cache"
 }
 
-# What follows is evidence, a fold at a time. The students of a teacher are made with it, since its
-# weights stay on this machine. Runs that are finished are not done again.
+# The experiments, one fold at a time. A teacher's students are trained along with it, since its
+# weights stay on this machine. Finished runs are not repeated.
 experiment_1() { distil --experiment experiment_1 --folds 10 --fold "$1"; }
 experiment_2() { distil --experiment experiment_2 --folds 10 --fold "$1"; }
 
@@ -100,7 +100,7 @@ pretrained() {
     taught "$1" --student resnet18 --epochs 30 --mixup 0.2 --tag 30epochs
 }
 
-# Students of 60 epochs, alone and taught, and one that the first teaches for 15.
+# ResNet18 for 60 epochs, alone and with the pretrained teacher, and a student that the former teaches for 15.
 longer() {
   local long=(--epochs 60 --mixup 0.2 --tag 60epochs) fold=(--folds 10 --fold "$1")
   train --models resnet18 "${long[@]}" "${fold[@]}" &&
@@ -152,8 +152,8 @@ causes() {
     distil "${pair[@]}" --teacher-tag patient "${fold[@]}"
 }
 
-# Results are kept apart from the runs here: elsewhere their weights are missing, and what is not done
-# is done there from its beginning.
+# Results are kept apart from the runs here: on another machine the weights are missing, so a run that is
+# not finished starts from the beginning there.
 archive() {
   cp "$out/log.txt" "$out/done.txt" "$work/kept/"
   (cd "$work" && find results -type f \( -name result.json -o -name history.csv -o \
@@ -161,8 +161,8 @@ archive() {
   tar -czf "$work/results.tar.gz" -C "$work/kept" . && mv "$work/results.tar.gz" "$out/"
 }
 
-# Does what is named, if that was not done and there is time: once it has succeeded, it is done.
-# Its output joins the log at its end.
+# Runs the named task unless it is done or the time is short; it counts as done once it has succeeded.
+# Its output is appended to the log when it ends.
 once() {
   local name="$*" started=$SECONDS status=0 log="$work/${*// /_}.log"
   if grep -qxF -- "$name" "$out/done.txt"; then return; fi
