@@ -1,5 +1,5 @@
-"""How much of the fault suites runs, a quick share or with FAULTS=whole in the environment all,
-and what they share."""
+"""Helpers for the fault tests, which run in part by default, and in full with FAULTS=whole in the
+environment."""
 
 import math
 import os
@@ -12,7 +12,7 @@ only_whole = pytest.mark.skipif(not WHOLE, reason="slow: make test-faults runs i
 
 
 def not_finite(value: Any, where: str = "") -> list[str]:
-    """Where in a result stand numbers that are none."""
+    """Paths within a result to numbers that are NaN or infinite."""
     if isinstance(value, dict | list):
         inner = value.items() if isinstance(value, dict) else enumerate(value)
         return [place for key, item in inner for place in not_finite(item, f"{where}/{key}")]

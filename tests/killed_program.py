@@ -1,11 +1,11 @@
-"""A script that gets a signal while it changes files.
+"""Run a script and send it a signal while it changes files.
 
     python -m tests.killed_program FOLDER NAME SIGNAL NUMBER MILLISECONDS SCRIPT [WORDS ...]
 
-Counts the changes below FOLDER of what has NAME in its path: a file that is opened to be written,
-anything that is renamed or removed, a folder that is made. MILLISECONDS after the one of that
-NUMBER, or just before it where they are 0, comes SIGNAL. With NUMBER 0 none comes, and the last
-line on stderr is how many changes there were.
+Counts the changes to paths under FOLDER that contain NAME: a file opened for writing, anything
+renamed or removed, a folder created. SIGNAL is sent MILLISECONDS after change number NUMBER, or
+just before it if MILLISECONDS is 0. If NUMBER is 0, no signal is sent, and the last line on stderr
+is the number of changes.
 """
 
 import os

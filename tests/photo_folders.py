@@ -1,4 +1,4 @@
-"""Folders of made photos, and whole commands on them, as a user runs them."""
+"""Folders of synthetic photos, and whole commands run on them, as a user would."""
 
 import io
 import subprocess
@@ -30,19 +30,19 @@ def make_photos(folder: Path, per_class: int = 14, side: int = 48) -> Path:
 
 
 def training(photos: Path, folder: Path, *more: object) -> list[str]:
-    """Arguments of a short training that keeps all files in the folder."""
+    """Arguments for a short training run that writes all its files to the folder."""
     words = ["--data", photos, "--output", folder / "output", "--cache", folder / "cache"]
     words += ["--image-size", 32, "--batch-size", 8, "--epochs", 1]
-    return [str(word) for word in (*words, *more)]  # of flags that are given twice, the last holds
+    return [str(word) for word in (*words, *more)]  # the last of repeated flags wins
 
 
 def python(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """What became of a process of Python with these arguments."""
+    """Run Python with these arguments and return the completed process."""
     return subprocess.run([sys.executable, *map(str, words)], **PROCESS | options)
 
 
 def start(*words: object, **options: Any) -> subprocess.Popen[str]:
-    """A process of Python that goes on beside the test."""
+    """Start Python with these arguments in the background."""
     return subprocess.Popen([sys.executable, *map(str, words)], **PROCESS | options)
 
 

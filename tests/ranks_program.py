@@ -3,8 +3,8 @@
     python -m tests.ranks_program FOLDER
     torchrun --nproc-per-node=2 -m tests.ranks_program FOLDER
 
-Each rank writes what it has into FOLDER/rank<n>of<count>.pt. BatchNorm is frozen, since the
-statistics of half a batch are others; so are the losses that compare its photos with each other.
+Each rank writes its results to FOLDER/rank<n>of<count>.pt. BatchNorm is frozen, since half a batch
+has different statistics; losses that compare photos within a batch are left out for that reason.
 """
 
 import sys
@@ -39,7 +39,7 @@ def frozen(module: nn.Module) -> nn.Module:
 
 
 def new_training() -> Training:
-    """Of a student with an adapter."""
+    """Training of a student with an adapter."""
     models = [create_model("resnet18", CLASSES, 64, seed=seed) for seed in (0, 1)]
     kd = KDConfig(teacher="resnet18", method="fitnet", weight=METHODS["fitnet"].weight)
     objective = Distillation(replace(CONFIG, kd=kd), models[1], CPU)
@@ -47,7 +47,7 @@ def new_training() -> Training:
 
 
 def trained() -> dict[str, Any]:
-    """Weights and history after two epochs on photos whose numbers two does not divide."""
+    """Weights and history after two epochs on odd numbers of photos."""
     training, saved = new_training(), list[int]()
     train = train_batches(CONFIG, 27, ranks.shard(CONFIG.batch_size))
     val = val_batches(CONFIG, 17)

@@ -21,7 +21,7 @@ from data.batches import (
     to_device,
 )
 
-# Not where tensors say they are: on a GPU it is `cuda` that differs from their `cuda:0`.
+# Not equal to the tensors' own device, `cpu`, just as `cuda` is not equal to `cuda:0` on a GPU.
 CPU = torch.device("cpu", 0)
 
 

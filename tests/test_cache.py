@@ -60,8 +60,7 @@ def made(decoded: Decoded) -> int:
 
 @pytest.mark.parametrize("side", [40, 300])
 def test_a_photo_is_squashed_close_to_its_exact_reduction(tmp_path, side):
-    """Also at 300, which takes a second decode: stripes of five pixels are seen, which the
-    signatures' decode has lost."""
+    """At 300 px a second decode is needed: the one for signatures loses the five-pixel stripes."""
     levels = np.random.default_rng(0).integers(0, 200, (6, 9, 3)).astype(np.uint8)
     photo = np.array(Image.fromarray(levels).resize((900, 560), Image.Resampling.BICUBIC))
     photo[:, (np.arange(900) // 5) % 2 == 0] += 50
@@ -106,7 +105,7 @@ def flip(path: Path) -> None:
 
 
 def other_photos(path: Path) -> None:
-    """What another folder of as many photos has left, whole."""
+    """Replace the cache with an intact one of another folder with the same number of photos."""
     shutil.copytree(path.parents[2] / "weather", path.parents[2] / "other")
     write(path.parents[2] / "other" / "hail" / "001.bmp", 999)
     shutil.copytree(ready(decode(path.parents[2] / "other")), path.parent, dirs_exist_ok=True)
@@ -162,7 +161,7 @@ def test_every_photo_is_in_its_row_and_what_cannot_be_read_is_listed(photos, mon
 
 
 @pytest.mark.parametrize("error", [OSError(5, "no"), MemoryError(), KeyboardInterrupt()])
-def test_an_error_of_the_machine_stops_at_once_and_is_not_remembered(photos, monkeypatch, error):
+def test_a_system_error_stops_decoding_at_once_and_is_not_cached(photos, monkeypatch, error):
     read = []
 
     def fails(path):
@@ -194,7 +193,7 @@ def test_two_at_once_decode_once(photos):
     assert first == second != ("", "")
 
 
-def test_a_cache_on_a_full_disk_is_named_and_what_was_begun_is_removed(photos):
+def test_on_a_full_disk_the_error_names_the_cache_and_partial_files_are_removed(photos):
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))

@@ -1,5 +1,5 @@
-"""The objective against plain PyTorch, and the mistakes that a distillation survives without a
-word: a teacher in train mode, other pixels for teacher and student, a method that is another."""
+"""The objective against plain PyTorch, and mistakes that would otherwise go unnoticed: a teacher in
+train mode, different pixels for teacher and student, the wrong method."""
 
 import copy
 from dataclasses import replace
@@ -95,7 +95,7 @@ def test_the_objective_and_its_gradients_are_the_formula_written_out(method):
         assert (gradient - other).norm() <= 1e-3 * other.norm()
 
 
-def test_an_entry_without_its_loss_and_what_does_not_fit_a_method_raise():
+def test_incomplete_entries_and_settings_that_a_method_does_not_support_raise():
     both = {"logits_loss": losses.kd_loss, "feature_loss": losses.sp_loss, "strides": (8,)}
     for incomplete in ({}, both, {"feature_loss": losses.sp_loss}):
         with pytest.raises(ValueError, match="needs a logits_loss, or a feature_loss and strides"):
@@ -207,8 +207,8 @@ class Batches(list[Any]):
 
 @each_method
 def test_no_step_reads_a_number_back_from_the_device(method):
-    """A GPU would wait for it, and a recorded step could not be replayed. Tensors without values
-    show it on any machine: whatever needs one raises an error."""
+    """It would stall the GPU, and the step could not be recorded as a CUDA graph. Fake tensors show
+    it on any machine: they have no values, so reading one raises an error."""
     config, steps = replace(with_kd(method), clip_norm=1.0), []
     real = network(1), distillation(config, "resnet50")
     with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as fake:

@@ -1,4 +1,4 @@
-"""What docs/ and README say is what the kept runs say: tables, figures, and the runs themselves."""
+"""Tables and figures in README and docs/ match the kept runs, and the runs are consistent."""
 
 import re
 import shutil
@@ -50,7 +50,7 @@ def test_kept_runs_agree_with_their_histories_and_themselves():
         teacher = kept().get(run.get("teacher", {}).get("run"))
         assert not teacher or teacher["digest"] == run["teacher"]["digest"]
         splits.add((run["recipe"]["split_seed"], run["photos"]["fold"], run["photos"]["split"]))
-    # Of seed 0: of earlier and today's duplicates, and with few labels; and ten folds.
+    # Seed 0 with the earlier and the current duplicates, and with few labels; and ten folds.
     assert sorted(fold for _, fold, _ in splits if fold is not None) == [*range(10)]
     assert len(splits) == 3 + 10
 

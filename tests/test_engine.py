@@ -131,7 +131,7 @@ def test_measuring_leaves_the_model_as_it_was_and_bfloat16_is_close_to_float32()
 
 @pytest.mark.parametrize(("count", "part"), [(46, "training"), (8, "validation")])
 def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(count, part):
-    """The first step spoils the weights, which the next one shows, or else validation."""
+    """The first step ruins the weights; the next step or, without one, validation detects it."""
     training = start(replace(CONFIG, optimizer="sgd", lr=1e38, warmup_epochs=0), small_model())
     with pytest.raises(UserError, match=f"epoch 1: the {part} loss is no longer finite"):
         train(training, lambda: pytest.fail("saved"), count)

@@ -1,7 +1,7 @@
-"""Runs that are killed at any moment and resumed end as if nothing had happened, Ctrl-C and SIGTERM
-are clean, and disks may be full.
+"""Runs that are killed at any moment and resumed are bitwise identical to uninterrupted ones,
+Ctrl-C and SIGTERM stop them cleanly, and a full disk is reported.
 
-Of it, tests/test_train.py has a quick share; FAULTS=whole pytest tests/test_faults.py runs all.
+tests/test_train.py has a quick version; FAULTS=whole pytest tests/test_faults.py runs everything.
 """
 
 import csv
@@ -33,7 +33,7 @@ SCRIPTS = {
               "--method", "fitnet"],
 }  # fmt: skip
 KILLS = {BASELINE: 25, STUDENT: 50}
-# What a process may be at when its end comes, in the order in which it comes to it.
+# Files that a run may be writing when it is killed, in the order in which they are written.
 MOMENTS = ("pixels.raw", "index.npz", "settings.json", "tfevents", "last.pt",
            "test_logits.npz", "best.pt", "history.csv", "split.csv", "result.json")  # fmt: skip
 ASKED = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -56,7 +56,7 @@ def finish(run: str, photos: Path, folder: Path) -> None:
 def interrupted(
     run: str, photos: Path, folder: Path, ending: int, number: int, wait: float, name: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command until a signal comes, `wait` milliseconds after its change of that number of
+    """Run the command and send it the signal `ending`, `wait` milliseconds after change `number` to
     a file or folder with `name` in its path."""
     folder.mkdir(exist_ok=True)
     program = ("-m", "tests.killed_program", folder, name, int(ending), number, wait)
@@ -70,7 +70,7 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory) -> Callable[[str], tuple[Path, int]]:
-    """Where a run is that nothing interrupted, and how many changes of files it made."""
+    """Folder of an uninterrupted run, and the number of file changes that it made."""
 
     @functools.cache
     def made(run: str) -> tuple[Path, int]:
@@ -83,7 +83,7 @@ def whole(photos, tmp_path_factory) -> Callable[[str], tuple[Path, int]]:
 @only_whole
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("run", [BASELINE, STUDENT])
-def test_stopped_and_resumed_a_run_ends_with_the_same_bits(run, photos, whole, tmp_path):
+def test_a_run_that_is_stopped_and_resumed_is_bitwise_identical(run, photos, whole, tmp_path):
     expected, changes = whole(run)
     folder = tmp_path / "interrupted"
     for moment in MOMENTS:
@@ -98,7 +98,7 @@ def test_stopped_and_resumed_a_run_ends_with_the_same_bits(run, photos, whole, t
         wait = draw.choice([0, draw.uniform(0, 40), draw.uniform(0, 1000)])
         ended = interrupted(run, photos, folder, ending, number, 0 if ending in ASKED else wait)
         if ended.returncode == 0:
-            # It ended before its signal: all that is left of it goes, and the next start is cold.
+            # It ended before the signal: delete its files, so that the next starts from scratch.
             compare(run, expected, folder)
             shutil.rmtree(folder)
         elif ending in ASKED:
@@ -112,7 +112,7 @@ def test_stopped_and_resumed_a_run_ends_with_the_same_bits(run, photos, whole, t
 
 
 def compare(run: str, whole: Path, other: Path) -> None:
-    """Assert that both folders hold the same of a run, and the other nothing that is left over."""
+    """Assert that both folders have the same results of a run, and the other no leftover files."""
     first, second = (traces(folder / "output", run) for folder in (whole, other))
     for name in first:
         assert first[name] == second[name], name
@@ -123,7 +123,7 @@ def compare(run: str, whole: Path, other: Path) -> None:
 
 
 def traces(output: Path, run: str) -> dict[str, Any]:
-    """What a run has written that another run of the same bits would write, too."""
+    """The part of a run's output that must be the same in an identical run."""
     results = output / "results" / run
     result = json.loads((results / "result.json").read_text("utf-8"))
     with (results / "history.csv").open(encoding="utf-8") as file:

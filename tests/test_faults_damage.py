@@ -1,4 +1,4 @@
-"""Whatever lies on disk may be damaged: a command then ends in a line or with the right numbers.
+"""Anything on disk may be damaged: each command then gives one error line or the right numbers.
 
 FAULTS=whole pytest tests/test_faults_damage.py runs it.
 """
@@ -27,7 +27,7 @@ Damage = Callable[[Path, Path], Any]  # to a path; the other one is of the same 
 
 
 class Blocked(BaseException):
-    """A command waits for what never comes."""
+    """A command hangs."""
 
 
 def stop(*_: object) -> None:
@@ -122,8 +122,8 @@ def run(name: str, folder: Path, how: str = "--resume") -> tuple[int, set[str], 
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory) -> tuple[Path, dict[str, set[str]]]:
-    """Two seeds, of which the first has taught a student, a run that was killed, and the numbers of
-    each command where nothing is damaged."""
+    """Baselines of two seeds, a student distilled from the first, a killed run, and the numbers
+    that each command gives when nothing is damaged."""
     folder = tmp_path_factory.mktemp("damage") / "before"
     photos = make_photos(folder / "weather", per_class=6)
     shutil.make_archive(str(photos), "zip", photos)
@@ -166,9 +166,9 @@ def cases(folder: Path) -> list[tuple[Path, str, Path]]:
     return made
 
 
-def falls(folder: Path, expected: dict[str, set[str]], others: bool) -> list[object]:
-    """What goes wrong where something is damaged. Which network it is that predicts, nobody says:
-    it may be one of the others."""
+def failures(folder: Path, expected: dict[str, set[str]], others: bool) -> list[object]:
+    """How the commands fail on a damaged folder. With `others`, files were swapped, and predict may
+    use another run's network: its output does not say which."""
     found: list[object] = []
     for command, needed in expected.items():
         try:
@@ -196,17 +196,17 @@ def falls(folder: Path, expected: dict[str, set[str]], others: bool) -> list[obj
 
 @only_whole
 @pytest.mark.timeout(0)
-def test_each_command_ends_in_a_line_or_with_the_right_numbers(before):
-    (folder, expected), fell = before, {}
+def test_each_command_gives_one_error_line_or_the_right_numbers(before):
+    (folder, expected), failed = before, {}
     made = cases(folder)
     random.Random(1).shuffle(made)
     for path, name, other in made[: int(os.environ.get("CASES", len(made)))]:
         damaged = copy(folder, folder.parent / "damaged")
         (OF_FILES | DAMAGES)[name](damaged / path, damaged / other)
-        if found := falls(damaged, expected, name == "swapped"):
-            fell[path, name, other] = found
+        if found := failures(damaged, expected, name == "swapped"):
+            failed[path, name, other] = found
             print((str(path), name, str(other)), *found, sep="\n    ", flush=True)
         shutil.rmtree(damaged)
         print(".", end="", flush=True)
-    print(len(made), "cases", len(fell), "falls")
-    assert not fell
+    print(len(made), "cases", len(failed), "failures")
+    assert not failed

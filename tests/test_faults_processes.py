@@ -1,5 +1,5 @@
-"""Several processes at random on the same and on overlapping runs: what says that it is finished is
-whole, and the work of one of them. FAULTS=whole pytest tests/test_faults_processes.py runs it."""
+"""Several processes train the same and overlapping runs at random: each run marked as finished is
+complete and the work of one process. FAULTS=whole pytest tests/test_faults_processes.py runs it."""
 
 import os
 import random

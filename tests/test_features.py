@@ -12,7 +12,7 @@ IMAGES = torch.randn(2, 3, 75, 75, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet18"])
-def test_maps_are_those_of_the_forward_written_out_and_nothing_stays_behind(name):
+def test_maps_match_a_handwritten_forward_and_no_hooks_are_left(name):
     """In the order asked for, with their gradients; no forward is needed to know their channels."""
     model, backwards = create_model(name, 3, 75, seed=0).eval(), STRIDES[::-1]
     _, written_out = resnet_by_hand(model, IMAGES)

@@ -90,7 +90,7 @@ def test_a_name_is_held_by_many_that_read_or_by_one_that_writes(tmp_path):
 @pytest.mark.parametrize(
     ("function", "numbers"), [("fcntl.lockf", [ENOLCK, EIO]), ("os.open", [EROFS, EACCES, EIO])]
 )
-def test_where_locks_are_unknown_or_nothing_may_be_written_none_is_taken(
+def test_no_lock_is_taken_where_locks_are_unsupported_or_nothing_can_be_written(
     function, numbers, tmp_path, monkeypatch, capsys
 ):
     for number in numbers:

@@ -13,8 +13,8 @@ from utils.engine import CrossEntropy, Training, fit
 from utils.runs import duration, forecast, prepare, work
 
 
-def test_multiply_adds_are_those_that_others_count():
-    """torchvision's documentation gives the same billions."""
+def test_multiply_adds_match_published_counts():
+    """The numbers are from torchvision's documentation."""
     for network, size, billions in (("resnet18", 224, 1.814), ("mobilenet_v3_small", 224, 0.057)):
         assert multiply_adds(network, 1000, size) / 1e9 == pytest.approx(billions, abs=0.001)
 
@@ -22,7 +22,7 @@ def test_multiply_adds_are_those_that_others_count():
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")]
 )
-def test_durations_are_in_the_unit_of_a_person(seconds, text):
+def test_durations_are_in_readable_units(seconds, text):
     assert duration(seconds) == text
 
 

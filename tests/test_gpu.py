@@ -22,7 +22,7 @@ from utils.graphs import keep_rates_on_device
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 PHOTOS, SIDE, CLASSES = 53, 64, 4
-# SGD, since Adam makes rounding errors as large as gradients, and slow, since they grow with steps.
+# SGD, since Adam amplifies rounding errors, and a low learning rate, since they grow with steps.
 CONFIG = Config(
     image_size=SIDE, epochs=3, batch_size=8, optimizer="sgd", lr=0.002, clip_norm=1.0,
     label_smoothing=0.1,
@@ -76,7 +76,7 @@ def start(
 
 
 def train(training: Training, after_epoch=lambda: None) -> Training:
-    """The training run at its end; its step was recorded if it was to be."""
+    """Run the training and check that its step was recorded if and only if graphs are on."""
     keep_rates_on_device(training.optimizer)  # in float32, as in a recorded step
     fit(training, train_batches(training.config, GPU), val_batches(PHOTOS, GPU), after_epoch)
     recorded = getattr(training.step, "recorded", None)
@@ -89,8 +89,8 @@ def weights(model: nn.Module) -> Tensor:
 
 
 def assert_alike(first: Training, second: Training) -> None:
-    """The weights moved along one path. What a last bit of the rate changes is 2 % of its length at
-    most, in bfloat16; a rate that stays what it was when the step was recorded changes 21 %."""
+    """The weights took the same path. A change in the last bit of the rate moves them by 2 % of its
+    length at most, in bfloat16; a rate frozen at its value when recorded moves them by 21 %."""
     moved = (weights(first.model) - weights(network(1))).norm()
     assert moved > 0
     assert (weights(first.model) - weights(second.model)).norm() < 0.05 * moved
@@ -123,7 +123,7 @@ def test_a_resumed_run_continues_as_the_whole_one(optimizer):
 
 
 def test_an_epoch_keeps_up_with_its_steps():
-    """Gathering, cropping and normalising wait for the step, or the step hardly for them."""
+    """The step hardly ever waits for gathering, cropping and normalising."""
     config, count = replace(CONFIG, image_size=224, batch_size=32), 2048
     training = start("none", Device(GPU, bf16=True, graphs=True), config)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 256, 256, 3), np.uint8)

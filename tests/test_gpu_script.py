@@ -20,7 +20,7 @@ def start(seconds: Any, out: Path, work: Path, *flags: Any) -> subprocess.Comple
     )  # fmt: skip
 
 
-def test_what_it_cannot_do_is_said_and_a_failure_is_one(tmp_path):
+def test_bad_arguments_and_failed_runs_are_reported(tmp_path):
     out, work = tmp_path / "out", tmp_path / "work"
     for seconds, more, says in (
         ("soon", [], "docs/gpu.sh SECONDS OUT [FLAGS]"),

@@ -62,8 +62,8 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(photos, tmp_path_factory) -> tuple[Path, list[str], str]:
-    """The output folder of a first command with two seeds and two methods, where there was but one
-    baseline; the arguments that all commands share; what this one printed."""
+    """The output folder of a command with two seeds and two methods, run when only one baseline
+    existed; the arguments that all commands share; what the command printed."""
     folder = tmp_path_factory.mktemp("runs")
     words = training(photos, folder, "--batch-size", 14)
     train.main([*words, "--models", "resnet18", "--seeds", "1"])
@@ -191,7 +191,7 @@ def test_a_weak_teacher_and_one_of_another_split_are_warned_of(given, copied):
     assert re.search(r"^\| Best validation accuracy +\| +25\.00% \|", printed, re.M)
 
 
-def test_a_teacher_or_baseline_that_is_replaced_meanwhile_is_the_one_of_the_start(given, copied):
+def test_a_teacher_or_baseline_replaced_during_a_command_is_never_mixed_in(given, copied):
     (path, words), (output, _) = given, copied
     first, other = (best_of(output, "resnet50", seed) for seed in (0, 1))
     with pytest.raises(UserError, match=r"best\.pt has changed since it was measured: start again"):

@@ -108,8 +108,8 @@ def rkd(s: np.ndarray, t: np.ndarray) -> float:
     return 25 * huber(distances(s) - distances(t)) + 50 * huber(cosines(s) - cosines(t))
 
 
-# Losses, their formulas, and the shapes that they compare: six photos, where it may be of other
-# widths and sides for teacher and student.
+# Losses, their formulas, and the shapes that they compare: six photos, with different widths and
+# sides for teacher and student where the loss allows it.
 LOSSES: dict[str, Any] = {
     "kd": (partial(losses.kd_loss, temperature=T), kd, [(6, 5), (6, 5)]),
     "dkd": (partial(losses.dkd_loss, labels=LABELS, temperature=T, beta=8), dkd, [(6, 5), (6, 5)]),

@@ -45,17 +45,17 @@ def test_students_t_is_that_of_the_tables():
 
 
 def differences(seeds: int, photos: int, seed: int) -> np.ndarray:
-    """Of two runs a seed: 1 where the first alone is right, -1 where the second alone is, or 0."""
+    """Two runs per seed: 1 where only the first is right, -1 where only the second is, else 0."""
     return np.random.default_rng(seed).choice([-1.0, 0, 1], (seeds, photos), p=[0.1, 0.7, 0.2])
 
 
 def around(mean: float, *halves: float) -> Any:
-    """An interval, half of which is the largest of these, to four digits."""
+    """An interval around the mean, whose half-width is the largest of these, to four digits."""
     return pytest.approx((mean, mean - max(halves), mean + max(halves)), abs=1e-4)
 
 
 @pytest.mark.parametrize("scatter", [0.0, 0.3])
-def test_over_folds_it_is_students_t_of_their_means_and_at_least_that_of_photos(scatter):
+def test_over_folds_the_interval_is_students_t_but_never_narrower_than_over_photos(scatter):
     values = [np.roll(differences(1, 40, 0), k) + scatter * (k - 2) for k in range(5)]
     means = [fold.mean() for fold in values]
     over_folds = student_t(4) * np.std(means, ddof=1) / math.sqrt(5)
@@ -68,7 +68,7 @@ def test_over_folds_it_is_students_t_of_their_means_and_at_least_that_of_photos(
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.3])
-def test_over_seeds_and_photos_it_is_an_analysis_of_variance_written_out(shift):
+def test_over_seeds_and_photos_the_interval_matches_an_analysis_of_variance(shift):
     values = differences(3, 40, 5) + shift * np.array([[0.0], [1.0], [0.3]])
     mean, of_seed, of_photo = values.mean(), values.mean(1), values.mean(0)
     cells = [(s, i) for s in range(3) for i in range(40)]

@@ -35,7 +35,7 @@ def weights_folder(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("name", ["densenet169", "resnet50", "mobilenet_v3_small"])
 def test_pretrained_takes_all_but_the_head_from_the_file(name, weights_folder):
-    """The file has a number of its own in each tensor, which takes no room however large it is."""
+    """Each tensor in the file has its own constant, expanded, so that it takes up no space."""
     with torch.device("meta"):
         shapes = get_model(name, weights=None).state_dict()
     state = {
@@ -189,7 +189,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved_and_a_flipped_bit_is_noticed(tm
             assert saved(load_checkpoint(path)) == good
 
 
-def test_what_is_no_checkpoint_is_refused_in_a_line_and_code_in_it_not_run(tmp_path):
+def test_an_invalid_checkpoint_is_refused_in_one_line_and_its_code_is_not_run(tmp_path):
     class Attack:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "made"),)

@@ -94,8 +94,8 @@ def test_listing_holds_every_photo_in_order_and_nothing_else(tmp_path):
     assert [classes[label] for label in photos.labels] == [p.split("/")[0] for p in expected]
 
 
-def test_links_and_what_is_no_file(tmp_path, monkeypatch):
-    """Linked classes and photos are followed; a photo's name that is no file is reported by it."""
+def test_links_and_special_files(tmp_path, monkeypatch):
+    """Links to classes and photos are followed; anything else named like a photo is reported."""
     make(tmp_path / "store", "one/1.jpg", "2.jpg")
     snow = make(tmp_path / "photos", "snow/1.jpg") / "snow"
     (snow.parent / "rain").symlink_to(tmp_path / "store" / "one")
@@ -121,7 +121,7 @@ def test_links_and_what_is_no_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", READABLE, ids=ascii)
-def test_a_photo_shows_what_it_shows(name):
+def test_each_format_decodes_to_the_right_pixels(name):
     data, corners = READABLE[name]
     image = decode_rgb(data, Path(name).suffix, 10_000)
     assert image.mode == "RGB"
@@ -137,7 +137,7 @@ def test_what_cannot_be_decoded_has_a_short_reason(name):
         decode_rgb(data, Path(name).suffix, 10_000)
 
 
-def test_errors_of_the_machine_are_not_the_photos(monkeypatch):
+def test_system_errors_are_not_blamed_on_the_photo(monkeypatch):
     """A photo on a disk that fails for a moment must not be remembered as unreadable."""
     with pytest.raises(OSError, match="Input/output error"):
         open_rgb(Path("/proc/self/mem"), 8)  # as nothing lies at its beginning
@@ -149,7 +149,7 @@ def test_errors_of_the_machine_are_not_the_photos(monkeypatch):
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_too_little_memory_is_not_the_photos(tmp_path, form):
-    """In a process of its own that may not have as much as this photo takes."""
+    """In a separate process, whose memory limit is below what this photo needs."""
     large = encoded(Image.new("RGB", (6000, 6000)), form, progressive=True, method=0)
     (tmp_path / "large.png").write_bytes(large)
     code = (

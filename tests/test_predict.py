@@ -181,7 +181,7 @@ def test_an_exported_file_gives_the_checkpoints_probabilities_and_needs_no_repo(
     assert lines[0].startswith(f"{file}: ")
     assert re.fullmatch(r"(\d+) of \1 photos have the class .*", lines[2])
     assert float(re.findall(r"differ by (0\.\d+) at most", lines[3])[0]) < 0.05
-    # Of the cache's resolution, nothing is rounded but by the resize that evaluation has, too.
+    # At the cache's resolution, only the resize rounds, and evaluation has the same resize.
     squares = torch.tensor(np.stack([read_square(p, 64) for p in sorted(photos.rglob("*.jpg"))]))
     classify, about = load_exported(file)
     expected, _ = load_any(best)

@@ -95,7 +95,7 @@ def test_git_ignores_photos_and_output_but_no_code():
 
 @needs_make
 def test_make_installs_once_and_then_runs_what_it_is_asked_for(tmp_path: Path) -> None:
-    """With a Python that notes what it is asked to do, and makes a .venv whose python is itself."""
+    """With a fake Python that logs its arguments and copies itself into the .venv it makes."""
     python = tmp_path / "a python"
     python.write_text(
         '#!/bin/sh\necho "$@" >> "$LOG"\n'

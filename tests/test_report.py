@@ -42,7 +42,7 @@ def result(model: str = "resnet18", seed: int = 0, wrong: Any = (), **more: Any)
 
 
 def student_of(alone: Made, wrong: Any, **how: Any) -> Made:
-    """What a teacher that recognises half of the photos made of a baseline."""
+    """The KD student compared with a baseline; its teacher gets half of the photos right."""
     made: Made = copy.deepcopy(KEPT["weather-224px-resnet18-from-resnet50-kd-a0.7-T2-seed0"])
     made["distillation"] |= {"baseline": alone["run"], **how}
     half = result("resnet50", alone["seed"], range(5))
@@ -52,7 +52,7 @@ def student_of(alone: Made, wrong: Any, **how: Any) -> Made:
 
 
 def on_folds(*wrong: int, **more: Any) -> list[Made]:
-    """A baseline for each of three folds, that does not recognise so many photos."""
+    """One baseline per fold, of three folds, with these numbers of misclassified photos."""
     return [
         result(wrong=range(some), photos_split=f"{fold}", photos_folds=3, photos_fold=fold, **more)
         for fold, some in enumerate(wrong)
@@ -118,7 +118,7 @@ def test_the_command_leaves_out_copies_and_needs_a_finished_run(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["recipe_lr", "photos_split"])
-def test_a_baseline_that_was_trained_again_in_another_way_is_none(key):
+def test_a_baseline_retrained_with_another_recipe_or_split_is_not_compared(key):
     alone = result(wrong=range(2))
     changed: Made = {key: 9}
     other = result(wrong=range(2), **changed) | {"run": alone["run"]}
@@ -161,8 +161,8 @@ def test_folds_are_pooled_and_differences_paired_with_their_interval():
     assert re.search(r"[+]10\.00 \[\S+ \S+\] of 2 runs", comparison([*alone[:2], *taught]))
 
 
-def test_a_teacher_that_is_not_the_kept_one_is_what_was_measured_when_it_taught():
-    """Trained again, or of another split."""
+def test_a_teacher_that_differs_from_the_kept_one_is_shown_as_measured_at_distillation():
+    """It was retrained, or trained on another split."""
     taught = [student_of(result(seed=seed), ()) for seed in range(2)]
     kept = [result("resnet50", seed) for seed in range(2)]
     known, measured = ("0.5130 ± 0.0071", "51.36 ± 0.71%"), ("–", "50.00 ± 0.00%")

@@ -77,7 +77,7 @@ PLACES = {  # where a command runs; its exit statuses there, and how its line on
     "place", [p if "-S" in p else pytest.param(p, marks=only_whole) for p in PLACES]
 )
 @pytest.mark.parametrize("script", ["train.py", "knowledge_distillation.py --teacher resnet18"])
-def test_a_command_ends_well_or_in_a_line(place, script, tmp_path):
+def test_a_command_succeeds_or_gives_one_error_line(place, script, tmp_path):
     statuses, says = PLACES[place]
     photos = make_photos(tmp_path / "weather 雪", per_class=6)
     (photos / "rain").rename(photos / "雨")
@@ -95,7 +95,7 @@ def test_a_command_ends_well_or_in_a_line(place, script, tmp_path):
         assert done.stderr.count("\n") == 1
 
 
-# torch and its like are loaded as on this system; what the repo does itself must get by without.
+# torch and the like are imported first, as on this system; the repo's own code must do without.
 WITHOUT_UNIX = """
 import runpy, signal, sys
 import numpy, PIL.Image, tensorboard, torch, torch.utils.tensorboard, torchvision

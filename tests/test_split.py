@@ -197,7 +197,7 @@ def test_copies_are_reported_and_the_seed_is_passed_on():
     ]
 
 
-def test_few_labels_are_some_of_more_of_each_class_and_of_training_alone():
+def test_label_subsets_are_nested_drawn_per_class_and_affect_training_only():
     paths = tuple(f"{name}/{number:02}.jpg" for name in ("fog", "rain") for number in range(20))
     photos = Photos(Path("photos"), ("fog", "rain"), paths, np.repeat([0, 1], 20))
     whole = split_photos(photos, np.arange(40), 0)

@@ -138,7 +138,7 @@ def test_finished_runs_are_kept_or_done_again_as_asked(copied, tmp_path, capsys)
         main([*words, *how, "--lr", "0.01"])
     assert [path.name for path in elsewhere.iterdir()] == ["best.pt"]
     assert not (output / "results" / NAME / ".ipynb_checkpoints").exists()
-    # What is overwritten is not resumed, and ends with the bits of a run that is new.
+    # An overwritten run is not resumed: it ends bitwise identical to a new run.
     digest = result_of(output)["digest"]
     assert digest == result_of(output, "resnet18-twin")["digest"] != before["digest"]
 

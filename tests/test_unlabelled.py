@@ -1,4 +1,4 @@
-"""Photos that nobody labelled: what a student's teacher says of them, and that nothing leaks."""
+"""Unlabelled photos: they are used for distillation alone, and no held-out photo leaks in."""
 
 import shutil
 from pathlib import Path
@@ -44,7 +44,7 @@ def places(tmp_path_factory) -> tuple[Path, Path]:
     return root / "all", root / "more"
 
 
-def test_what_is_held_out_is_left_out_and_the_labelled_photos_stay_as_they_are(places, tmp_path):
+def test_copies_of_held_out_photos_are_dropped_and_labelled_photos_unchanged(places, tmp_path):
     words = training(places[0], tmp_path, "--batch-size", 4, "--folds", 4)
     plain = load_datasets(parse(words, ""), CPU)
     both = load_datasets(parse([*words, "--unlabelled", str(places[1])], "", METHODS), CPU)
@@ -103,8 +103,8 @@ def test_photos_without_a_label_do_not_count_in_the_cross_entropy():
         torch.testing.assert_close(hard_loss(logits, targets, smoothing), (loss, plain))
 
 
-def test_few_labels_and_other_photos_are_a_command(places, tmp_path, capsys):
-    """With a network of one's own as teacher, of its weights; baselines are those of train.py."""
+def test_a_command_distils_with_few_labels_and_unlabelled_photos(places, tmp_path, capsys):
+    """The teacher is a user's own network; the baselines are those trained by train.py."""
     own = tmp_path / "own.py"
     own.write_text(OWN)
     words = training(places[0], tmp_path, "--labels-per-class", 4, "--epochs", 2)

@@ -35,7 +35,7 @@ def val_batches(config: Config, count: int = 200) -> EvalBatches:
 
 
 def train(training: Training, after_epoch=lambda: None, count: int = 46) -> Training:
-    """The training run at its end, on so many photos."""
+    """Run the training to its end on `count` photos."""
     config = training.config
     fit(training, train_batches(config, count), val_batches(config), after_epoch)
     return training
