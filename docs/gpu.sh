@@ -4,12 +4,12 @@
 #   docs/gpu.sh SECONDS OUT [FLAGS]      docs/gpu.sh 480 results --data PHOTOS
 #
 # FLAGS are options of train.py, passed to every command; paths in them are relative to the repository. It
-# needs only photos, in data/weather or by --data, and Python (PYTHON, by default python3) with
-# torch, torchvision, tensorboard, numpy, pillow, tqdm, pytest and hypothesis. Runs with a pretrained
-# teacher also need WEIGHTS, the weights file of EfficientNet-Lite0, and its package (docs/results.md). OUT gets
-# log.txt, done.txt and results.tar.gz: the results of all runs and these two files, but no weights,
-# which stay in WORK, by default output/gpu. JOBS runs go side by side, by default 4. ARMS lists the
-# experiments to run, in order, by default all.
+# needs only photos, in data/weather or by --data, and Python (PYTHON, by default python3) with torch,
+# torchvision, tensorboard, numpy, pillow, tqdm, pytest and hypothesis. Runs with a pretrained teacher also
+# need WEIGHTS, the weights file of EfficientNet-Lite0, and its package (docs/results.md). OUT gets log.txt,
+# done.txt and results.tar.gz: the results of all runs and these two files, but no weights, which stay in
+# WORK, by default output/gpu. JOBS processes run side by side, by default 4, each with its share of the ten
+# folds. ARMS lists the experiments to run, in order, by default all.
 # If started again, or on another machine with only OUT or the archive in it, it does what is not yet done.
 set -u -o pipefail
 if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -47,7 +47,7 @@ def lite0(classes):
     model._fc = nn.Linear(model._fc.in_features, classes)
     return model
 END
-: "${WEIGHTS:=}" "${ARMS:=pretrained few experiment_1 experiment_2 controls longer small methods reversed causes}"
+: "${WEIGHTS:=}" "${ARMS:=pretrained few10 experiment_1 experiment_2 controls longer small few5 few25 methods reversed causes}"
 
 left() { echo $((limit - SECONDS)); }
 
@@ -78,78 +78,81 @@ speeds() {
     --cache "$work/nothing/cache"
 }
 
-# The experiments, one fold at a time. A teacher's students are trained along with it, since its
-# weights stay on this machine. Finished runs are not repeated.
-experiment_1() { distil --experiment experiment_1 --folds 10 --fold "$1"; }
-experiment_2() { distil --experiment experiment_2 --folds 10 --fold "$1"; }
+# The experiments, each over the folds that it is given. A teacher's students are trained along with it,
+# since its weights stay on this machine. Finished runs are not repeated.
+experiment_1() { distil --experiment experiment_1 --folds 10 --fold "$@"; }
+experiment_2() { distil --experiment experiment_2 --folds 10 --fold "$@"; }
 
 reversed() {
-  distil --experiment experiment_1 --reverse --folds 10 --fold "$1" &&
-    distil --experiment experiment_2 --reverse --folds 10 --fold "$1"
+  distil --experiment experiment_1 --reverse --folds 10 --fold "$@" &&
+    distil --experiment experiment_2 --reverse --folds 10 --fold "$@"
 }
 
 # EfficientNet-Lite0 with ImageNet weights, and what it teaches ResNet18 in 15 and 30 epochs.
-tuned() { train --models "$lite" --weights "$WEIGHTS" --epochs 6 --lr 0.0003 --tag tuned --folds 10 --fold "$1"; }
-taught() {
-  local fold=$1
-  shift
-  distil --teacher "$lite" --teacher-tag tuned --alpha 0.9 --folds 10 --fold "$fold" "$@"
-}
+tuned() { train --models "$lite" --weights "$WEIGHTS" --epochs 6 --lr 0.0003 --tag tuned "${fold[@]}"; }
+taught() { distil --teacher "$lite" --teacher-tag tuned --alpha 0.9 "${fold[@]}" "$@"; }
 pretrained() {
-  tuned "$1" && taught "$1" --student resnet18 &&
-    taught "$1" --student resnet18 --epochs 30 --mixup 0.2 --tag 30epochs
+  local fold=(--folds 10 --fold "$@")
+  tuned && taught --student resnet18 &&
+    taught --student resnet18 --epochs 30 --mixup 0.2 --tag 30epochs
 }
 
 # ResNet18 for 60 epochs, alone and with the pretrained teacher, and a student that the former teaches for 15.
 longer() {
-  local long=(--epochs 60 --mixup 0.2 --tag 60epochs) fold=(--folds 10 --fold "$1")
+  local long=(--epochs 60 --mixup 0.2 --tag 60epochs) fold=(--folds 10 --fold "$@")
   train --models resnet18 "${long[@]}" "${fold[@]}" &&
     distil --teacher resnet18 --student resnet18 --teacher-tag 60epochs "${fold[@]}" || return
-  if [ -e "$WEIGHTS" ]; then tuned "$1" && taught "$1" --student resnet18 "${long[@]}"; fi
+  if [ -e "$WEIGHTS" ]; then tuned && taught --student resnet18 "${long[@]}"; fi
 }
 
 # A teacher that knows no more than its student, and label smoothing without any.
 controls() {
-  distil --teacher resnet18 --student resnet18 --folds 10 --fold "$1" &&
-    train --models resnet18 --label-smoothing 0.1 --tag smooth --folds 10 --fold "$1"
+  distil --teacher resnet18 --student resnet18 --folds 10 --fold "$@" &&
+    train --models resnet18 --label-smoothing 0.1 --tag smooth --folds 10 --fold "$@"
 }
 
 # A share of the labels, the other photos unlabelled: alone, and taught by networks of the same labels.
 few() {
-  local share
-  for share in 0.1 0.05 0.25; do
-    local some=(--labels-per-class $share --folds 10 --fold "$1")
-    train --models resnet18 --epochs 60 --tag few60 "${some[@]}" &&
-      train --models "$lite" --weights "$WEIGHTS" --epochs 30 --lr 0.0003 --tag few "${some[@]}" &&
-      distil --teacher "$lite" --teacher-tag few --student resnet18 --alpha 0.9 --tag few "${some[@]}" &&
-      distil --teacher resnet18 --teacher-tag few60 --student resnet18 --alpha 0.9 --tag few "${some[@]}" ||
-      return
-  done
+  local some=(--labels-per-class "$1" --folds 10 --fold "${@:2}")
+  train --models resnet18 --epochs 60 --tag few60 "${some[@]}" &&
+    train --models "$lite" --weights "$WEIGHTS" --epochs 30 --lr 0.0003 --tag few "${some[@]}" &&
+    distil --teacher "$lite" --teacher-tag few --student resnet18 --alpha 0.9 --tag few "${some[@]}" &&
+    distil --teacher resnet18 --teacher-tag few60 --student resnet18 --alpha 0.9 --tag few "${some[@]}"
 }
+few10() { few 0.1 "$@"; }
+few5() { few 0.05 "$@"; }
+few25() { few 0.25 "$@"; }
 
 small() {
-  distil --teacher resnet50 --student mobilenet_v3_small --folds 10 --fold "$1" || return
-  if [ -e "$WEIGHTS" ]; then tuned "$1" && taught "$1" --student mobilenet_v3_small; fi
+  local fold=(--folds 10 --fold "$@")
+  distil --teacher resnet50 --student mobilenet_v3_small "${fold[@]}" || return
+  if [ -e "$WEIGHTS" ]; then tuned && taught --student mobilenet_v3_small; fi
 }
 
-# Three folds: more would take as long as all others.
+# Three folds of what would take as long as all others.
+first_three() { printf '%s\n' "$@" | grep -x '[012]'; }
+
 methods() {
-  if [ "$1" -gt 2 ]; then return; fi
-  tuned "$1" && taught "$1" --student resnet18 --method kd dkd dist fitnet attention rkd sp
+  mapfile -t folds < <(first_three "$@")
+  if [ ${#folds[@]} -eq 0 ]; then return; fi
+  local fold=(--folds 10 --fold "${folds[@]}")
+  tuned && taught --student resnet18 --method kd dkd dist fitnet attention rkd sp
 }
 
-# What hurts a student and what helps it (docs/experiment_1), over three folds.
+# What hurts a student and what helps it (docs/experiment_1).
 causes() {
-  if [ "$1" -gt 2 ]; then return; fi
-  local fold=(--folds 10 --fold "$1") found=(--schedule constant --crop-scale 1 --tag asitwas)
-  local pair=(--experiment experiment_1)
-  train --models densenet169 --schedule constant --crop-scale 1 --epochs 3 --tag hurried "${fold[@]}" &&
-    distil "${pair[@]}" "${found[@]}" --alpha 0.7 0.175 "${fold[@]}" &&
-    distil "${pair[@]}" "${found[@]}" --teacher-tag hurried "${fold[@]}" &&
-    distil "${pair[@]}" --teacher-tag hurried "${fold[@]}" &&
-    distil "${pair[@]}" --schedule constant --tag constant "${fold[@]}" &&
-    train --models densenet169 --epochs 60 --mixup 0.2 --tag patient "${fold[@]}" &&
-    distil "${pair[@]}" --teacher-tag patient "${fold[@]}"
+  mapfile -t folds < <(first_three "$@")
+  if [ ${#folds[@]} -eq 0 ]; then return; fi
+  local pair=(--experiment experiment_1 --folds 10 --fold "${folds[@]}")
+  local alone=(--models densenet169 --folds 10 --fold "${folds[@]}")
+  local found=(--schedule constant --crop-scale 1)
+  train "${alone[@]}" "${found[@]}" --epochs 3 --tag hurried &&
+    distil "${pair[@]}" "${found[@]}" --tag asitwas --alpha 0.7 0.175 &&
+    distil "${pair[@]}" "${found[@]}" --tag asitwas --teacher-tag hurried &&
+    distil "${pair[@]}" --teacher-tag hurried &&
+    distil "${pair[@]}" --schedule constant --tag constant &&
+    train "${alone[@]}" --epochs 60 --mixup 0.2 --tag patient &&
+    distil "${pair[@]}" --teacher-tag patient
 }
 
 # Results are kept apart from the runs here: on another machine the weights are missing, so a run that is
@@ -161,24 +164,127 @@ archive() {
   tar -czf "$work/results.tar.gz" -C "$work/kept" . && mv "$work/results.tar.gz" "$out/"
 }
 
-# Runs the named task unless it is done or the time is short; it counts as done once it has succeeded.
-# Its output is appended to the log when it ends.
+# Runs a task for those of its folds that are not done, all in one command, as starting one takes as long
+# as a short run. Not if the time is short. Its output is appended to the log when it ends.
 once() {
-  local name="$*" started=$SECONDS status=0 log="$work/${*// /_}.log"
-  if grep -qxF -- "$name" "$out/done.txt"; then return; fi
-  if [ "$(left)" -lt 15 ]; then return; fi
-  "$@" >"$log" 2>&1 || status=$?
+  local task=$1 started=$SECONDS status=0 todo=() fold log
+  shift
+  for fold in "${@:--}"; do # "-" for a task without folds
+    grep -qxF -- "$task $fold" "$out/done.txt" || todo+=("$fold")
+  done
+  if [ ${#todo[@]} -eq 0 ] || [ "$(left)" -lt 15 ]; then return; fi
+  log=$work/$task-${todo[0]}.log
+  "$task" "${todo[@]}" >"$log" 2>&1 || status=$?
   {
     flock 9
-    echo "== $name: status $status after $((SECONDS - started)) s, at $(date +%T)"
+    echo "== $task ${todo[*]}: status $status after $((SECONDS - started)) s, at $(date +%T)"
     cat "$log"
     case $status in
-      0) echo "$name" >>"$out/done.txt" ;;
+      0) printf "$task %s\n" "${todo[@]}" >>"$out/done.txt" ;;
       124 | 137 | 143) ;; # the time is up
       *) touch "$work/failed" ;;
     esac
     archive
   } 9>"$work/lock"
+}
+
+# All experiments for some of the folds.
+chain() {
+  local arm
+  for arm in $ARMS; do
+    case $arm in pretrained | few* | methods) [ -e "$WEIGHTS" ] || continue ;; esac
+    once "$arm" "$@"
+  done
+}
+
+# Processes share a GPU better through NVIDIA's Multi-Process Service, where it is installed and works.
+share_gpu() {
+  export CUDA_MPS_PIPE_DIRECTORY=$work/mps CUDA_MPS_LOG_DIRECTORY=$work/mps
+  mkdir -p "$work/mps"
+  if command -v nvidia-cuda-mps-control >/dev/null && nvidia-cuda-mps-control -d &&
+    timeout 60 "${PYTHON:-python3}" -c 'import torch; torch.ones(9, device="cuda").sum().item()'; then
+    echo "== runs share the GPU by MPS"
+  else
+    stop_sharing
+    unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+    echo "== runs share the GPU by turns"
+  fi
+}
+
+stop_sharing() { echo quit | nvidia-cuda-mps-control >/dev/null 2>&1; }
+
+all() {
+  local fold=(--folds 10 --fold "$@")
+  distil --teacher resnet50 --student mobilenet_v3_small "${fold[@]}" || return
+  if [ -e "$WEIGHTS" ]; then tuned && taught --student mobilenet_v3_small; fi
+}
+
+# Three folds of what would take as long as all others.
+first_three() { printf '%s\n' "$@" | grep -x '[012]'; }
+
+methods() {
+  mapfile -t folds < <(first_three "$@")
+  if [ ${#folds[@]} -eq 0 ]; then return; fi
+  local fold=(--folds 10 --fold "${folds[@]}")
+  tuned && taught --student resnet18 --method kd dkd dist fitnet attention rkd sp
+}
+
+# What hurts a student and what helps it (docs/experiment_1).
+causes() {
+  mapfile -t folds < <(first_three "$@")
+  if [ ${#folds[@]} -eq 0 ]; then return; fi
+  local pair=(--experiment experiment_1 --folds 10 --fold "${folds[@]}")
+  local alone=(--models densenet169 --folds 10 --fold "${folds[@]}")
+  local found=(--schedule constant --crop-scale 1)
+  train "${alone[@]}" "${found[@]}" --epochs 3 --tag hurried &&
+    distil "${pair[@]}" "${found[@]}" --tag asitwas --alpha 0.7 0.175 &&
+    distil "${pair[@]}" "${found[@]}" --tag asitwas --teacher-tag hurried &&
+    distil "${pair[@]}" --teacher-tag hurried &&
+    distil "${pair[@]}" --schedule constant --tag constant &&
+    train "${alone[@]}" --epochs 60 --mixup 0.2 --tag patient &&
+    distil "${pair[@]}" --teacher-tag patient
+}
+
+# Results are kept apart from the runs here: on another machine the weights are missing, so a run that is
+# not finished starts from the beginning there.
+archive() {
+  cp "$out/log.txt" "$out/done.txt" "$work/kept/"
+  (cd "$work" && find results -type f \( -name result.json -o -name history.csv -o \
+    -name test_logits.npz \) -exec cp --parents {} kept/ \;)
+  tar -czf "$work/results.tar.gz" -C "$work/kept" . && mv "$work/results.tar.gz" "$out/"
+}
+
+# Runs a task for those of its folds that are not done, all in one command, as starting one takes as long
+# as a short run. Not if the time is short. Its output is appended to the log when it ends.
+once() {
+  local task=$1 started=$SECONDS status=0 todo=() fold log
+  shift
+  for fold in "${@:--}"; do # "-" for a task without folds
+    grep -qxF -- "$task $fold" "$out/done.txt" || todo+=("$fold")
+  done
+  if [ ${#todo[@]} -eq 0 ] || [ "$(left)" -lt 15 ]; then return; fi
+  log=$work/$task-${todo[0]}.log
+  "$task" "${todo[@]}" >"$log" 2>&1 || status=$?
+  {
+    flock 9
+    echo "== $task ${todo[*]}: status $status after $((SECONDS - started)) s, at $(date +%T)"
+    cat "$log"
+    case $status in
+      0) printf "$task %s\n" "${todo[@]}" >>"$out/done.txt" ;;
+      124 | 137 | 143) ;; # the time is up
+      *) touch "$work/failed" ;;
+    esac
+    archive
+  } 9>"$work/lock"
+}
+
+# All experiments for some of the folds.
+chain() {
+  local arm
+  for arm in $ARMS; do
+    case $arm in pretrained | few* | methods) [ -e "$WEIGHTS" ] || continue ;; esac
+    once "$arm" "$@"
+  done
 }
 
 # Processes share a GPU better through NVIDIA's Multi-Process Service, where it is installed and works.
@@ -209,11 +315,10 @@ all() {
   git log -1 --format='commit %h' 2>/dev/null
   once speed_test
   once speeds
-  beside other_tests
+  once other_tests &
   share_gpu
-  for arm in $ARMS; do
-    case $arm in pretrained | few | methods) [ -e "$WEIGHTS" ] || continue ;; esac
-    for fold in 0 1 2 3 4 5 6 7 8 9; do beside "$arm" "$fold"; done
+  for ((first = 0; first < ${JOBS:-4}; first++)); do
+    chain $(seq "$first" "${JOBS:-4}" 9) &
   done
   wait
   stop_sharing
