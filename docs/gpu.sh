@@ -22,8 +22,8 @@ shift 2
 flags=("$@")
 for flag in "${flags[@]}"; do
   case $flag in
-    --fold* | --output* | --cache* | --tag* | --models* | --teacher* | --student* | --experiment* | \
-      --reverse | --resume | --overwrite)
+    --fold* | --output* | --cache* | --tag* | --models* | --teacher* | --student* | --experiment* | --epochs* | \
+      --lr* | --mixup* | --label* | --schedule* | --crop* | --weights* | --reverse | --resume | --overwrite)
       echo "$flag: this script sets it itself" >&2
       exit 2
       ;;
@@ -47,7 +47,7 @@ def lite0(classes):
     model._fc = nn.Linear(model._fc.in_features, classes)
     return model
 END
-: "${WEIGHTS:=}" "${ARMS:=pretrained few10 experiment_1 experiment_2 controls longer small few5 few25 methods reversed causes}"
+: "${WEIGHTS:=}" "${ARMS:=pretrained few10 experiment_1 experiment_2 controls longer longer_taught small small_taught few5 few25 methods reversed causes}"
 
 left() { echo $((limit - SECONDS)); }
 
@@ -79,7 +79,8 @@ speeds() {
 }
 
 # The experiments, each over the folds that it is given. A teacher's students are trained along with it,
-# since its weights stay on this machine. Finished runs are not repeated.
+# since its weights stay on this machine. Finished runs are not repeated here; on another machine, a network
+# that several experiments need is trained again, and its result replaces the kept one.
 experiment_1() { distil --experiment experiment_1 --folds 10 --fold "$@"; }
 experiment_2() { distil --experiment experiment_2 --folds 10 --fold "$@"; }
 
@@ -98,11 +99,14 @@ pretrained() {
 }
 
 # ResNet18 for 60 epochs, alone and with the pretrained teacher, and a student that the former teaches for 15.
+long=(--epochs 60 --mixup 0.2 --tag 60epochs)
 longer() {
-  local long=(--epochs 60 --mixup 0.2 --tag 60epochs) fold=(--folds 10 --fold "$@")
-  train --models resnet18 "${long[@]}" "${fold[@]}" &&
-    distil --teacher resnet18 --student resnet18 --teacher-tag 60epochs "${fold[@]}" || return
-  if [ -e "$WEIGHTS" ]; then tuned && taught --student resnet18 "${long[@]}"; fi
+  train --models resnet18 "${long[@]}" --folds 10 --fold "$@" &&
+    distil --teacher resnet18 --student resnet18 --teacher-tag 60epochs --folds 10 --fold "$@"
+}
+longer_taught() {
+  local fold=(--folds 10 --fold "$@")
+  pretrained "$@" && taught --student resnet18 "${long[@]}"
 }
 
 # A teacher that knows no more than its student; label smoothing; 15 epochs with mixup and 30 without.
@@ -126,10 +130,10 @@ few10() { few 0.1 "$@"; }
 few5() { few 0.05 "$@"; }
 few25() { few 0.25 "$@"; }
 
-small() {
+small() { distil --teacher resnet50 --student mobilenet_v3_small --folds 10 --fold "$@"; }
+small_taught() {
   local fold=(--folds 10 --fold "$@")
-  distil --teacher resnet50 --student mobilenet_v3_small "${fold[@]}" || return
-  if [ -e "$WEIGHTS" ]; then tuned && taught --student mobilenet_v3_small; fi
+  pretrained "$@" && taught --student mobilenet_v3_small
 }
 
 # Three folds of what would take as long as all others.
@@ -139,7 +143,7 @@ methods() {
   mapfile -t folds < <(first_three "$@")
   if [ ${#folds[@]} -eq 0 ]; then return; fi
   local fold=(--folds 10 --fold "${folds[@]}")
-  tuned && taught --student resnet18 --method kd dkd dist fitnet attention rkd sp
+  pretrained "${folds[@]}" && taught --student resnet18 --method kd dkd dist fitnet attention rkd sp
 }
 
 # What hurts a student and what helps it (docs/experiment_1).
@@ -158,8 +162,8 @@ causes() {
     distil "${pair[@]}" --teacher-tag patient
 }
 
-# Results are kept apart from the runs here: on another machine the weights are missing, so a run that is
-# not finished starts from the beginning there.
+# Results are kept apart from the runs here: on another machine the weights are missing, so an experiment that
+# is not finished starts from the beginning there.
 archive() {
   cp "$out/log.txt" "$out/done.txt" "$work/kept/"
   (cd "$work" && find results -type f \( -name result.json -o -name history.csv -o \
@@ -193,100 +197,13 @@ once() {
 
 # All experiments for some of the folds.
 chain() {
-  local arm
+  local arm fold
   for arm in $ARMS; do
-    case $arm in pretrained | few* | methods) [ -e "$WEIGHTS" ] || continue ;; esac
-    once "$arm" "$@"
-  done
-}
-
-# Processes share a GPU better through NVIDIA's Multi-Process Service, where it is installed and works.
-share_gpu() {
-  export CUDA_MPS_PIPE_DIRECTORY=$work/mps CUDA_MPS_LOG_DIRECTORY=$work/mps
-  mkdir -p "$work/mps"
-  if command -v nvidia-cuda-mps-control >/dev/null && nvidia-cuda-mps-control -d &&
-    timeout 60 "${PYTHON:-python3}" -c 'import torch; torch.ones(9, device="cuda").sum().item()'; then
-    echo "== runs share the GPU by MPS"
-  else
-    stop_sharing
-    unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
-    echo "== runs share the GPU by turns"
-  fi
-}
-
-stop_sharing() { echo quit | nvidia-cuda-mps-control >/dev/null 2>&1; }
-
-all() {
-  local fold=(--folds 10 --fold "$@")
-  distil --teacher resnet50 --student mobilenet_v3_small "${fold[@]}" || return
-  if [ -e "$WEIGHTS" ]; then tuned && taught --student mobilenet_v3_small; fi
-}
-
-# Three folds of what would take as long as all others.
-first_three() { printf '%s\n' "$@" | grep -x '[012]'; }
-
-methods() {
-  mapfile -t folds < <(first_three "$@")
-  if [ ${#folds[@]} -eq 0 ]; then return; fi
-  local fold=(--folds 10 --fold "${folds[@]}")
-  tuned && taught --student resnet18 --method kd dkd dist fitnet attention rkd sp
-}
-
-# What hurts a student and what helps it (docs/experiment_1).
-causes() {
-  mapfile -t folds < <(first_three "$@")
-  if [ ${#folds[@]} -eq 0 ]; then return; fi
-  local pair=(--experiment experiment_1 --folds 10 --fold "${folds[@]}")
-  local alone=(--models densenet169 --folds 10 --fold "${folds[@]}")
-  local found=(--schedule constant --crop-scale 1)
-  train "${alone[@]}" "${found[@]}" --epochs 3 --tag hurried &&
-    distil "${pair[@]}" "${found[@]}" --tag asitwas --alpha 0.7 0.175 &&
-    distil "${pair[@]}" "${found[@]}" --tag asitwas --teacher-tag hurried &&
-    distil "${pair[@]}" --teacher-tag hurried &&
-    distil "${pair[@]}" --schedule constant --tag constant &&
-    train "${alone[@]}" --epochs 60 --mixup 0.2 --tag patient &&
-    distil "${pair[@]}" --teacher-tag patient
-}
-
-# Results are kept apart from the runs here: on another machine the weights are missing, so a run that is
-# not finished starts from the beginning there.
-archive() {
-  cp "$out/log.txt" "$out/done.txt" "$work/kept/"
-  (cd "$work" && find results -type f \( -name result.json -o -name history.csv -o \
-    -name test_logits.npz \) -exec cp --parents {} kept/ \;)
-  tar -czf "$work/results.tar.gz" -C "$work/kept" . && mv "$work/results.tar.gz" "$out/"
-}
-
-# Runs a task for those of its folds that are not done, all in one command, as starting one takes as long
-# as a short run. Not if the time is short. Its output is appended to the log when it ends.
-once() {
-  local task=$1 started=$SECONDS status=0 todo=() fold log
-  shift
-  for fold in "${@:--}"; do # "-" for a task without folds
-    grep -qxF -- "$task $fold" "$out/done.txt" || todo+=("$fold")
-  done
-  if [ ${#todo[@]} -eq 0 ] || [ "$(left)" -lt 15 ]; then return; fi
-  log=$work/$task-${todo[0]}.log
-  "$task" "${todo[@]}" >"$log" 2>&1 || status=$?
-  {
-    flock 9
-    echo "== $task ${todo[*]}: status $status after $((SECONDS - started)) s, at $(date +%T)"
-    cat "$log"
-    case $status in
-      0) printf "$task %s\n" "${todo[@]}" >>"$out/done.txt" ;;
-      124 | 137 | 143) ;; # the time is up
-      *) touch "$work/failed" ;;
+    case $arm in pretrained | few* | methods | *_taught) [ -e "$WEIGHTS" ] || continue ;; esac
+    case $arm in
+      longer* | causes | reversed) for fold; do once "$arm" "$fold"; done ;; # long, so one by one
+      *) once "$arm" "$@" ;;
     esac
-    archive
-  } 9>"$work/lock"
-}
-
-# All experiments for some of the folds.
-chain() {
-  local arm
-  for arm in $ARMS; do
-    case $arm in pretrained | few* | methods) [ -e "$WEIGHTS" ] || continue ;; esac
-    once "$arm" "$@"
   done
 }
 
@@ -305,12 +222,6 @@ share_gpu() {
 }
 
 stop_sharing() { echo quit | nvidia-cuda-mps-control >/dev/null 2>&1; }
-
-# The same, beside others.
-beside() {
-  while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-4}" ]; do wait -n; done
-  once "$@" &
-}
 
 all() {
   rm -f "$work/failed"
@@ -320,11 +231,11 @@ all() {
   once speeds
   once other_tests &
   share_gpu
-  for ((first = 0; first < ${JOBS:-4}; first++)); do
+  for ((first = 0; first < ${JOBS:-4} && first < 10; first++)); do
     chain $(seq "$first" "${JOBS:-4}" 9) &
   done
   wait
-  stop_sharing
+  [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ] || stop_sharing
   echo "== $(wc -l <"$out/done.txt") done, $(find "$work/kept" -name result.json | wc -l) runs, $SECONDS s"
   [ ! -e "$work/failed" ]
 }

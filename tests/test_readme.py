@@ -34,7 +34,7 @@ ELSEWHERE = re.compile(
     r"make (train|test|distill|test-faults)( .*)?|source .venv/bin/activate|python -m venv .venv|"
     r"pip install .*|poetry (install|run python train.py)|conda (env create|activate) .*|"
     r"tensorboard --logdir=output/logs|torchrun .* train.py .*|docs/gpu.sh .*|"
-    r"gdown .*|python -m (utils.(predict|report|evaluate|export)|docs.build)( .*)?|run=.*"
+    r"gdown .*|python -m (utils.(predict|report|evaluate|export)|docs.build)( .*)?|(run|weights)=.*"
 )
 
 

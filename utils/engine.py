@@ -81,7 +81,7 @@ class Training:
     history: list[Row] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)  # the best epoch's weights, on the CPU
     step: Step | None = field(default=None, init=False)  # the GraphedStep, with CUDA graphs
-    forecast: Callable[[float, float], None] | None = None  # called once steps have been timed
+    forecast: Callable[[float, float], None] | None = None  # called one time: seconds, share left
 
     def __post_init__(self) -> None:
         self.module = ranks.parallel(TrainModule(self.model, self.objective))
