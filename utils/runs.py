@@ -301,7 +301,7 @@ def work(run: Run) -> float:
 
 def forecast(run: Run, others: float, seconds: float, left: float) -> None:
     """Print the time left for this run and for all runs. `seconds` is for all steps of this run,
-    `left` is the share still to do, `others` the unfinished runs' `work`, in units of this one's."""
+    `left` is the share still to do, `others` the other unfinished runs' `work` relative to it."""
     seconds *= 1.1  # for validation: only forward passes, and fewer photos
     text = f"about {duration(seconds * left)} for this run"
     if others:
