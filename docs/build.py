@@ -59,7 +59,7 @@ def keep(output: Path) -> int:
     for result in found:
         path = output / "results" / result["run"] / "history.csv"
         rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
-        result["history"] = {key: [round(float(row[key]), 5) for row in rows] for key in CURVES}
+        result["history"] = {key: [round(float(row[key]), 4) for row in rows] for key in CURVES}
         teacher = result.get("teacher", {"test": {}})
         teacher.pop("val", None)
         for part in (result["val"], result["test"], teacher["test"]):

@@ -42,7 +42,7 @@ def test_kept_runs_agree_with_their_histories_and_themselves():
         assert run["best_epoch"] == 1 + ranks.index(max(ranks))
         assert len(ranks) == run["epochs"] == run["recipe"]["epochs"]
         best = max(ranks)[0], min(history["loss/val"])
-        assert best == pytest.approx((table["best_val_accuracy"], table["best_val_loss"]), abs=1e-5)
+        assert best == pytest.approx((table["best_val_accuracy"], table["best_val_loss"]), abs=1e-4)
         confusion = np.array(test["confusion"])
         assert confusion.sum() == test["photos"] == run["photos"]["counts"]["test"]
         assert len(test["wrong"]) == confusion.sum() - np.trace(confusion)
@@ -50,9 +50,9 @@ def test_kept_runs_agree_with_their_histories_and_themselves():
         teacher = kept().get(run.get("teacher", {}).get("run"))
         assert not teacher or teacher["digest"] == run["teacher"]["digest"]
         splits.add((run["recipe"]["split_seed"], run["photos"]["fold"], run["photos"]["split"]))
-    # Seed 0 with the earlier and the current duplicates; ten folds, with all and with few labels.
+    # Seed 0 with the earlier and the current duplicates; ten folds, with all, a tenth and a twentieth.
     assert {fold for _, fold, _ in splits} == {None, *range(10)}
-    assert len(splits) == 2 + 10 + 10
+    assert len(splits) == 2 + 10 + 10 + 6
 
 
 def test_finished_runs_are_kept(tmp_path, monkeypatch):
