@@ -95,7 +95,18 @@ taught() { distil --teacher "$lite" --teacher-tag tuned --alpha 0.9 "${fold[@]}"
 pretrained() {
   local fold=(--folds 10 --fold "$@")
   tuned && taught --student resnet18 &&
-    taught --student resnet18 --epochs 30 --mixup 0.2 --tag 30epochs
+    taught --student resnet18 --epochs 30 --mixup 0.2 --tag 30epochs && touch "${@/#/$work/pretrained-}"
+}
+
+# The pretrained teachers of these folds, where this machine lacks their weights, and their students.
+teachers() {
+  local fold
+  for fold; do
+    if ! [ -e "$work/pretrained-$fold" ]; then
+      pretrained "$@"
+      return
+    fi
+  done
 }
 
 # ResNet18 for 60 epochs, alone and with the pretrained teacher, and a student that the former teaches for 15.
@@ -106,7 +117,7 @@ longer() {
 }
 longer_taught() {
   local fold=(--folds 10 --fold "$@")
-  pretrained "$@" && taught --student resnet18 "${long[@]}"
+  teachers "$@" && taught --student resnet18 "${long[@]}"
 }
 
 # A teacher that knows no more than its student; label smoothing; 15 epochs with mixup and 30 without.
@@ -133,25 +144,18 @@ few25() { few 0.25 "$@"; }
 small() { distil --teacher resnet50 --student mobilenet_v3_small --folds 10 --fold "$@"; }
 small_taught() {
   local fold=(--folds 10 --fold "$@")
-  pretrained "$@" && taught --student mobilenet_v3_small
+  teachers "$@" && taught --student mobilenet_v3_small
 }
 
-# Three folds of what would take as long as all others.
-first_three() { printf '%s\n' "$@" | grep -x '[012]'; }
-
 methods() {
-  mapfile -t folds < <(first_three "$@")
-  if [ ${#folds[@]} -eq 0 ]; then return; fi
-  local fold=(--folds 10 --fold "${folds[@]}")
-  pretrained "${folds[@]}" && taught --student resnet18 --method kd dkd dist fitnet attention rkd sp
+  local fold=(--folds 10 --fold "$@")
+  teachers "$@" && taught --student resnet18 --method kd dkd dist fitnet attention rkd sp
 }
 
 # What hurts a student and what helps it (docs/experiment_1).
 causes() {
-  mapfile -t folds < <(first_three "$@")
-  if [ ${#folds[@]} -eq 0 ]; then return; fi
-  local pair=(--experiment experiment_1 --folds 10 --fold "${folds[@]}")
-  local alone=(--models densenet169 --folds 10 --fold "${folds[@]}")
+  local pair=(--experiment experiment_1 --folds 10 --fold "$@")
+  local alone=(--models densenet169 --folds 10 --fold "$@")
   local found=(--schedule constant --crop-scale 1)
   train "${alone[@]}" "${found[@]}" --epochs 3 --tag hurried &&
     distil "${pair[@]}" "${found[@]}" --tag asitwas --alpha 0.7 0.175 &&
@@ -201,7 +205,8 @@ chain() {
   for arm in $ARMS; do
     case $arm in pretrained | few* | methods | *_taught) [ -e "$WEIGHTS" ] || continue ;; esac
     case $arm in
-      longer* | causes | reversed) for fold; do once "$arm" "$fold"; done ;; # long, so one by one
+      longer* | reversed) for fold; do once "$arm" "$fold"; done ;; # long, so one by one
+      methods | causes) for fold; do [ "$fold" -gt 2 ] || once "$arm" "$fold"; done ;; # so long, only three
       *) once "$arm" "$@" ;;
     esac
   done
