@@ -4,7 +4,7 @@ pip install matplotlib
 python -m docs.build                 # of the runs that are kept in docs/results
 python -m docs.build --keep output   # first adds those of the scripts' --output
 
-docs/results/runs.jsonl holds what the documents need of each run's result.json and history.csv,
+docs/results holds what the documents need of each run's result.json and history.csv, a line a run;
 docs/tables.toml the runs of each table, which stands between <!-- table: NAME --> and <!-- end -->.
 """
 
@@ -31,11 +31,10 @@ from utils.tables import Columns, Result
 Rows = Sequence[Sequence[str]]  # a title, a name of runs, and that of those to compare them with
 matplotlib.use("agg")
 plt.rc("axes", grid=True)
-plt.rc("axes.spines", top=False, right=False)
 plt.rc("grid", alpha=0.25)
 plt.rc("savefig", dpi=110)
 DOCS = ROOT / "docs"
-FILE = DOCS / "results" / "runs.jsonl"
+RESULTS = DOCS / "results"
 TABLES: dict[str, dict[str, Any]] = tomllib.loads((DOCS / "tables.toml").read_text("utf-8"))
 DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 PLACE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
@@ -48,8 +47,8 @@ ENDINGS = {"": "-seed{}", "folds": "-fold{}of10-seed0"}
 @cache
 def kept() -> dict[str, Result]:
     """The results by the runs' names."""
-    lines = FILE.read_text("utf-8").splitlines()
-    return {result["run"]: result for result in map(json.loads, lines)}
+    text = "".join(path.read_text("utf-8") for path in RESULTS.glob("*.jsonl"))
+    return {result["run"]: result for result in map(json.loads, text.splitlines())}
 
 
 def keep(output: Path) -> int:
@@ -65,9 +64,12 @@ def keep(output: Path) -> int:
         for part in (result["val"], result["test"], teacher["test"]):
             part.pop("recall", None)  # as the confusion matrix tells
         result["val"].pop("confusion", None)
-    results = kept() | {result["run"]: result for result in found}
-    lines = (json.dumps(results[name], separators=(",", ":")) for name in sorted(results))
-    atomic_write(FILE, "\n".join([*lines, ""]))
+    files: dict[str, list[str]] = {}  # of less than a megabyte each
+    for _, run in sorted((kept() | {result["run"]: result for result in found}).items()):
+        name = f"{run['photos']['image_size']}px{'-folds' if run['photos']['folds'] else ''}.jsonl"
+        files.setdefault(name, []).append(json.dumps(run, separators=(",", ":")) + "\n")
+    for name, lines in files.items():
+        atomic_write(RESULTS / name, "".join(lines))
     kept.cache_clear()
     return len(found)
 
@@ -78,13 +80,12 @@ def runs_of(name: str) -> dict[str, Result]:
     name, _, kind = name.partition("@")
     ends = [ENDINGS[kind].format(number) for number in range(10)]
     if not (found := [end for end in ends if PHOTOS + name + end in kept()]):
-        raise UserError(f"{FILE}: no runs called {name} are kept there")
+        raise UserError(f"{RESULTS}: no runs called {name} are kept there")
     return {end: kept()[PHOTOS + name + end] for end in found}
 
 
 def pairs_of(name: str, other: str = "") -> list[tuple[Result, Result]]:
-    """Runs with those that they are compared with: of the other name or, without it, their own
-    baselines."""
+    """Runs with those that they are compared with: of the other name, or else their baselines."""
     runs = runs_of(name)
     if not other:
         return [(run, kept()[run["distillation"]["baseline"]]) for run in runs.values()]
@@ -101,14 +102,14 @@ def table(rows: Rows, *, columns: bool = False, seconds: bool = False) -> str:
         pairs = pairs_of(*names)
         runs = [run for run, _ in pairs]
         teachers = [run["teacher"] for run in runs if "teacher" in run]
-        known = (runs, ("seconds", ",.0f")) if seconds else (teachers, ("test", "accuracy", ".2%"))
-        line = [title, str(len(runs)), tables.cell(*known)]
+        line = [title, str(len(runs)), *[tables.cell(runs, ("seconds", ",.0f"))] * seconds]
+        line.append(tables.cell(teachers, ("test", "accuracy", ".2%")))
         for part in ("test", "val"):
             gain = "" if pairs[0][0] is pairs[0][1] else tables.points(pairs, part)
             line += [tables.cell(runs, (part, "accuracy", ".2%")), gain]
         lines.append(line)
-    known_as = "Seconds" if seconds else "Teacher, test"
-    head = ["", "Runs", known_as, "Test", "Gain [95 %]", "Validation", "Gain [95 %]"]
+    head = ["", "Runs", *["Seconds"] * seconds, "Teacher, test"]
+    head += ["Test", "Gain [95 %]", "Validation", "Gain [95 %]"]
     return tables.aligned(head, lines)
 
 
@@ -122,9 +123,9 @@ def filled(text: str, tables: Mapping[str, str]) -> str:
 
 
 def draw_curves(path: Path, columns: Columns, quantity: str) -> None:
-    """One colour for each of `columns`, four at most; `quantity` is loss or accuracy. Validation is
-    a line, training dashes; the band spans all seeds. The loss is cross-entropy with the labels, as
-    the teacher's part of a student's loss has another scale."""
+    """One colour for each of `columns`, four at most; `quantity` is loss or accuracy. Lines
+    (validation) and dashes (training) are medians over the runs, bands hold the middle half. The
+    loss is cross-entropy with the labels, as the teacher's part of a loss has another scale."""
     axes = plt.figure(figsize=(8, 4.6), layout="constrained").subplots()
     for (name, runs), colour in zip(columns.items(), COLOURS, strict=False):
         for title, part, style in (("validation", "val", "-"), ("training", "train", "--")):
@@ -132,9 +133,9 @@ def draw_curves(path: Path, columns: Columns, quantity: str) -> None:
             curves = np.array([run["history"][key] for run in runs])
             curves *= 1 if quantity == "loss" else 100
             epochs, label = np.arange(1, curves.shape[1] + 1), f"{name}, {title}"
-            axes.plot(epochs, curves.mean(0), style, color=colour, linewidth=1.6, label=label)
-            band = curves.min(0), curves.max(0)
-            axes.fill_between(epochs, *band, color=colour, alpha=0.15, linewidth=0)
+            low, median, high = np.quantile(curves, (0.25, 0.5, 0.75), axis=0)
+            axes.plot(epochs, median, style, color=colour, linewidth=1.6, label=label)
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="epoch", ylabel="cross-entropy" if quantity == "loss" else "accuracy, %")
     axes.set_ylim(*((0, 2) if quantity == "loss" else ()))
     axes.legend(fontsize=8, frameon=False)
@@ -143,13 +144,12 @@ def draw_curves(path: Path, columns: Columns, quantity: str) -> None:
 
 
 def draw_confusions(path: Path, columns: Columns) -> None:
-    """Confusion matrices side by side, each summed over the seeds: percent of the true class."""
+    """Confusion matrices side by side, each summed over the runs: percent of the true class."""
     panels = plt.figure(figsize=(15, 5.4), layout="constrained").subplots(1, len(columns))
     for (name, runs), axes in zip(columns.items(), panels, strict=True):
         counts = np.sum([run["test"]["confusion"] for run in runs], axis=0)
         shares = 100 * counts / counts.sum(1, keepdims=True)
         axes.grid(visible=False)
-        axes.spines[:].set_visible(True)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
         for row, column in np.argwhere(shares >= 0.5):
             share = shares[row, column]

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,7 +55,9 @@ def test_kept_runs_agree_with_their_histories_and_themselves():
 
 
 def test_finished_runs_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(docs.build, "FILE", Path(shutil.copy(docs.build.FILE, tmp_path)))
+    monkeypatch.setattr(
+        docs.build, "RESULTS", shutil.copytree(docs.build.RESULTS, tmp_path / "kept")
+    )
     before = dict(kept())
     run = before["weather-64px-resnet18-seed0"]
     for name in ("weather-64px-resnet18-new-seed0", "sample-64px-resnet18-seed0"):

@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import json
 import re
 import shutil
 from pathlib import Path
@@ -11,22 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config import ROOT, Config, UserError
+from config import Config, UserError
 from data.files import write_json
+from docs.build import kept
 from tests.photo_folders import python
 from utils.metrics import mean_interval
 from utils.report import comparison, main, write_report
 from utils.tables import SEVEN_ROWS, cell, section
 
-LINES = (ROOT / "docs" / "results" / "runs.jsonl").read_text("utf-8").splitlines()
-KEPT = {kept["run"]: kept for kept in map(json.loads, LINES)}
 Made = dict[str, Any]
 
 
 def result(model: str = "resnet18", seed: int = 0, wrong: Any = (), **more: Any) -> Made:
     """A baseline on ten test photos, `wrong` of which were not recognised; `recipe_lr` and the like
     lead to inner values."""
-    made: Made = copy.deepcopy(KEPT["weather-64px-resnet18-seed0"])
+    made: Made = copy.deepcopy(kept()["weather-64px-resnet18-seed0"])
     made |= {"run": f"{model} {more} seed{seed}".replace("/", ""), "model": model, "seed": seed}
     made["recipe"] = Config().recipe
     made["photos"] |= {"counts": made["photos"]["counts"] | {"test": 10}, "labels_per_class": None}
@@ -43,7 +41,7 @@ def result(model: str = "resnet18", seed: int = 0, wrong: Any = (), **more: Any)
 
 def student_of(alone: Made, wrong: Any, **how: Any) -> Made:
     """The KD student compared with a baseline; its teacher gets half of the photos right."""
-    made: Made = copy.deepcopy(KEPT["weather-224px-resnet18-from-resnet50-kd-a0.7-T2-seed0"])
+    made: Made = copy.deepcopy(kept()["weather-64px-resnet18-from-densenet169-kd-a0.7-T2-seed0"])
     made["distillation"] |= {"baseline": alone["run"], **how}
     half = result("resnet50", alone["seed"], range(5))
     made["teacher"] |= {key: half[key] for key in ("run", "digest", "val", "test", "recipe")}
@@ -145,7 +143,7 @@ def test_folds_are_pooled_and_differences_paired_with_their_interval():
     text = section([*alone, *taught]) + "\n" + comparison([*alone, *taught])
     assert "3 of 3 folds of division" in text
     first, pooled, _, kd, (head, *rows) = tables(text)
-    assert first[0] == ["", "resnet18, 3 runs of 3 folds"]
+    assert first[0] == ["", "resnet18, 3 folds"]
     hits = [np.repeat([0.0, 1], [wrong, 10 - wrong])[None] for wrong in (3, 1, 2)]
     mean, low, high = 100 * np.minimum(mean_interval(hits), 1)
     assert pooled[1:] == [["resnet18", f"{mean:.2f} [{low:.2f}, {high:.2f}]"]]

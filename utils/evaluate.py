@@ -57,9 +57,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     device = find_device(Config(device=options.device, precision="float32"))
     files = [path / "best.pt" if path.is_dir() else path for path in options.networks]
-    networks, abouts = zip(
-        *(load_any(file, options.network, str(device.device)) for file in files), strict=True
-    )
+    loaded = [load_any(file, options.network, str(device.device)) for file in files]
+    networks, abouts = zip(*loaded, strict=True)
     classes, size = abouts[0]["classes"], abouts[0]["image_size"]
     for file, about in zip(files, abouts, strict=True):
         if (about["classes"], about["image_size"]) != (classes, size):

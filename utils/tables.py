@@ -112,7 +112,7 @@ def table(columns: Columns, rows: Rows) -> str:
     head = [""]
     for name, runs in columns.items():
         folds = {run["photos"]["fold"] for run in runs} - {None}
-        what = f"runs of {len(folds)} folds" if folds else "seeds"
+        what = "seeds" if not folds else "folds" if len(folds) == len(runs) else "runs"
         head.append(f"{name}, {len(runs)} {what}" if len(runs) > 1 else name)
     lines = [[name, *(cell(runs, row) for runs in columns.values())] for name, row in rows.items()]
     return aligned(head, lines)
