@@ -100,3 +100,32 @@ def test_the_interval_holds_the_true_gain_in_95_of_100_experiments(splits, seeds
         _, low, high = mean_interval(list(first.astype(float) - second))
         held += low <= gain <= high
     assert held >= 0.93 * 300
+
+
+def learned(draw, points, labels, width):
+    """A classifier that differs from draw to draw: least squares on random features."""
+    layer = draw.normal(size=(points.shape[1], width))
+    weights = np.linalg.lstsq(np.tanh(points @ layer), np.eye(4)[labels], rcond=None)[0]
+    return lambda points: (np.tanh(points @ layer) @ weights).argmax(1)
+
+
+def test_the_interval_holds_though_the_training_sets_of_folds_overlap():
+    draw, gains, ends = np.random.default_rng(0), [], []
+    centres = 2 * draw.normal(size=(4, 3, 6))
+
+    def sample(count):
+        labels, kinds = draw.integers(4, size=count), draw.integers(3, size=count)
+        return centres[labels, kinds] + draw.normal(size=(count, 6)), labels
+
+    everything, truth = sample(5000)
+    for _ in range(150):
+        (points, labels), part, folds = sample(500), draw.permutation(500) % 10, []
+        for fold in range(10):
+            test, train = part == fold, (part - fold) % 10 > 2
+            both = [learned(draw, points[train], labels[train], width) for width in (40, 20)]
+            first, second = (1.0 * (one(points[test]) == labels[test]) for one in both)
+            folds.append((first - second)[None])
+        gains.append(np.subtract(*(np.mean(one(everything) == truth) for one in both)))
+        ends.append(mean_interval(folds)[1:])
+    low, high = np.array(ends).T
+    assert np.mean((low <= np.mean(gains)) & (np.mean(gains) <= high)) >= 0.93

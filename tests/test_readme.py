@@ -26,7 +26,7 @@ TRAINING = [words for words in COMMANDS if words[:2] in (TRAIN, DISTIL)]
 RUN = (
     "train.py --models resnet18 --folds 10",
     "knowledge_distillation.py --reverse",
-    "knowledge_distillation.py --teacher-tag long",
+    "knowledge_distillation.py --teacher efficientnet_b0 --teacher-tag tuned --student resnet18",
 )
 SMALL = ("--seeds", 0, "--warmup-epochs", 0)
 # Other commands, which install, need the network, or are run by make, .ci/run and other tests.
@@ -70,7 +70,7 @@ def test_a_training_command_runs(line, photos, tmp_path, capsys):
     small = training(photos, tmp_path, *SMALL)
     small += ("--folds", "3", "--fold", "1") if "--folds" in words else ()
     if "--teacher-tag" in words:  # the command before it trains this teacher
-        assert run_script(train.main, [*small, "--models", "densenet169", "--tag", "long"]) == 0
+        assert run_script(train.main, [*small, "--models", words[3], "--tag", words[5]]) == 0
     main = knowledge_distillation.main if words[:2] == DISTIL else train.main
     status = run_script(main, [*words[2:], *small])
     printed = capsys.readouterr()
