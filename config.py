@@ -232,7 +232,7 @@ GROUPS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse that raises UserError in one line instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
@@ -240,10 +240,10 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(" ".join(message.removeprefix("argument ").split()) + hint)
 
 
-def _make_parser(description: str, methods: Iterable[str]) -> _Parser:
+def _make_parser(description: str, methods: Iterable[str]) -> Parser:
     """The flags of train.py or, with the names of methods, of knowledge_distillation.py; what is
     not given is left out."""
-    parser = _Parser(
+    parser = Parser(
         description=description,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

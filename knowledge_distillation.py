@@ -12,7 +12,6 @@ student, and the difference that the teacher made.
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from config import UserError, parse
 from utils.distillation import METHODS, Distillation
@@ -20,9 +19,9 @@ from utils.engine import CrossEntropy
 from utils.report import comparison
 from utils.runs import Run, Teacher, kept, lock_runs, prepare, train_and_test
 from utils.script import describe, print_paths, run_script
+from utils.tables import Result
 from utils.teacher import check_teachers, described, load_teacher, named, teacher_of, with_teacher
 
-Result = dict[str, Any]
 Results = dict[str, Result]  # by the runs' names
 Loaded = dict[object, Teacher]  # by file, digest and fold
 

@@ -89,7 +89,8 @@ def _has_end(jpeg: bytes) -> bool:
     decodes zeros, which a broken download may leave at the end, as the rest of the picture."""
     position = 2
     while jpeg[position : position + 1] == b"\xff" and jpeg[position + 1 : position + 2] != b"\xda":
-        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4])
+        fill = jpeg[position + 1 : position + 2] == b"\xff"
+        position += 1 if fill else 2 + int.from_bytes(jpeg[position + 2 : position + 4])
     return jpeg.find(b"\xff\xd9", position) >= 0
 
 

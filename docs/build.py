@@ -114,7 +114,10 @@ def table(rows: Rows, *, columns: bool = False, seconds: bool = False) -> str:
 
 
 def columns_of(rows: Rows) -> Columns:
-    return {title: [*runs_of(name).values()] for title, name in rows}
+    """The runs of each row, of those seeds or folds that all rows have."""
+    found = {title: runs_of(name) for title, name in rows}
+    ends = [end for end in found[rows[0][0]] if all(end in runs for runs in found.values())]
+    return {title: [runs[end] for end in ends] for title, runs in found.items()}
 
 
 def filled(text: str, tables: Mapping[str, str]) -> str:
@@ -168,8 +171,7 @@ def draw_accuracies(path: Path, rows: Rows) -> None:
     """Test accuracy over the folds of a table's rows, with 95 % intervals."""
     axes = plt.figure(figsize=(8.4, 0.9 + 0.42 * len(rows)), layout="constrained").subplots()
     for place, (_, name, *_) in enumerate(rows):
-        runs = [*runs_of(name).values()]
-        mean, low, high = 100 * tables.gain_over([(run, None) for run in runs])
+        mean, low, high = 100 * tables.gain_over([(run, None) for run in runs_of(name).values()])
         colour = COLOURS["-from-" in name]
         axes.plot([low, mean, high], [place] * 3, "o-", color=colour, lw=2.4, ms=7, markevery=[1])
         axes.annotate(f"{mean:.1f}", (mean, place), (0, 6), textcoords="offset points", ha="center")

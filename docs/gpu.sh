@@ -20,6 +20,7 @@ limit=$1
 mkdir -p "$2" && out=$(cd "$2" && pwd) || exit 2
 shift 2
 flags=("$@")
+if [ -n "${WEIGHTS:=}" ]; then WEIGHTS=$(realpath -e "$WEIGHTS") || exit 2; fi
 for flag in "${flags[@]}"; do
   case $flag in
     --fold* | --output* | --cache* | --tag* | --models* | --teacher* | --student* | --experiment* | --epochs* | \
@@ -47,7 +48,7 @@ def lite0(classes):
     model._fc = nn.Linear(model._fc.in_features, classes)
     return model
 END
-: "${WEIGHTS:=}" "${ARMS:=pretrained few10 experiment_1 experiment_2 controls longer longer_taught small small_taught few5 few25 methods reversed causes}"
+: "${ARMS:=pretrained few10 experiment_1 experiment_2 controls longer longer_taught small small_taught few5 few25 methods reversed causes}"
 
 left() { echo $((limit - SECONDS)); }
 
@@ -84,10 +85,7 @@ speeds() {
 experiment_1() { distil --experiment experiment_1 --folds 10 --fold "$@"; }
 experiment_2() { distil --experiment experiment_2 --folds 10 --fold "$@"; }
 
-reversed() {
-  distil --experiment experiment_1 --reverse --folds 10 --fold "$@" &&
-    distil --experiment experiment_2 --reverse --folds 10 --fold "$@"
-}
+reversed() { experiment_1 "$@" --reverse && experiment_2 "$@" --reverse; }
 
 # EfficientNet-Lite0 with ImageNet weights, and what it teaches ResNet18 in 15 and 30 epochs.
 tuned() { train --models "$lite" --weights "$WEIGHTS" --epochs 6 --lr 0.0003 --tag tuned "${fold[@]}"; }
@@ -99,15 +97,7 @@ pretrained() {
 }
 
 # The pretrained teachers of these folds, where this machine lacks their weights, and their students.
-teachers() {
-  local fold
-  for fold; do
-    if ! [ -e "$work/pretrained-$fold" ]; then
-      pretrained "$@"
-      return
-    fi
-  done
-}
+teachers() { ls "${@/#/$work/pretrained-}" >/dev/null 2>&1 || pretrained "$@"; }
 
 # ResNet18 for 60 epochs, alone and with the pretrained teacher, and a student that the former teaches for 15.
 long=(--epochs 60 --mixup 0.2 --tag 60epochs)

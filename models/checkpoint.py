@@ -81,9 +81,8 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
         }:
             fits = SMALLEST <= side <= LARGEST and len(classes) <= MOST_CLASSES
             fits &= "." in arch or arch in names()
-            fits &= all(isinstance(name, str) for name in classes)
+            fits &= all(isinstance(name, str) for name in (*classes, *recipe))
             fits &= all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True))
-            fits &= all(isinstance(key, str) for key in recipe)
             fits &= all(isinstance(value, str | int | float | None) for value in recipe.values())
     if not fits:
         raise UserError(f"{path}: its description is incomplete or invalid")

@@ -36,7 +36,7 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
         raise UserError(f"{where}: {one_line(problem)}") from problem
     if not all(model.state_dict()[k].isfinite().all() for k in fits):
         raise UserError(f"{where}: some of its values are not finite")
-    new = ", ".join(sorted({*own} - {*fits})) or "nothing"
+    new = ", ".join(sorted({*own} & others)) or "nothing"
     return f"{len(fits)} of {len(own)} tensors from {where}; drawn anew: {new}"
 
 
@@ -56,6 +56,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _imagenet_weights(name: str) -> dict[str, Tensor]:
+    if ":" in name:
+        raise UserError(f"--pretrained: {name} is not torchvision's; --weights FILE has yours")
     url = models.get_model_weights(name)["DEFAULT"].url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     try:

@@ -55,9 +55,8 @@ def test_kept_runs_agree_with_their_histories_and_themselves():
 
 
 def test_finished_runs_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        docs.build, "RESULTS", shutil.copytree(docs.build.RESULTS, tmp_path / "kept")
-    )
+    copied = shutil.copytree(docs.build.RESULTS, tmp_path / "kept")
+    monkeypatch.setattr(docs.build, "RESULTS", copied)
     before = dict(kept())
     run = before["weather-64px-resnet18-seed0"]
     for name in ("weather-64px-resnet18-new-seed0", "sample-64px-resnet18-seed0"):

@@ -18,6 +18,7 @@ from config import Config, UserError, file_digest
 from models import checkpoint
 from models.checkpoint import FORMAT, load_checkpoint, load_classifier, weights_digest
 from models.factory import check_network, create_model, initial_model
+from models.weights import load_weights
 from tests.toys import CLASSES, CPU, train_batches
 from utils.device import Device
 from utils.engine import CrossEntropy, Training, train_epoch
@@ -68,6 +69,8 @@ def test_weights_that_are_broken_or_cannot_be_had_are_named(weights_folder):
     put = rf"\. Put {url} at {re.escape(str(file))} by hand, or omit"
     with pytest.raises(UserError, match=f"--pretrained: .*refused.*{put}"):
         initial_model("resnet18", 2, 64, seed=0, weights=True)
+    with pytest.raises(UserError, match=r"--pretrained: own\.py:net is not torchvision's"):
+        load_weights(torch.nn.ReLU(), "own.py:net", True)
     for content in (b"", b"<html>", saved([1]), saved({})[:-70], saved({"fc.bias": torch.ones(9)})):
         file.write_bytes(content)
         with pytest.raises(UserError, match=f"--pretrained: no weights of resnet18 .*{put}"):

@@ -202,6 +202,8 @@ def test_a_line_for_each_run_is_sorted_filtered_and_in_one_csv(tmp_path, capsys)
     assert [row[0] for row in shown[1:]] == [alone[2]["run"], alone[1]["run"]]
     assert shown[0][-1] == "recipe/lr"
     assert len((tmp_path / "results" / "runs.csv").read_text("utf-8").splitlines()) == 5
+    main(["--output", str(tmp_path), "--filter", "*]"])  # the student alone
+    assert "+30.00 [" in capsys.readouterr().out
     for words, says in (
         (["--filter", "x*"], "no finished run .* has such a name"),
         (["--sort", "speed"], "not a column of runs.csv"),

@@ -14,7 +14,7 @@ from tests.faults import only_whole
 from tests.photo_folders import ROOT, make_photos, python, training
 from utils.script import run_script
 
-TOO_LITTLE = "error: too little memory, a smaller --batch-size needs less"
+TOO_LITTLE = "error: too little memory; a smaller --batch-size needs less"
 TOO_LITTLE += "; once fixed, --resume continues"
 
 

@@ -190,6 +190,10 @@ def test_copies_are_reported_and_the_seed_is_passed_on():
     how_many, _, in_parts = describe_duplicates(across, groups)
     assert how_many == "duplicates: 3 photos show 1 pictures"
     assert f"pictures that are in several parts of the given split: 1, {same}" in in_parts
+    folds = replace(photos, given=np.array(["0", "1", "2", "3"] * 10))
+    groups_in_2_and_3 = np.array([0, 1, 2, 2, *range(4, 40)])  # both train in fold 0
+    own = split_photos(folds, groups_in_2_and_3, 0, 4).fold(0)
+    assert "several parts of the given split: 1" in describe_duplicates(own, groups_in_2_and_3)[1]
     assert [line[1:] for line in list_duplicates(across, groups)] == [
         ("fog/00.jpg", "fog", across.names[across.part[0]]),
         ("fog/01.jpg", "fog", "test"),

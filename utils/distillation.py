@@ -118,9 +118,8 @@ class Distillation(CrossEntropy):
                 self.teacher_model, self.teacher, images
             )
         logits, maps = forward_with_features(model, self.student, images)
-        if method.adapter:
-            pairs = zip(self.adapters.values(), maps, strict=True)
-            maps = [adapter(student) for adapter, student in pairs]
+        for place, adapter in enumerate(self.adapters.values()):
+            maps[place] = adapter(maps[place])
         with torch.autocast(images.device.type, enabled=False):  # the losses are in float32
             logits, teacher_logits = logits.float(), teacher_logits.float()
             hard, plain = hard_loss(logits, labels, self.label_smoothing)

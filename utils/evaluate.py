@@ -2,11 +2,10 @@
 
     python -m utils.evaluate output/checkpoints/TEACHER output/checkpoints/STUDENT student.onnx DATA
 
-DATA is anything that --data accepts. If a network was trained on these photos, only its test photos
-are used; otherwise the test part if they are divided, else all. Everything runs in float32.
+DATA is a folder, a CSV or an archive, as for --data. If a network was trained on these photos, only
+its test photos are used; otherwise the test part if they are divided, else all. All is in float32.
 """
 
-import argparse
 import csv
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import DEVICE, PATH, ROOT, Config, UserError
+from config import DEVICE, PATH, ROOT, Config, Parser, UserError, shown
 from data.batches import cached_side
 from data.cache import Decoded, decode_photos
 from data.files import atomic_write, csv_text
@@ -46,10 +45,10 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 def main(arguments: Sequence[str]) -> None:
     """Print quality, costs, recall and confusion, and write a table of the mistakes."""
-    parser = argparse.ArgumentParser("python -m utils.evaluate", allow_abbrev=False)
+    parser = Parser("python -m utils.evaluate", allow_abbrev=False)
     what = "runs' folders, checkpoints, or files of utils.export"
     parser.add_argument("networks", nargs="+", type=Path, help=what)
-    parser.add_argument("data", type=Path, help="labelled photos, as --data of the scripts")
+    parser.add_argument("data", type=Path, help="labelled photos: a folder, a CSV, an archive")
     parser.add_argument("--mistakes", type=PATH, default=Path("mistakes.csv"), help="to be written")
     parser.add_argument("--device", type=DEVICE, default="auto", help="cpu, cuda or cuda:N")
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
@@ -71,12 +70,16 @@ def main(arguments: Sequence[str]) -> None:
     squares = torch.from_numpy(decoded.pixels[decoded.rows[places]])
     own = np.array([classes.index(name) for name in photos.classes])
     labels = own[decoded.photos.labels[places]]
+    for note in (*photos.notes, *map(" is left out: ".join, decoded.unreadable)):
+        print(f"note: {shown(note)}", file=sys.stderr)
     print(f"{which}; {device}, float32\n")
     costs = measure_costs(networks, files, abouts, squares)
     mistakes: list[tuple[object, ...]] = [("network", "path", "class", "predicted", "probability")]
     columns, matrices = {}, []
     names = [f.name if f.name != "best.pt" else f.resolve().parent.name for f in files]
     names = names if len(set(names)) == len(files) else [str(file) for file in files]
+    if device.device.type == "cuda":  # which exported files do not use
+        names = [n + " (CPU)" * ("network" not in a) for n, a in zip(names, abouts, strict=True)]
     for network, name, cost in zip(networks, names, costs, strict=True):
         scores = probabilities(network, squares)
         log = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
@@ -104,7 +107,8 @@ def chosen(
         if about["photos"] == decoded.digest:
             run, test = file.resolve().parent, tests.get(about["split"], frozenset())
             if (path := run.parent.parent / "results" / run.name / "split.csv").exists():
-                rows = csv.DictReader(path.read_text("utf-8", "surrogateescape").splitlines())
+                with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+                    rows = [*csv.DictReader(lines)]
                 test = frozenset(row["path"] for row in rows if row["split"] == "test")
             tests[about["split"]] = test
     if tests and (len({*tests.values()}) > 1 or not any(tests.values())):
@@ -125,11 +129,9 @@ def measure_costs(
     """What each network costs, by names that ROWS uses; times are medians, taken in turn."""
     costs: list[Result] = []
     for file, about in zip(files, abouts, strict=True):
-        size, adds = (len(about["classes"]), about["image_size"]), None
-        if network := about.get("network"):  # not of an exported file
-            adds = multiply_adds(network, *size) / 1e6
-        cost = {"megabytes": file.stat().st_size / 1e6, "multiply_adds": adds}
-        costs.append(cost | {"parameters": about.get("parameters")})
+        cost = {"megabytes": file.stat().st_size / 1e6, "parameters": about.get("parameters")}
+        network, size = about.get("network"), (len(about["classes"]), about["image_size"])
+        costs.append(cost | {"multiply_adds": network and multiply_adds(network, *size) / 1e6})
     for count in (1, 32):
         batch = squares[:1].expand(count, -1, -1, -1).contiguous()
         turns = [partial(probabilities, network, batch) for network in networks] * (ROUNDS + 2)

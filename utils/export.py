@@ -7,7 +7,6 @@ probabilities (N, classes); resizing and normalisation are inside, and so are th
 It is compared with the checkpoint on photos of the folder.
 """
 
-import argparse
 import json
 import sys
 import warnings
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import UserError, one_line
+from config import Parser, UserError, one_line
 from data.batches import EVAL_BATCH, Normalise, cached_side, resampling, whole_images
 from data.cache import read_square
 from data.listing import photos_below
@@ -140,7 +139,7 @@ def probabilities(classify: Classify, photos: Tensor) -> Tensor:
 
 def main(arguments: Sequence[str]) -> None:
     """Write the file, compare it with the checkpoint, and print how far they differ."""
-    parser = argparse.ArgumentParser("python -m utils.export", allow_abbrev=False)
+    parser = Parser("python -m utils.export", allow_abbrev=False)
     parser.add_argument("checkpoint", type=Path, help="a run's folder, or a checkpoint")
     parser.add_argument("photos", type=Path, help="a folder with photos, to compare on")
     parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")

@@ -106,30 +106,22 @@ def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     them. Both are smooth L1: of the distances between all photos of the batch, divided by their
     mean, and of the cosines of the angles of all triples, 0 where two photos coincide."""
 
-    def distances(points: Tensor) -> Tensor:
-        _, squares, apart = _pairs(points)
-        lengths = squares.sqrt() * apart
-        return lengths * (apart.sum() / lengths.sum().clamp(min=1e-12))
+    def relations(maps: Tensor) -> tuple[Tensor, Tensor]:
+        points = maps.mean((2, 3))
+        differences = points[:, None] - points
+        squares = differences.square().sum(2, keepdim=True)
+        # Pairs that are further apart than rounding errors, and far enough to divide by in float32.
+        # The others, as on the diagonal, are set to 1: a square root has no finite gradient at 0.
+        rounding = squares.detach().max() * torch.finfo(squares.dtype).eps ** 2
+        apart = squares > rounding.clamp(min=1e-24)
+        squares = torch.where(apart, squares, 1)
+        lengths, directions = squares.sqrt() * apart, differences * apart * squares.rsqrt()
+        distances = lengths * (apart.sum() / lengths.sum().clamp(min=1e-12))
+        return distances, directions @ directions.transpose(1, 2)
 
-    def cosines(points: Tensor) -> Tensor:
-        differences, squares, apart = _pairs(points)
-        directions = differences * apart * squares.rsqrt()
-        return directions @ directions.transpose(1, 2)
-
-    student, teacher = student.mean((2, 3)), teacher.mean((2, 3))
-    distance = F.smooth_l1_loss(distances(student), distances(teacher))
-    return 25 * distance + 50 * F.smooth_l1_loss(cosines(student), cosines(teacher))
-
-
-def _pairs(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For all pairs of points: differences (N, N, D), squared distances (N, N, 1), and whether the
-    distances are above rounding error and large enough to divide by in float32. Those that are not,
-    as on the diagonal, are set to 1: the square root has no finite gradient at 0."""
-    differences = points[:, None] - points
-    squares = differences.square().sum(2, keepdim=True)
-    rounding = squares.detach().max() * torch.finfo(squares.dtype).eps ** 2
-    apart = squares > rounding.clamp(min=1e-24)
-    return differences, torch.where(apart, squares, 1), apart
+    pairs = zip(relations(student), relations(teacher), strict=True)
+    distance, angle = (F.smooth_l1_loss(s, t) for s, t in pairs)
+    return 25 * distance + 50 * angle
 
 
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:

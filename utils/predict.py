@@ -8,7 +8,6 @@ A folder stands for all photos in it and its sub-folders, `-` for the paths that
 each. The exit status is 2 if the network or a photo cannot be used; stderr says why.
 """
 
-import argparse
 import csv
 import json
 import os
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import UserError, number, shown
+from config import Parser, UserError, number, shown
 from data.batches import EVAL_BATCH, cached_side
 from data.cache import read_square
 from data.listing import photos_below
@@ -34,7 +33,7 @@ from utils.script import run_script
 
 def main(arguments: Sequence[str]) -> None:
     """Print the classes of every photo; raises UserError at the end if some could not be read."""
-    parser = argparse.ArgumentParser("python -m utils.predict", allow_abbrev=False)
+    parser = Parser("python -m utils.predict", allow_abbrev=False)
     parser.add_argument("network", type=Path, help="a run's folder, a checkpoint or an export")
     parser.add_argument("photos", nargs="+", help="photos, folders, or - for the paths in stdin")
     parser.add_argument("--top", type=number(int, 1), default=3, help="classes to print")

@@ -6,14 +6,13 @@ prints a line for each run under output/results and tables of them, in Markdown,
 there to report.md; runs.csv gets all that is known of all runs, a line each.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from config import ROOT, UserError, shown
+from config import ROOT, Parser, UserError, shown
 from data.files import atomic_write, csv_text, read_json
 from utils import tables
 from utils.script import run_script
@@ -24,17 +23,19 @@ COLUMNS = ("settings", "val/accuracy", "test/accuracy", "test/loss", "parameters
 COMPARISON_NOTE = """\
 KD − baseline, KD − teacher: points of test accuracy over the run of the same fold and seed, with
 95 % intervals: over folds, else seeds and photos, or photos. Agreement: share of test photos.
+Final training loss: a KD student's is of another objective, so it does not compare.
 """
 
 
-def comparison(results: Sequence[Result]) -> str:
-    """Tables for each teacher and student, each of one recipe; "" without students."""
-    by_name, students = {result["run"]: result for result in results}, []
-    for run in by_name.values():
+def comparison(results: Sequence[Result], others: Sequence[Result] = ()) -> str:
+    """Tables for each teacher and student, "" without students; others may be their baselines."""
+    by_name, students = {result["run"]: result for result in (*others, *results)}, []
+    for run in results:
         if run.get("distillation"):
             baseline = by_name.get(run["distillation"]["baseline"], {})
             # It may have been trained again since, on other photos or by another recipe.
-            same = all(baseline.get(key) == run[key] for key in ("photos", "recipe"))
+            keys = ("photos", "recipe", "source")
+            same = all(baseline.get(key) == run.get(key) for key in keys)
             added = {"baseline": baseline if same else None}
             students.append(run | added | {"taught_by": as_it_taught(run, by_name)})
     return "\n".join(map(one_pair, grouped(students, heading).values()))
@@ -102,7 +103,7 @@ def read_results(folder: Path) -> list[Result]:
     found = {path.parent: read_json(path) for path in sorted(folder.glob("*/result.json"))}
     if copies := [str(place) for place, result in found.items() if result["run"] != place.name]:
         print(shown(f"note: copies of other runs left out: {', '.join(copies)}"), file=sys.stderr)
-    if not found:
+    if len(copies) == len(found):
         raise UserError(f"{folder}: no finished run is there; train.py makes them")
     return [result for place, result in found.items() if result["run"] == place.name]
 
@@ -123,8 +124,10 @@ def leaderboard(lines: Sequence[dict[str, Any]], sort: str) -> str:
         return value is None, 0 if isinstance(value, str | None) else -value, str(value)
 
     names = ["run", *dict.fromkeys([*COLUMNS, sort])]
-    rows = ([line.get(name, "–") for name in names] for line in sorted(lines, key=order))
-    return aligned(names, [[format(v, ".4g" * isinstance(v, float)) for v in r] for r in rows])
+
+    rows = ([line.get(name) for name in names] for line in sorted(lines, key=order))
+    short = [[f"{round(v, 4):g}" if isinstance(v, float) else v for v in row] for row in rows]
+    return aligned(names, [["–" if v is None else str(v) for v in row] for row in short])
 
 
 def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -> str:
@@ -134,7 +137,7 @@ def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -
     def photos(run: Result) -> str:
         split = "division" if run["photos"]["folds"] else "split"
         keys = ("name", "image_size", "digest", "labels_per_class", split)
-        return str([run["photos"][key] for key in keys])
+        return str([run["photos"].get(key) for key in keys])
 
     results = read_results(folder)
     lines = [columns_of({"run": r["run"], "settings": settings(r), **r}) for r in results]
@@ -143,20 +146,21 @@ def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -
         raise UserError(f"--sort {sort}: not a column of runs.csv")
     rows = [[line.get(name, "") for name in names] for line in lines]
     atomic_write(folder / "runs.csv", csv_text([[*names], *rows]))
-    results = [run for run in results if fnmatchcase(run["run"], pattern)]
+    some = [run for run in results if fnmatchcase(run["run"], pattern)]
     lines = [line for line in lines if fnmatchcase(line["run"], pattern)]
-    if not results:
+    if not some:
         raise UserError(f"--filter {pattern}: no finished run in {folder} has such a name")
-    groups = grouped(results, photos).values()
-    parts = [part for runs in groups for part in (tables.section(runs), comparison(runs)) if part]
-    text = "# Results\n\n" + "\n".join([leaderboard(lines, sort), *parts])
+    parts = [leaderboard(lines, sort)]
+    for runs in grouped(some, photos).values():
+        parts += filter(None, (tables.section(runs), comparison(runs, results)))
+    text = "# Results\n\n" + "\n".join(parts)
     atomic_write(folder / "report.md", text)
     return text
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print and write the report of the --output that is given."""
-    parser = argparse.ArgumentParser(prog="python -m utils.report", allow_abbrev=False)
+    parser = Parser(prog="python -m utils.report", allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=ROOT / "output", help="that of the scripts")
     parser.add_argument("--filter", default="*", help="only runs of such names, such as '*kd*'")
     parser.add_argument("--sort", default="val/accuracy", help="a column of runs.csv")

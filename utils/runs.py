@@ -229,6 +229,8 @@ def check_earlier(run: Run, *, used: bool) -> None:
         raise UserError(f"{run.name}: last.pt or result.json is gone: --overwrite trains it anew")
     path = run.path("results", "settings.json")
     check_settings(path, read_json(path), run.settings)
+    if run.finished:
+        run.result()  # raises UserError if it is damaged
 
 
 def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

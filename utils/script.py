@@ -49,7 +49,8 @@ def run_script(
     except (MemoryError, RuntimeError) as problem:
         if not lacks_memory(problem):
             raise
-        status, says = 2, f"error: too little memory, a smaller --batch-size needs less{hint}"
+        less = "; a smaller --batch-size needs less" * resumes
+        status, says = 2, f"error: too little memory{less}{hint}"
     except KeyboardInterrupt as stopped:
         hint = "; the same command with --resume continues" if resumes else ""
         if "--overwrite" in arguments:
@@ -106,6 +107,7 @@ def describe(runs: Sequence["Run"]) -> None:
 
 def print_paths(output: Path) -> None:
     """Print where a command's results are and how to look at its curves."""
-    here = Path(os.path.relpath(output))
+    # On Windows, there is no relative path to another drive.
+    here = Path(os.path.relpath(output)) if output.drive in ("", Path.cwd().drive) else output
     print(f"results      {here / 'results'}\ncheckpoints  {here / 'checkpoints'}")
     print(f"curves       tensorboard --logdir={shlex.quote(str(here / 'logs'))}")

@@ -60,7 +60,7 @@ def section(results: Sequence[Result]) -> str:
     if folds := photos["folds"]:
         here = len({result["photos"]["fold"] for result in results})
         about = f"{len(names)} classes; {here} of {folds} folds of division {photos['division']}."
-    if few := photos["labels_per_class"]:
+    if few := photos.get("labels_per_class"):
         about += f" Labels per class: {few:g}."
     about += " Drawn by this repo, not photographed." if photos["sample"] else ""
     if (test := photos["counts"]["test"]) < 200 and not folds:
@@ -70,8 +70,7 @@ def section(results: Sequence[Result]) -> str:
     if columns := grouped((run for run in results if not run.get("distillation")), title):
         text.append(table(columns, SEVEN_ROWS))
         if folds:
-            whole = {name: [(run, None) for run in runs] for name, runs in columns.items()}
-            lines = [[name, points(pairs, sign="")] for name, pairs in whole.items()]
+            lines = [[k, points([(r, None) for r in runs], sign="")] for k, runs in columns.items()]
             text.append(aligned(["", "Test accuracy over all photos, % [95 %]"], lines))
         recall = {f"Test recall, {name}": ("test", "recall", name, ".1%") for name in names}
         text.append(table(columns, {**MORE_ROWS, **recall}))
@@ -85,8 +84,8 @@ def settings(run: Result) -> str:
 
 
 def title(run: Result) -> str:
-    """The model, with its tag and the settings that are not the default ones."""
-    notes = ", ".join(filter(None, (run["tag"], settings(run))))
+    """The model, with its tag, the hash of its own code, and settings that are not the default."""
+    notes = ", ".join(filter(None, (run["tag"], (run.get("source") or "")[:6], settings(run))))
     return f"{run['model']} ({notes})" if notes else str(run["model"])
 
 
@@ -141,7 +140,7 @@ def confusion_table(counts: Sequence[Sequence[int]], classes: Sequence[str], nam
 def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table, padded so that it also reads well in a terminal; numbers to the right."""
     rows = [[escaped(text) for text in line] for line in (head, *lines)]
-    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    first, *widths = (max(2, *map(len, column)) for column in zip(*rows, strict=True))
     rows.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in widths)])
     padded = ([row[0].ljust(first), *map(str.rjust, row[1:], widths)] for row in rows)
     return "".join(f"| {' | '.join(row)} |\n" for row in padded)
