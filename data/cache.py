@@ -23,7 +23,7 @@ from tqdm import tqdm
 from config import UserError
 from data.files import atomic_folder, lock, open_regular
 from data.listing import Photos
-from data.photos import FORMATS, UnreadablePhoto, decode_rgb, open_rgb, read_photo
+from data.photos import FOREIGN, UnreadablePhoto, decode_rgb, open_rgb, read_photo
 
 VERSION = 8  # raised whenever the same photos would decode to other pixels or groups
 SIGNATURE_SIDE = 256  # signatures must not depend on the cached resolution, or the split would
@@ -85,7 +85,7 @@ def _squash(image: Image.Image, side: int) -> np.ndarray:
 
 def _fingerprint(photos: Photos, side: int) -> str:
     """A hash of the file metadata; swapped files may share size and mtime, not inode and ctime."""
-    lines = [f"version {VERSION} side {side} {FORMATS} {np.sum(photos.labels < 0)}"]
+    lines = [f"version {VERSION} side {side} {sorted(FOREIGN)} {np.sum(photos.labels < 0)}"]
     for path in photos.paths:
         lines.append(path)
         with suppress(FileNotFoundError, NotADirectoryError):  # also a link to nothing

@@ -111,7 +111,7 @@ def describe_duplicates(split: Split, groups: np.ndarray) -> list[str]:
     notes = [f"duplicates: {copied.sum():,} photos show {pictures:,} pictures"]
     if photos.given is None:
         notes[0] += "; photos of one picture are kept in one part of the split"
-    given = split.part if photos.given is None else photos.given
+    given = np.full(len(photos), "") if photos.given is None else photos.given
     for values, what in (
         (photos.labels, "carry two labels"),
         (np.where(given == UNLABELLED, "train", given), "are in several parts of the given split"),

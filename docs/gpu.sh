@@ -20,7 +20,6 @@ limit=$1
 mkdir -p "$2" && out=$(cd "$2" && pwd) || exit 2
 shift 2
 flags=("$@")
-if [ -n "${WEIGHTS:=}" ]; then WEIGHTS=$(realpath -e "$WEIGHTS") || exit 2; fi
 for flag in "${flags[@]}"; do
   case $flag in
     --fold* | --output* | --cache* | --tag* | --models* | --teacher* | --student* | --experiment* | --epochs* | \
@@ -31,6 +30,7 @@ for flag in "${flags[@]}"; do
   esac
 done
 cd "$(dirname "$0")/.." || exit 2
+if [ -n "${WEIGHTS:=}" ]; then WEIGHTS=$(realpath -e "$WEIGHTS") || exit 2; fi
 mkdir -p "${WORK:=output/gpu}/results" "$WORK/kept" && work=$(cd "$WORK" && pwd) || exit 2
 if ! [ -e data/weather ] && ! [ -e data/weather.zip ] && [[ " ${flags[*]} " != *" --data"* ]]; then
   echo "there are no photos in data/weather: give --data PHOTOS" >&2

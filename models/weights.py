@@ -57,7 +57,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _imagenet_weights(name: str) -> dict[str, Tensor]:
     if ":" in name:
-        raise UserError(f"--pretrained: {name} is not torchvision's; --weights FILE has yours")
+        raise UserError(f"--pretrained: {name} is not one of torchvision's networks")
     url = models.get_model_weights(name)["DEFAULT"].url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     try:

@@ -235,4 +235,4 @@ def test_a_finished_student_is_kept_with_the_teacher_that_it_was_started_with(co
             printed_by(resume)
         changed(last, **{key: before})
     remove(best_of(output, "resnet50"))
-    refused(resume, r"best\.pt: there is no such checkpoint")
+    refused(resume, r"best\.pt is gone: train the teacher again")

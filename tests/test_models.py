@@ -69,7 +69,7 @@ def test_weights_that_are_broken_or_cannot_be_had_are_named(weights_folder):
     put = rf"\. Put {url} at {re.escape(str(file))} by hand, or omit"
     with pytest.raises(UserError, match=f"--pretrained: .*refused.*{put}"):
         initial_model("resnet18", 2, 64, seed=0, weights=True)
-    with pytest.raises(UserError, match=r"--pretrained: own\.py:net is not torchvision's"):
+    with pytest.raises(UserError, match=r"--pretrained: own\.py:net is not one of torchvision's"):
         load_weights(torch.nn.ReLU(), "own.py:net", True)
     for content in (b"", b"<html>", saved([1]), saved({})[:-70], saved({"fc.bias": torch.ones(9)})):
         file.write_bytes(content)

@@ -180,20 +180,21 @@ def test_copies_are_reported_and_the_seed_is_passed_on():
     assert describe_duplicates(split, np.arange(40)) == []
     assert list_duplicates(split, np.arange(40)) == []
     groups = np.array([0, 0, *range(2, 20), 0, *range(21, 40)])
-    assert split_photos(photos, groups, 0).hash != split_photos(photos, groups, 1).hash
+    drawn = split_photos(photos, groups, 0)
+    assert drawn.hash != split_photos(photos, groups, 1).hash
     how_many, two_labels = describe_duplicates(split, groups)
     assert "3 photos show 1 pictures; photos of one picture are kept in one part" in how_many
     same = "such as 'fog/00.jpg' = 'fog/01.jpg' = 'rain/00.jpg'"
     assert f"pictures that carry two labels: 1, {same}" in two_labels
+    assert len(describe_duplicates(drawn.with_labels(0.5, 0), groups)) == 2
     given = replace(photos, given=np.array(["train", "test"] * 20))
     across = split_photos(given, groups, 0)
     how_many, _, in_parts = describe_duplicates(across, groups)
     assert how_many == "duplicates: 3 photos show 1 pictures"
     assert f"pictures that are in several parts of the given split: 1, {same}" in in_parts
-    folds = replace(photos, given=np.array(["0", "1", "2", "3"] * 10))
-    groups_in_2_and_3 = np.array([0, 1, 2, 2, *range(4, 40)])  # both train in fold 0
-    own = split_photos(folds, groups_in_2_and_3, 0, 4).fold(0)
-    assert "several parts of the given split: 1" in describe_duplicates(own, groups_in_2_and_3)[1]
+    copies = np.array([0, 1, 2, 2, *range(4, 40)])  # in folds 2 and 3, which both train in fold 0
+    own = split_photos(replace(photos, given=np.array([*"0123"] * 10)), copies, 0, 4).fold(0)
+    assert "several parts of the given split: 1" in describe_duplicates(own, copies)[1]
     assert [line[1:] for line in list_duplicates(across, groups)] == [
         ("fog/00.jpg", "fog", across.names[across.part[0]]),
         ("fog/01.jpg", "fog", "test"),

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     own = np.array([classes.index(name) for name in photos.classes])
     labels = own[decoded.photos.labels[places]]
     for note in (*photos.notes, *map(" is left out: ".join, decoded.unreadable)):
-        print(f"note: {shown(note)}", file=sys.stderr)
+        print(f"note: {shown(note, keep='')}", file=sys.stderr)
     print(f"{which}; {device}, float32\n")
     costs = measure_costs(networks, files, abouts, squares)
     mistakes: list[tuple[object, ...]] = [("network", "path", "class", "predicted", "probability")]

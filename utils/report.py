@@ -23,7 +23,7 @@ COLUMNS = ("settings", "val/accuracy", "test/accuracy", "test/loss", "parameters
 COMPARISON_NOTE = """\
 KD − baseline, KD − teacher: points of test accuracy over the run of the same fold and seed, with
 95 % intervals: over folds, else seeds and photos, or photos. Agreement: share of test photos.
-Final training loss: a KD student's is of another objective, so it does not compare.
+A KD student's final training loss is of another objective and cannot be compared with the others.
 """
 
 
@@ -124,10 +124,9 @@ def leaderboard(lines: Sequence[dict[str, Any]], sort: str) -> str:
         return value is None, 0 if isinstance(value, str | None) else -value, str(value)
 
     names = ["run", *dict.fromkeys([*COLUMNS, sort])]
-
     rows = ([line.get(name) for name in names] for line in sorted(lines, key=order))
-    short = [[f"{round(v, 4):g}" if isinstance(v, float) else v for v in row] for row in rows]
-    return aligned(names, [["–" if v is None else str(v) for v in row] for row in short])
+    cut = [[f"{v:.{4 if abs(v) < 1 else 6}g}" if type(v) is float else v for v in r] for r in rows]
+    return aligned(names, [["–" if v is None else str(v) for v in row] for row in cut])
 
 
 def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -> str:

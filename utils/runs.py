@@ -155,8 +155,8 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
     config, device = configs[0], find_device(configs[0])
     for network in dict.fromkeys(c.model for c in configs):
         check_network(network, config.image_size, config.pretrained or config.weights)
-    if config.kd and not config.kd.teacher_checkpoint:
-        check_network(str(config.kd.teacher), config.image_size, config.pretrained)
+    if (kd := config.kd) and not kd.teacher_checkpoint:
+        check_network(str(kd.teacher), config.image_size, config.pretrained and not kd.teacher_tag)
     datasets = load_datasets(configs, device.device, ranks.count())
     return [Run(config, datasets[config.fold], device) for config in configs]
 

@@ -90,9 +90,10 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
                     f"--teacher-tag {tag}: there is no finished run {teacher.name}; first train "
                     f"it on the same photos: train.py --models {student.kd.teacher} --tag {tag}"
                 )
-            recipes.setdefault(str(teacher.result()["recipe"]), teacher.name)
-        if teacher and teacher.finished:
             path = teacher.best
+            recipes.setdefault(str(teacher.result()["recipe"]), teacher.name)
+        if teacher and teacher.finished and not teacher.best.exists():
+            raise UserError(f"{teacher.best} is gone: train the teacher again with train.py")
         if path:
             check_teacher(path, student)
     if len(recipes) > 1:  # over seeds, they would be averaged as one
