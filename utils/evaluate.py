@@ -110,7 +110,7 @@ def chosen(
                 with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
                     rows = [*csv.DictReader(lines)]
                 test = frozenset(row["path"] for row in rows if row["split"] == "test")
-            tests[about["split"]] = test
+            tests[about["split"]] = test & {*photos.paths}  # which may be listed otherwise
     if tests and (len({*tests.values()}) > 1 or not any(tests.values())):
         hint = "its test photos are not known: give folders of runs in --output, of one split"
         raise UserError(f"{photos.root} was trained on, and {hint}")
