@@ -106,6 +106,13 @@ TAG = matching(r"[\w.]{1,60}", "1 to 60 letters, digits, '.' or '_'")
 MODEL = matching(
     r"[a-z]\w*|(?s:.+)\.py:[a-zA-Z_]\w*", "a network of torchvision or FILE.py:FUNCTION"
 )
+
+
+def checkpoint(text: str) -> Path:
+    """An argparse type: the path of a checkpoint, or of a run's folder, whose best.pt it takes."""
+    return path / "best.pt" if (path := PATH(text)).is_dir() else path
+
+
 DEVICE = matching("auto|cpu|cuda(:[1-9]?[0-9])?", "auto, cpu, cuda or cuda:N")
 
 
@@ -126,8 +133,9 @@ class KDConfig:
 
     teacher: str | None = setting(None, MODEL, "network to use instead of the experiment's teacher")
     teacher_tag: str | None = setting(None, TAG, "the teacher is train.py's run with this --tag")
-    teacher_checkpoint: Path | None = setting(None, PATH, "a best.pt to use as teacher for all "
-        "seeds, or weights of the --teacher network whose classes are the photos', sorted by name")
+    teacher_checkpoint: Path | None = setting(None, checkpoint, "a run's folder or best.pt, to "
+        "use as teacher for all seeds, or weights of the --teacher network whose classes are the "
+        "photos', sorted by name")
     allow_other_split: bool = setting(False, bool, "accept a --teacher-checkpoint of another split")
     unlabelled: Path | None = setting(None, PATH, "folder or archive of unlabelled photos: on "
         "these, the student learns only from the teacher")
@@ -241,8 +249,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _make_parser(description: str, methods: Iterable[str]) -> Parser:
-    """The flags of train.py or, with the names of methods, of knowledge_distillation.py; what is
-    not given is left out."""
+    """The flags of train.py or, with methods, of knowledge_distillation.py; without defaults."""
     parser = Parser(
         description=description,
         allow_abbrev=False,
@@ -303,8 +310,7 @@ def parse(
 def _kd_configs(
     given: dict[str, Any], teacher: str, student: str, methods: Mapping[str, Any]
 ) -> tuple[list[str], list[Any]]:
-    """The student's network and a KDConfig for each method, alpha, temperature and weight; removes
-    their flags from `given`."""
+    """The student's network and a KDConfig for each combination; their flags leave `given`."""
     reverse = given.pop("reverse", False)
     if reverse and {"teacher", "student", "teacher_checkpoint"} & given.keys():
         raise UserError(

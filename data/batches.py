@@ -95,8 +95,7 @@ class Normalise:
 
 
 def whole_images(photos: Tensor, size: int, normalise: Normalise) -> Tensor:
-    """(N, side, side, 3) uint8 photos as evaluation shows them to a network: (N, 3, size, size)
-    float32, resized and normalised."""
+    """(N, side, side, 3) uint8 photos as evaluation sees them: (N, 3, size, size), normalised."""
     side = photos.shape[1]
     boxes = torch.tensor([[0, side, 0, side]], device=photos.device).expand(len(photos), 4)
     return normalise(crop_and_resize(photos, boxes, size))
@@ -114,8 +113,7 @@ class TrainBatches:
     """Shuffled, augmented batches. An epoch drops its incomplete last batch: one of a few photos
     would disturb the statistics of BatchNorm. Every epoch draws its order, crops, flips and mixing
     weights on the host, from a generator seeded by (seed, epoch), so that a resumed run repeats
-    them on any device. `shard` is the part of each batch that this process loads. Unlabelled photos
-    have the label -1."""
+    them on any device. `shard` is this process's part of each batch. Label -1 means unlabelled."""
 
     def __init__(
         self,

@@ -32,8 +32,7 @@ MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
 
 
 def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
-    """The photos and, after them, those of a folder or archive at any depth, without classes.
-    Raises UserError if there is none."""
+    """The photos, then those of a folder or archive, without classes; UserError if it has none."""
     root = opened(path, unpack_into).resolve()
     inside = photos_below(root, ".")
     more = sorted(posixpath.normpath(f"{root.as_posix()}/{inner}") for inner in inside)

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +56,10 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     if len(names) < 2:
         found = f"only one class, {names[0]!r}," if names else "no class folders"
         raise UserError(f"{found} in {str(path)!r}; {LAYOUTS}")
-    return of_classes(root, {name: name for name in names})
+    photos = of_classes(root, {name: name for name in names})
+    beside = [name for name in files if is_named_as_photo(name)]
+    note = f"photos beside the class folders are left out: {len(beside)}, such as "
+    return replace(photos, notes=tuple(f"{note}{name!r}" for name in beside[:1]))
 
 
 def opened(path: Path, unpack_into: Path) -> Path:

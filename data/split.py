@@ -125,8 +125,7 @@ def describe_duplicates(split: Split, groups: np.ndarray) -> list[str]:
 
 
 def list_duplicates(split: Split, groups: np.ndarray) -> list[tuple[object, ...]]:
-    """Lines of a table of all photos that are duplicates: number of the picture, path, class, and
-    part of the split."""
+    """The photos that are duplicates: number of the picture, path, class, and part of the split."""
     photos, copied = split.photos, np.bincount(groups, minlength=1)[groups] > 1
     return [
         (groups[i], photos.paths[i], photos.classes[photos.labels[i]], split.names[split.part[i]])

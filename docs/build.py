@@ -52,8 +52,7 @@ def kept() -> dict[str, Result]:
 
 
 def keep(output: Path) -> int:
-    """Add all finished runs on these photos from the scripts' --output, or replace those of their
-    names; returns how many."""
+    """Add the finished runs in the scripts' --output, or replace their names'; returns how many."""
     found = [run for run in read_results(output / "results") if run["run"].startswith(PHOTOS)]
     for result in found:
         path = output / "results" / result["run"] / "history.csv"
@@ -75,8 +74,7 @@ def keep(output: Path) -> int:
 
 
 def runs_of(name: str) -> dict[str, Result]:
-    """The runs of a name by their seeds or, of NAME@folds, by their folds; raises UserError if
-    there are none."""
+    """The runs of a name by seed or, of NAME@folds, by fold; raises UserError if there are none."""
     name, _, kind = name.partition("@")
     ends = [ENDINGS[kind].format(number) for number in range(10)]
     if not (found := [end for end in ends if PHOTOS + name + end in kept()]):

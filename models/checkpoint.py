@@ -49,7 +49,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if content["format"] != FORMAT or "model" not in content:
             raise ValueError("another format")
     except FileNotFoundError as problem:
-        raise UserError(f"{path}: there is no such checkpoint") from problem
+        raise UserError(f"{path}: no such checkpoint; if it is gone, train it again") from problem
     except Exception as problem:  # torch can raise anything on a file that it did not write
         if isinstance(problem, OSError) or lacks_memory(problem):
             raise

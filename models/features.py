@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from config import UserError
-from models.factory import create_model
+from models.factory import check_network, create_model
 
 
 class Layer(NamedTuple):
@@ -28,6 +28,7 @@ def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
     """The feature map of each stride at this image size, found by a forward pass of one image: of
     the modules with outputs of one size, the last of the outermost, such as a stage. Skips the stem
     and small maps that larger ones follow, as inside squeeze-and-excitation."""
+    check_network(network, image_size)
     model = create_model(network, 2, image_size, seed=0).eval()
     seen: list[tuple[int, int, int, Layer]] = []  # depth of the name, time, side
     calls = Counter[str]()

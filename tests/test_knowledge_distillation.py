@@ -16,7 +16,7 @@ import torch
 
 import train
 from config import UserError
-from data.files import read_json, remove, write_json
+from data.files import atomic_write, read_json, remove, write_json
 from knowledge_distillation import main
 from models.checkpoint import save_checkpoint
 from tests.photo_folders import ROOT, make_photos, training
@@ -94,10 +94,8 @@ def test_it_trains_what_is_missing_and_ends_with_teacher_student_and_kd_student(
 def test_a_student_is_measured_against_its_teacher(finished, what):
     output, _, _ = finished
     result = result_of(output, what, 1)
-    own, teacher = (
-        np.load(output / "results" / name_of(name, 1) / "test_logits.npz")
-        for name in (what, "resnet50")
-    )
+    runs = [output / "results" / name_of(name, 1) for name in (what, "resnet50")]
+    own, teacher = (np.load(run / "test_logits.npz") for run in runs)
     np.testing.assert_allclose(own["teacher_logits"], teacher["logits"], atol=1e-5)
     same = [saved["logits"].argmax(1) for saved in (own, teacher)]
     assert result["agreement"]["top1"] == np.mean(same[0] == same[1])
@@ -156,7 +154,7 @@ def test_each_photo_is_tested_once_over_folds_by_networks_that_never_saw_it(phot
 def given(copied, tmp_path) -> tuple[Path, list[str]]:
     """A teacher's checkpoint from elsewhere, and the arguments by which it teaches."""
     path = Path(shutil.copy(best_of(copied[0], "resnet50"), tmp_path))
-    return path, [*copied[1], "--student", "resnet18", "--teacher-checkpoint", str(path)]
+    return path, [*copied[1], "--student", "resnet18", "--teacher-checkpoint", str(tmp_path)]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +217,7 @@ def test_a_finished_student_is_kept_with_the_teacher_that_it_was_started_with(co
     for more, says in (
         ([], f"{name_of(KD)} is finished: --resume .*--overwrite"),
         (["--alpha", "0.1", "--lr", "0.01"], "written with lr 0.001, not 0.01: .*--tag"),
-        (["--method", "dkd", "--mixup", "0.2"], "--method dkd .*--mixup"),
+        (["--method", "dkd", "--mixup", "0.2", "--data", "none"], "--method dkd .*--mixup"),
     ):
         refused([*words, *PAIR, *more], says)
     write_json(path, teacher | {"digest": "0" * 16})
@@ -234,5 +232,7 @@ def test_a_finished_student_is_kept_with_the_teacher_that_it_was_started_with(co
         with pytest.raises(UserError, match=rf"last.pt was written with {key} 0000, not {before}"):
             printed_by(resume)
         changed(last, **{key: before})
+    atomic_write(best_of(output, "resnet50", 1), "PK")
+    refused([*resume, "--seeds", "0", "1"], "damaged, or not a checkpoint")
     remove(best_of(output, "resnet50"))
-    refused(resume, r"best\.pt is gone: train the teacher again")
+    refused(resume, r"best\.pt: no such checkpoint; if it is gone, train it again")

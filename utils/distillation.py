@@ -73,8 +73,9 @@ METHODS = {
 }
 
 
-def check_method(config: Config, classes: int, unlabelled: int) -> None:
-    """Raise UserError for a method that does not fit the recipe, the networks or the photos."""
+def check_method(config: Config, classes: int = 3, unlabelled: int = 0) -> None:
+    """Raise UserError for a method that does not fit the recipe, the networks or the photos, whose
+    classes and number without a label need not be known yet."""
     assert config.kd
     for network in (config.model, str(config.kd.teacher)):
         feature_layers(network, config.image_size, METHODS[config.kd.method].strides)
@@ -91,8 +92,7 @@ def check_method(config: Config, classes: int, unlabelled: int) -> None:
 class Distillation(CrossEntropy):
     """The distillation objective. A plain object, not an nn.Module, so that the student's train(),
     parameters() and state_dict() cannot reach the teacher: it stays in eval mode, gets no gradients
-    and is not saved in checkpoints. It sees exactly the pixels that the student sees, crops and
-    mixup included."""
+    and is not saved in checkpoints. It sees the student's pixels, crops and mixup included."""
 
     def __init__(self, config: Config, teacher_model: nn.Module, device: torch.device) -> None:
         """Adapters are initialised from the seed; the global random state is left as it was."""

@@ -111,8 +111,7 @@ def validation_rank(row: Row) -> tuple[float, float]:
 
 
 def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """AdamW or SGD. Biases and norms, of one dimension, are never decayed: pulling a scale towards
-    zero is no regulariser."""
+    """AdamW or SGD. Biases and norms are not decayed: a scale near zero is no regulariser."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     decayed, others = ([p for p in parameters if (p.ndim > 1) == kind] for kind in (True, False))
     groups = [{"params": decayed, "weight_decay": config.weight_decay}] * bool(decayed)
@@ -138,10 +137,7 @@ def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate, in place where it is a tensor that a CUDA graph reads."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        group["lr"] = lr.fill_(rate) if isinstance(lr := group["lr"], Tensor) else rate
 
 
 def fit(
@@ -181,8 +177,7 @@ def fit(
 
 def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
     """One pass over the training photos; returns mean loss, accuracy, parts, learning rate and
-    speed. Sums stay on the device: reading one makes the host wait for the GPU, so on a GPU it is
-    done only every 50 steps."""
+    speed. Sums stay on the device: a GPU is asked for one every 50 steps, as the host waits."""
     config, device = training.config, training.device
     module, optimizer = training.module, training.optimizer
 

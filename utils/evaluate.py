@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import DEVICE, PATH, ROOT, Config, Parser, UserError, shown
+from config import DEVICE, PATH, ROOT, Config, Parser, UserError, checkpoint, shown
 from data.batches import cached_side
 from data.cache import Decoded, decode_photos
 from data.files import atomic_write, csv_text
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     """Print quality, costs, recall and confusion, and write a table of the mistakes."""
     parser = Parser("python -m utils.evaluate", allow_abbrev=False)
     what = "runs' folders, checkpoints, or files of utils.export"
-    parser.add_argument("networks", nargs="+", type=Path, help=what)
+    parser.add_argument("networks", nargs="+", type=checkpoint, help=what)
     parser.add_argument("data", type=Path, help="labelled photos: a folder, a CSV, an archive")
     parser.add_argument("--mistakes", type=PATH, default=Path("mistakes.csv"), help="to be written")
     parser.add_argument("--device", type=DEVICE, default="auto", help="cpu, cuda or cuda:N")
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--cache", type=Path, default=ROOT / "output" / "cache")
     options = parser.parse_args(arguments)
     device = find_device(Config(device=options.device, precision="float32"))
-    files = [path / "best.pt" if path.is_dir() else path for path in options.networks]
+    files = options.networks
     loaded = [load_any(file, options.network, str(device.device)) for file in files]
     networks, abouts = zip(*loaded, strict=True)
     classes, size = abouts[0]["classes"], abouts[0]["image_size"]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import Parser, UserError, one_line
+from config import Parser, UserError, checkpoint, one_line
 from data.batches import EVAL_BATCH, Normalise, cached_side, resampling, whole_images
 from data.cache import read_square
 from data.listing import photos_below
@@ -111,12 +111,12 @@ def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
 
 
 def load_any(path: Path, network: str = "", device: str = "cpu") -> tuple[Classify, dict[str, Any]]:
-    """Load an exported file, a checkpoint, or a run's folder of checkpoints. Returns a function
-    from photos at the resolution `cached_side` to probabilities on the CPU, computed in float32,
-    and the description of the network. Raises UserError for anything else."""
+    """Load an exported file or a checkpoint. Returns a function from photos at the resolution
+    `cached_side` to probabilities on the CPU, computed in float32, and the description of the
+    network. Raises UserError for anything else."""
     if path.suffix in (".onnx", ".pt2"):
         return load_exported(path)
-    model, about = load_classifier(path / "best.pt" if path.is_dir() else path, network)
+    model, about = load_classifier(path, network)
     normalise = Normalise(about["mean"], about["std"], torch.device(device))
     model.to(device)
 
@@ -140,13 +140,13 @@ def probabilities(classify: Classify, photos: Tensor) -> Tensor:
 def main(arguments: Sequence[str]) -> None:
     """Write the file, compare it with the checkpoint, and print how far they differ."""
     parser = Parser("python -m utils.export", allow_abbrev=False)
-    parser.add_argument("checkpoint", type=Path, help="a run's folder, or a checkpoint")
+    parser.add_argument("checkpoint", type=checkpoint, help="a run's folder, or a checkpoint")
     parser.add_argument("photos", type=Path, help="a folder with photos, to compare on")
     parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")
     parser.add_argument("--output", type=Path, help="the file (default: RUN.onnx or RUN.pt2)")
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
     options = parser.parse_args(arguments)
-    path = options.checkpoint / "best.pt" if options.checkpoint.is_dir() else options.checkpoint
+    path: Path = options.checkpoint
     to = options.output or Path(f"{path.resolve().parent.name}.{options.format}")
     if to.suffix != f".{options.format}":
         raise UserError(f"--output {to}: its name must end in .{options.format}")

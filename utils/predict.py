@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import Parser, UserError, number, shown
+from config import Parser, UserError, checkpoint, number, shown
 from data.batches import EVAL_BATCH, cached_side
 from data.cache import read_square
 from data.listing import photos_below
@@ -34,7 +34,7 @@ from utils.script import run_script
 def main(arguments: Sequence[str]) -> None:
     """Print the classes of every photo; raises UserError at the end if some could not be read."""
     parser = Parser("python -m utils.predict", allow_abbrev=False)
-    parser.add_argument("network", type=Path, help="a run's folder, a checkpoint or an export")
+    parser.add_argument("network", type=checkpoint, help="a run's folder, checkpoint or export")
     parser.add_argument("photos", nargs="+", help="photos, folders, or - for the paths in stdin")
     parser.add_argument("--top", type=number(int, 1), default=3, help="classes to print")
     parser.add_argument("--network", dest="code", default="", help="FILE.py:FUNCTION of your own")

@@ -47,19 +47,21 @@ def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, di
 
 
 def with_teacher(configs: list[Config]) -> list[Config]:
-    """The configurations with the network of their --teacher-checkpoint, if they have one; raises
-    UserError when it is no checkpoint, or not of the --teacher that was asked for."""
+    """The configurations with the network of their --teacher-checkpoint, if they have one. Raises
+    UserError when it is not one of the --teacher, and for a method that does not fit."""
     described.cache_clear()  # the file may be another one by now
     kd = configs[0].kd
-    if kd is None or kd.teacher_checkpoint is None:
-        return configs
-    arch = described(kd.teacher_checkpoint, kd, configs[0].image_size)["arch"]
-    return [replace(c, kd=replace(c.kd, teacher=kd.teacher or arch)) for c in configs if c.kd]
+    if kd and kd.teacher_checkpoint:
+        about = described(kd.teacher_checkpoint, kd, configs[0].image_size)
+        found = kd.teacher or about["arch"]
+        configs = [replace(c, kd=replace(c.kd, teacher=found)) for c in configs if c.kd]
+    for config in configs:
+        check_method(config)
+    return configs
 
 
 def named(student: Run) -> Run:
-    """The student's run, which names its teacher. Raises UserError for a method that does not fit
-    the photos or the recipe."""
+    """The student's run, which names its teacher; UserError if the method does not fit."""
     check_method(student.config, len(student.data.classes), len(student.data.unlabelled[0]))
     teacher, path = network_name(str(student.kd.teacher)), student.kd.teacher_checkpoint
     if path:
@@ -90,10 +92,10 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
                     f"--teacher-tag {tag}: there is no finished run {teacher.name}; first train "
                     f"it on the same photos: train.py --models {student.kd.teacher} --tag {tag}"
                 )
-            path = teacher.best
             recipes.setdefault(str(teacher.result()["recipe"]), teacher.name)
-        if teacher and teacher.finished and not teacher.best.exists():
-            raise UserError(f"{teacher.best} is gone: train the teacher again with train.py")
+            path = teacher.best
+        if teacher and teacher.finished:
+            described(teacher.best, student.kd, student.config.image_size)  # or it is damaged
         if path:
             check_teacher(path, student)
     if len(recipes) > 1:  # over seeds, they would be averaged as one
