@@ -129,7 +129,7 @@ SEVERAL = {"model", "seed", "fold", "method", "alpha", "temperature", "weight"}
 # fmt: off
 @dataclass(frozen=True)
 class KDConfig:
-    """How a student is taught."""
+    """The settings of distillation."""
 
     teacher: str | None = setting(None, MODEL, "network to use instead of the experiment's teacher")
     teacher_tag: str | None = setting(None, TAG, "the teacher is train.py's run with this --tag")
@@ -142,7 +142,7 @@ class KDConfig:
     method: str = setting("kd", (), "distillation method")
     alpha: float = setting(0.7, number(float, 0, 1), "weight of the teacher in (1-alpha)*CE + "
         "alpha*T^2*KL")
-    temperature: float = setting(2.0, number(float, 0.01, 1000), "T, which softens the logits")
+    temperature: float = setting(2.0, number(float, 0.01, 1000), "T, softens the probabilities")
     weight: float | None = setting(None, number(float, 0), "beta of dkd and dist; for the other "
         "methods except kd, the weight of their term (default: the method's)")
 
@@ -166,7 +166,7 @@ class Config:
 
     # Photos
     data: str = setting("sample", matching(r"(?s:.+)", "a path"), "folder with a sub-folder of "
-        "photos per class; one divided into train, val and test; a CSV with columns path, class "
+        "photos per class; one split into train, val and test; a CSV with columns path, class "
         "and perhaps split; an archive of these; or `sample`: synthetic weather (default: "
         "data/weather or data/weather.zip if it exists, else sample)")
     image_size: int = setting(64, number(int, SMALLEST, LARGEST), "side of the square images that "
@@ -183,16 +183,16 @@ class Config:
 
     # Training recipe; docs/recipe.md has the reasons for the defaults
     epochs: int = setting(15, number(int, 1), "passes over the training photos")
-    batch_size: int = setting(32, number(int, 2), "photos a step")
-    lr: float = setting(0.001, number(float, 0, above=True), "peak learning rate; SGD needs 0.05")
-    optimizer: str = setting("adamw", ("adamw", "sgd"), "AdamW trains all models at one rate")
+    batch_size: int = setting(32, number(int, 2), "photos per step")
+    lr: float = setting(0.001, number(float, 0, above=True), "peak learning rate")
+    optimizer: str = setting("adamw", ("adamw", "sgd"), "SGD needs another --lr, such as 0.05")
     weight_decay: float = setting(0.05, number(float, 0), "of weights, not of biases and norms")
     schedule: str = setting("cosine", ("cosine", "constant"), "after the warm-up; cosine ends at 0")
     warmup_epochs: float = setting(1.0, number(float, 0), "epochs of linear warm-up")
-    label_smoothing: float = setting(0.0, number(float, 0, 0.99), "share spread over all classes")
+    label_smoothing: float = setting(0.0, number(float, 0, 0.99), "probability spread over classes")
     mixup: float = setting(0.0, number(float, 0), "alpha of its Beta distribution; 0 is off")
-    crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "least area of a crop")
-    clip_norm: float = setting(0.0, number(float, 0), "largest gradient norm; 0 is off")
+    crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "least area share of a crop")
+    clip_norm: float = setting(0.0, number(float, 0), "clip gradients to this norm; 0 is off")
     pretrained: bool = setting(False, bool, "start from torchvision's ImageNet weights")
     weights: Path | None = setting(None, PATH, "start from a file of weights (a state_dict)")
     precision: str = setting("auto", ("auto", "bf16", "float32"), "auto: bf16 where it is faster")
@@ -260,7 +260,7 @@ def _make_parser(description: str, methods: Iterable[str]) -> Parser:
     pairs = "; ".join(f"{name} is {t} and {s}" for name, (t, s) in EXPERIMENTS.items())
     group.add_argument("--experiment", choices=EXPERIMENTS, default="experiment_1", help=pairs)
     if methods:
-        group.add_argument("--reverse", action="store_true", help="student teaches teacher")
+        group.add_argument("--reverse", action="store_true", help="swap teacher and student")
         text = "instead of the experiment's student; `python -m models.factory` lists names"
         group.add_argument("--student", type=MODEL, metavar="MODEL", help=text)
     for item in (*(fields(KDConfig) if methods else ()), *fields(Config)):
@@ -284,7 +284,7 @@ def parse(
 ) -> list[Config]:
     """The runs that a command line asks for, by fold, by seed, then by model or by method; with
     `methods`, the table of knowledge_distillation.py, each is a student's. Raises UserError, in one
-    line that names the flag, for anything that is wrong by itself or in combination; what depends
+    line that names the flag, for anything that is invalid alone or in combination; what depends
     on the photos is checked once they are known."""
     file_digest.cache_clear()
     given = vars(_make_parser(description, methods or ()).parse_args(arguments))
@@ -298,7 +298,7 @@ def parse(
     seeds, folds = given.pop("seed", [0]), given.pop("fold", [])
     config = Config(**given)
     if config.weights and len(set(models)) > 1:
-        raise UserError("--weights are those of one network: give one name to --models")
+        raise UserError("--weights fit one network: give one name to --models")
     folds = folds or (range(config.folds) if config.folds else [None])
     runs = (
         replace(config, fold=fold, seed=seed, model=model, kd=kd)
@@ -314,12 +314,12 @@ def _kd_configs(
     reverse = given.pop("reverse", False)
     if reverse and {"teacher", "student", "teacher_checkpoint"} & given.keys():
         raise UserError(
-            "--reverse swaps the experiment's two models: omit it, give --teacher and --student"
+            "--reverse swaps the experiment's two models: omit it and give --teacher and --student"
         )
     if {"teacher_tag", "teacher_checkpoint"} <= given.keys():
         raise UserError("--teacher-tag and --teacher-checkpoint both name a teacher: give one")
     if "allow_other_split" in given and "teacher_checkpoint" not in given:
-        raise UserError("--allow-other-split is about a --teacher-checkpoint, and none is given")
+        raise UserError("--allow-other-split needs --teacher-checkpoint")
     if "teacher_checkpoint" not in given:
         given.setdefault("teacher", student if reverse else teacher)
     values = {f.name: given.pop(f.name) for f in fields(KDConfig) if f.name in given}

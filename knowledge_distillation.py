@@ -17,10 +17,10 @@ from config import UserError, parse
 from utils.distillation import METHODS, Distillation
 from utils.engine import CrossEntropy
 from utils.report import comparison
-from utils.runs import Run, Teacher, kept, lock_runs, prepare, train_and_test
+from utils.runs import Run, Teacher, load_finished, lock_runs, prepare, train_and_test
 from utils.script import describe, print_paths, run_script
 from utils.tables import Result
-from utils.teacher import check_teachers, described, load_teacher, named, teacher_of, with_teacher
+from utils.teacher import check_teachers, inspect, load_teacher, teacher_of, with_name, with_teacher
 
 Results = dict[str, Result]  # by the runs' names
 Loaded = dict[object, Teacher]  # by file, digest and fold
@@ -29,7 +29,7 @@ Loaded = dict[object, Teacher]  # by file, digest and fold
 def main(arguments: Sequence[str]) -> None:
     """Train the baselines that are missing, distil every student, and compare."""
     configs = with_teacher(parse(arguments, __doc__, METHODS))
-    students = [named(run) for run in prepare(configs)]
+    students = [with_name(run) for run in prepare(configs)]
     teachers = [teacher_of(student) for student in students]
     baselines = [student.baseline for student in students]
     check_teachers(students, teachers)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     runs = [*used, *students]
     with lock_runs(students, needed, set(used) - set(needed)) as share:
         describe(students)
-        results = {run.name: kept(run) for run in used if run.finished}
+        results = {run.name: load_finished(run) for run in used if run.finished}
         for number, (student, teacher) in enumerate(zip(students, teachers, strict=True), 1):
             for missing in (teacher, student.baseline):
                 if missing and missing.name not in results:
@@ -62,12 +62,12 @@ def distil(
     path = teacher_run.best if teacher_run else student.kd.teacher_checkpoint
     assert path
     known = results[teacher_run.name] if teacher_run else None
-    expected = (known or described(path, student.kd, student.config.image_size))["digest"]
+    expected = (known or inspect(path, student.kd, student.config.image_size))["digest"]
     if student.finished:
-        result = kept(student)
+        result = load_finished(student)
         if result["teacher"]["digest"] != expected:
-            why = f"was taught by {path.parent.name} before that was trained again"
-            raise UserError(f"{student.name} {why}: --overwrite distils it anew")
+            why = f"was distilled from an earlier {path.parent.name}, which was trained again"
+            raise UserError(f"{student.name} {why}: --overwrite distils it again")
         return result
     key = path, expected, student.config.fold
     if key not in loaded:

@@ -5,7 +5,7 @@
     python train.py --models resnet18 --seeds 0 1 2 --data FOLDER --image-size 64
     python train.py --models resnet18 --folds 10       each photo is a test photo once
 
-Without --data it uses data/weather if that exists, and otherwise synthetic weather.
+Without --data it uses data/weather or data/weather.zip if one exists, else synthetic weather.
 Ends with a table of validation and test results by model.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from config import parse
 from utils.engine import CrossEntropy
-from utils.runs import kept, lock_runs, prepare, train_and_test
+from utils.runs import load_finished, lock_runs, prepare, train_and_test
 from utils.script import describe, print_paths, run_script
 from utils.tables import section
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
         for number, run in enumerate(runs, 1):
             print(f"{number} of {len(runs)}", end="  ")
             if run.finished:
-                results.append(kept(run))
+                results.append(load_finished(run))
             else:
                 objective = CrossEntropy(run.config.label_smoothing)
                 results.append(train_and_test(run, objective, runs))

@@ -40,11 +40,11 @@ def crop_and_resize(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
     boxes: (N, 4) int64 top, bottom, left, right in pixels; right < left mirrors
     Returns (N, 3, size, size) float32 in 0..255, channels_last in memory.
     """
-    crop = crops_one_by_one if photos.device.type == "cpu" else crops_as_products
+    crop = crop_on_cpu if photos.device.type == "cpu" else crop_by_matmul
     return crop(photos, boxes, size).contiguous(memory_format=torch.channels_last)
 
 
-def crops_one_by_one(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
+def crop_on_cpu(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
     """What crop_and_resize does, on a CPU: PyTorch has vector code for one uint8 image."""
     crops = []
     for photo, (top, bottom, left, right) in zip(photos, boxes.tolist(), strict=True):
@@ -54,7 +54,7 @@ def crops_one_by_one(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
     return torch.cat(crops).float()
 
 
-def crops_as_products(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
+def crop_by_matmul(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
     """What crop_and_resize does, on a GPU: rows · photo · columns, two matrix products a batch."""
     count, side, _, _ = photos.shape
     rows = resampling(boxes[:, 0], boxes[:, 1], side, size)
@@ -138,7 +138,7 @@ class TrainBatches:
         self.normalise = Normalise(MEAN, STD, device)
 
     def __len__(self) -> int:
-        """Steps an epoch."""
+        """Steps per epoch."""
         return len(self.labels) // self.config.batch_size
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -224,6 +224,6 @@ def random_boxes(rng: np.random.Generator, count: int, side: int, smallest: floa
 
 
 def mixup(values: Tensor, lam: float) -> Tensor:
-    """Blend each photo or target but the first with the one before it, a random one in a batch of
-    random order (mixup, Zhang et al. 2017, https://arxiv.org/abs/1710.09412)."""
+    """Blend all but the first photo or target with the one before it, which is random in a shuffled
+    batch (mixup, Zhang et al. 2017, https://arxiv.org/abs/1710.09412)."""
     return values[1:] * lam + values[:-1] * (1 - lam)

@@ -1,4 +1,4 @@
-"""Which photos show the same picture, be it re-encoded, resized, cropped, recoloured, watermarked.
+"""Which photos show the same picture, even if re-encoded, resized, cropped, recoloured.
 
 Two thumbnails show the same picture when one, shifted and scaled to fit, has the other's details.
 """

@@ -123,7 +123,7 @@ def lock(folder: Path, name: str = "") -> Iterator[None]:
         yield
 
 
-def made_once(folder: Path, make: Callable[[Path], None], key: str = "") -> Path:
+def build_once(folder: Path, make: Callable[[Path], None], key: str = "") -> Path:
     """A folder of files that `make` fills, once for all processes, and again for another key or
     where one of the files is missing or has another size or time. Raises what `make` raises."""
     files, manifest = folder / "files", folder / "manifest"

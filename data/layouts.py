@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import UserError, one_line
-from data.files import made_once
+from data.files import build_once
 from data.listing import LAYOUTS, PARTS, UNLABELLED, Photos, of_classes, opened, photos_below, walk
 
 PART = re.compile(  # as in seg_train, training_set, Testdata, unlabelled
@@ -42,9 +42,9 @@ def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
     return replace(photos, paths=(*photos.paths, *more), labels=labels)
 
 
-def divided(root: Path, names: list[str], files: list[str]) -> Photos | None:
-    """The photos of a folder with these folders and files, if a table lists or folders divide them.
-    Raises UserError for what is neither that nor classes."""
+def find_given_split(root: Path, names: list[str], files: list[str]) -> Photos | None:
+    """The photos that a CSV in this folder lists or its sub-folders split; None for class folders.
+    Raises UserError for a folder that is none of these."""
     tables = [root / name for name in files if name.lower().endswith(".csv")]
     if tables := list(filter(_lists_photos, tables)):
         if len(tables) > 1:
@@ -57,13 +57,13 @@ def divided(root: Path, names: list[str], files: list[str]) -> Photos | None:
     if parts := _of_parts(root, names):
         return parts
     if len(names) > 1 and all(map(part_of, names)):
-        what = f"{str(root)!r} is divided into {', '.join(names)}"
+        what = f"{str(root)!r} is split into {', '.join(names)}"
         raise UserError(f"{what}, but no training folder has two class folders; {LAYOUTS}")
     return None
 
 
 def part_of(name: str) -> str:
-    """The part of a split that a name tells, as `seg_train` and `training_set`; or nothing."""
+    """The part that a folder name stands for: "train" for `seg_train`; "" for any other name."""
     found = PART.search(name.lower())
     return MEANT.get(found[1], found[1]) if found else ""
 
@@ -93,7 +93,7 @@ def _of_parts(root: Path, names: list[str]) -> Photos | None:
     if not (shared | named or training[1:]) or any(inside[one] for one in others - shared - named):
         return None  # classes, of which one is called train
     labelled = {name: part_of(name) for name in names if inside[name]}
-    where = f"{str(root)!r} is divided into {', '.join(names)}"
+    where = f"{str(root)!r} is split into {', '.join(names)}"
     twice = len(labelled) > len(set(labelled.values()))
     if twice or not set(labelled.values()) <= set(PARTS):
         why = "it is not clear which of them is which: name them train, val and test"
@@ -182,7 +182,7 @@ def unpack(archive: Path, into: Path) -> Path:
         status = archive.stat()
         key = ascii((str(archive.resolve()), status.st_size, status.st_mtime_ns)).encode()
         name = f"{archive.name.split('.')[0][:40]}-{hashlib.sha256(key).hexdigest()[:12]}"
-        return made_once(into / name, lambda folder: _extract(archive, folder))
+        return build_once(into / name, lambda folder: _extract(archive, folder))
     except Exception as error:  # the decoders raise errors of many kinds on data that are broken
         raise UserError(
             f"{str(archive)!r} cannot be unpacked as tar or zip ({one_line(error, 1000)}): "

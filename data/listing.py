@@ -14,7 +14,7 @@ from data.photos import is_named_as_photo
 PARTS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # the part of those photos whose class is known, but not used
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "@Recycle", "#recycle"}  # of macOS and of a NAS
-LAYOUTS = "a folder with one sub-folder per class works; or one divided into train, val and test,\n"
+LAYOUTS = "a folder with one sub-folder per class works; or one split into train, val and test,\n"
 LAYOUTS += "a CSV with columns path, class and perhaps split, or an archive of any of these"
 
 
@@ -46,9 +46,9 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     while True:
         _, names, files = next(walk(root))
         if re.search(r"\.csv|train|val|dev|test", " ".join((*names, *files)).lower()):
-            from data.layouts import divided  # rarely needed
+            from data.layouts import find_given_split  # rarely needed
 
-            if photos := divided(root, names, files):
+            if photos := find_given_split(root, names, files):
                 return photos
         if len(names) != 1 or not next(walk(root / names[0]))[1]:
             break
@@ -104,7 +104,7 @@ def of_classes(root: Path, folders: dict[str, str]) -> Photos:
             from data.layouts import part_of  # rarely needed
 
             if all(map(part_of, inside)):
-                what = f"{str(root / folder)!r} is divided into {', '.join(sorted(inside))}"
+                what = f"{str(root / folder)!r} is split into {', '.join(sorted(inside))}"
                 raise UserError(f"{what}; {LAYOUTS}")
         found += photos
     paths, labels = zip(*sorted(found), strict=True)

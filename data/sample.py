@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.files import made_once
+from data.files import build_once
 
 VERSION = 5  # counted up whenever a drawing changes, so that older samples are drawn again
 # Of each class: its waves' length in pixels, how much longer than wide its shapes are, their
@@ -37,7 +37,7 @@ def draw_sample(cache: Path, seed: int = 0, per_class: int = 48, size: int = 96)
             photo = draw_photo(name, number, seed, size)
             photo.save(folder / name / f"{number:04d}.jpg", quality=92)
 
-    return made_once(cache / "sample", draw, f"sample {VERSION} {seed} {per_class} {size}\n")
+    return build_once(cache / "sample", draw, f"sample {VERSION} {seed} {per_class} {size}\n")
 
 
 def draw_photo(name: str, number: int, seed: int = 0, size: int = 96) -> Image.Image:

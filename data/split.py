@@ -41,8 +41,8 @@ class Split:
         return np.flatnonzero(self.part == self.names.index(part))
 
     def fold(self, number: int | None) -> "Split":
-        """Tests on one of k folds, validates on the next k/5, at least one, trains on the rest.
-        None is the split itself."""
+        """The split with this fold of k as test, the next k/5 (at least one) as validation, and
+        the rest as training. For None, the split itself."""
         if number is None:
             return self
         folds = len(self.names)
@@ -85,9 +85,9 @@ def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | Non
     known = sorted(set(given.tolist()))
     if known[0].isdigit():
         if len(known) < 3:
-            raise UserError("these photos are divided into two folds: three are needed")
+            raise UserError(f"these photos have {len(known)} folds: at least three are needed")
         if folds != len(known) or seed:
-            raise UserError(f"these photos are divided into folds: give --folds {len(known)} alone")
+            raise UserError(f"these photos are split into folds: give --folds {len(known)} alone")
         return Split(photos, given.astype(np.int8), tuple(map(str, range(folds))))
     drawn = np.array([0, *(n for n in (1, 2) if PARTS[n] not in known)], np.int8)
     if folds or (seed and len(drawn) == 1):
@@ -159,7 +159,7 @@ def make_split(
     label = int(counts.min(0).argmin())
     own, photos = np.count_nonzero(held[:, label]), held[:, label].sum()
     fewer = ", or give fewer --folds" if len(fractions) > len(PARTS) else ""
-    fewer += "; --duplicates exact or off keeps shots of one scene apart" if photos > own else ""
+    fewer += "; --duplicates exact or off may split shots of one scene" if photos > own else ""
     raise UserError(
         f"class {classes[label]!r} has too few photos: {own} different ones ({photos} with "
         f"duplicates); {len(fractions)} are needed that are not duplicates of other classes' "

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes use of a machine with a GPU for SECONDS: runs the GPU tests, then experiments until the time is up.
+# Runs the GPU tests, then experiments, for at most SECONDS.
 #
 #   docs/gpu.sh SECONDS OUT [FLAGS]      docs/gpu.sh 480 results --data PHOTOS
 #
@@ -52,7 +52,7 @@ END
 
 left() { echo $((limit - SECONDS)); }
 
-# Within what is left of the time.
+# Runs Python for at most the time that is left.
 python() {
   local seconds
   seconds=$(left)
@@ -72,7 +72,7 @@ speed_test() { gpu_tests -k keeps_up; }
 
 other_tests() { gpu_tests -k "not keeps_up"; }
 
-# Decoding included: with an output and a cache of its own.
+# Times 3 epochs of experiment 1 from an empty cache, decoding included.
 speeds() {
   rm -rf "$work/nothing"
   python knowledge_distillation.py --epochs 3 "${flags[@]}" --output "$work/nothing" \
@@ -110,7 +110,7 @@ longer_taught() {
   teachers "$@" && taught --student resnet18 "${long[@]}"
 }
 
-# A teacher that knows no more than its student; label smoothing; 15 epochs with mixup and 30 without.
+# Self-distillation; label smoothing; 15 epochs with mixup and 30 without.
 controls() {
   local alone=(--models resnet18 --folds 10 --fold "$@")
   distil --teacher resnet18 --student resnet18 --folds 10 --fold "$@" &&
@@ -119,7 +119,7 @@ controls() {
     train "${alone[@]}" --epochs 30 --tag 30plain
 }
 
-# A share of the labels, the other photos unlabelled: alone, and taught by networks of the same labels.
+# A share of the labels, the other photos unlabelled: alone, and taught by networks trained on the same labels.
 few() {
   local some=(--labels-per-class "$1" --folds 10 --fold "${@:2}")
   train --models resnet18 --epochs 60 --tag few60 "${some[@]}" &&
@@ -147,13 +147,13 @@ causes() {
   local pair=(--experiment experiment_1 --folds 10 --fold "$@")
   local alone=(--models densenet169 --folds 10 --fold "$@")
   local found=(--schedule constant --crop-scale 1)
-  train "${alone[@]}" "${found[@]}" --epochs 3 --tag hurried &&
-    distil "${pair[@]}" "${found[@]}" --tag asitwas --alpha 0.7 0.175 &&
-    distil "${pair[@]}" "${found[@]}" --tag asitwas --teacher-tag hurried &&
-    distil "${pair[@]}" --teacher-tag hurried &&
+  train "${alone[@]}" "${found[@]}" --epochs 3 --tag 3epochs &&
+    distil "${pair[@]}" "${found[@]}" --tag original --alpha 0.7 0.175 &&
+    distil "${pair[@]}" "${found[@]}" --tag original --teacher-tag 3epochs &&
+    distil "${pair[@]}" --teacher-tag 3epochs &&
     distil "${pair[@]}" --schedule constant --tag constant &&
-    train "${alone[@]}" --epochs 60 --mixup 0.2 --tag patient &&
-    distil "${pair[@]}" --teacher-tag patient
+    train "${alone[@]}" --epochs 60 --mixup 0.2 --tag 60epochs &&
+    distil "${pair[@]}" --teacher-tag 60epochs
 }
 
 # Results are kept apart from the runs here: on another machine the weights are missing, so an experiment that
@@ -166,7 +166,7 @@ archive() {
 }
 
 # Runs a task for those of its folds that are not done, all in one command, as starting one takes as long
-# as a short run. Not if the time is short. Its output is appended to the log when it ends.
+# as a short run. Skipped if less than 15 s are left. Its output is appended to the log when it ends.
 once() {
   local task=$1 started=$SECONDS status=0 todo=() fold log
   shift
@@ -196,7 +196,7 @@ chain() {
     case $arm in pretrained | few* | methods | *_taught) [ -e "$WEIGHTS" ] || continue ;; esac
     case $arm in
       longer* | reversed) for fold; do once "$arm" "$fold"; done ;; # long, so one by one
-      methods | causes) for fold; do [ "$fold" -gt 2 ] || once "$arm" "$fold"; done ;; # so long, only three
+      methods | causes) for fold; do [ "$fold" -gt 2 ] || once "$arm" "$fold"; done ;; # long, so only folds 0 to 2
       *) once "$arm" "$@" ;;
     esac
   done
@@ -212,7 +212,7 @@ share_gpu() {
   else
     stop_sharing
     unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
-    echo "== runs share the GPU by turns"
+    echo "== runs share the GPU by time slicing"
   fi
 }
 

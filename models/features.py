@@ -25,7 +25,7 @@ class Layer(NamedTuple):
 
 @cache
 def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
-    """The feature map of each stride at this image size, found by a forward pass of one image: of
+    """The layer with the map of each stride at this image size, found by a forward pass: of
     the modules with outputs of one size, the last of the outermost, such as a stage. Skips the stem
     and small maps that larger ones follow, as inside squeeze-and-excitation."""
     check_network(network, image_size)

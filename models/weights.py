@@ -37,7 +37,7 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
     if not all(model.state_dict()[k].isfinite().all() for k in fits):
         raise UserError(f"{where}: some of its values are not finite")
     new = ", ".join(sorted({*own} & others)) or "nothing"
-    return f"{len(fits)} of {len(own)} tensors from {where}; drawn anew: {new}"
+    return f"{len(fits)} of {len(own)} tensors from {where}; initialised randomly: {new}"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from data.batches import (
     EvalBatches,
     TrainBatches,
     cached_side,
-    crops_as_products,
-    crops_one_by_one,
+    crop_by_matmul,
+    crop_on_cpu,
     random_boxes,
     to_device,
 )
@@ -40,7 +40,7 @@ def by_pillow(photo: np.ndarray, box: list[int], size: int) -> torch.Tensor:
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
 
 
-@pytest.mark.parametrize("crop", [crops_one_by_one, crops_as_products])
+@pytest.mark.parametrize("crop", [crop_on_cpu, crop_by_matmul])
 @given(st.data(), st.integers(1, 64), st.integers(1, 64), st.booleans())
 def test_any_crop_is_pillows_within_two_grey_levels(crop, data, side, size, mirrored):
     ends = st.lists(st.integers(0, side), min_size=2, max_size=2, unique=True).map(sorted)

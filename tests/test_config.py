@@ -32,7 +32,7 @@ BAD = [
     ("--resume --overwrite", "--resume keeps .*--overwrite deletes.* give one"),
     ("--reverse --teacher resnet50", "--reverse swaps .*omit it"),
     ("--teacher-tag x --teacher-checkpoint y", "--teacher-tag and --teacher-checkpoint both"),
-    ("--allow-other-split", "--allow-other-split .*none is given"),
+    ("--allow-other-split", "--allow-other-split needs --teacher-checkpoint"),
     ("--method sp kd --weight 3", "--weight: kd has no term .*--alpha"),
 ]
 

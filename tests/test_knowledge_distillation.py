@@ -83,7 +83,7 @@ def test_it_trains_what_is_missing_and_ends_with_teacher_student_and_kd_student(
     _, _, printed = finished
     trained = re.findall(r"^(\S+): there is no such baseline yet", printed, re.M)
     assert trained == [name_of("resnet50"), name_of("resnet18"), name_of("resnet50", 1)]
-    assert f"{name_of('resnet18', 1)}: finished before, kept" in printed
+    assert f"{name_of('resnet18', 1)}: already finished" in printed
     assert "4 of 4  " in printed  # two students for each of two seeds
     table = [line for line in printed.splitlines() if line.startswith("| ")]
     head = [cell.strip() for cell in table[0].strip("|").split("|")]
@@ -213,7 +213,7 @@ def test_a_finished_student_is_kept_with_the_teacher_that_it_was_started_with(co
     resume, best = [*words, *PAIR, "--resume"], best_of(output, KD)
     path = output / "results" / name_of("resnet50") / "result.json"
     teacher = read_json(path)
-    assert printed_by(resume).count("finished before, kept") == 3
+    assert printed_by(resume).count("already finished") == 3
     for more, says in (
         ([], f"{name_of(KD)} is finished: --resume .*--overwrite"),
         (["--alpha", "0.1", "--lr", "0.01"], "written with lr 0.001, not 0.01: .*--tag"),
@@ -221,7 +221,7 @@ def test_a_finished_student_is_kept_with_the_teacher_that_it_was_started_with(co
     ):
         refused([*words, *PAIR, *more], says)
     write_json(path, teacher | {"digest": "0" * 16})
-    with pytest.raises(UserError, match=r"before that was trained again: --overwrite"):
+    with pytest.raises(UserError, match=r"which was trained again: --overwrite"):
         printed_by(resume)
     write_json(path, teacher)
     remove(output / "results" / name_of(KD) / "result.json")

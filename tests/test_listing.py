@@ -109,12 +109,12 @@ WRONG = [
     ({"train": "rain snow", "holdout": "rain snow"}, "holdout, train, and it is not clear"),
     ({"train": "rain snow", "training": "rain snow"}, "train, training, and it is not clear"),
     ({"train": "rain snow", "test": "rain hail"}, "test has a class 'hail', which train lacks"),
-    ({"train": "", "test": ""}, "divided into test, train, but no training folder has two"),
+    ({"train": "", "test": ""}, "split into test, train, but no training folder has two"),
     ({"a": "rain"}, "only one class, 'rain', in .*a folder with one sub-folder"),
     ({".": ""}, "no class folders in"),
-    ({"val": "rain snow", "test": "rain snow"}, "divided into test, val, but no training"),
-    ({"rain": "train test", "snow": "train test"}, "rain' is divided into test, train; a fold"),
-    ({"rain": "training_set val", "snow": "a"}, "rain' is divided into training_set, val; a fold"),
+    ({"val": "rain snow", "test": "rain snow"}, "split into test, val, but no training"),
+    ({"rain": "train test", "snow": "train test"}, "rain' is split into test, train; a fold"),
+    ({"rain": "training_set val", "snow": "a"}, "rain' is split into training_set, val; a fold"),
     ('path class\na.jpg rain\na.jpg "snow', "cannot be read as a table: unexpected end of data"),
     ("file label\na.jpg rain", "has the columns file, label: the columns path and class"),
     ("path class split\na.jpg rain foo\nb.jpg snow train", "its column split has 'foo'; it may"),
@@ -151,7 +151,7 @@ def test_settings_that_would_divide_given_parts_anew_are_refused(tmp_path):
         with pytest.raises(UserError, match="would draw a new split, but these photos have one"):
             read(path, seed, count)
     for seed, count in ((0, None), (0, 4), (1, 3)):
-        with pytest.raises(UserError, match="divided into folds: give --folds 3 alone"):
+        with pytest.raises(UserError, match="split into folds: give --folds 3 alone"):
             read(folds, seed, count)
     assert read(tmp_path / "two", 1).hash != read(tmp_path / "two", 2).hash  # its validation
 

@@ -47,14 +47,14 @@ def test_pretrained_takes_all_but_the_head_from_the_file(name, weights_folder):
     head = [name.removesuffix(".bias") for name in shapes][-1]
     url = get_model_weights(name)["DEFAULT"].url
     torch.save(state, weights_folder / url.rpartition("/")[2])
-    model, taken = initial_model(name, 11, 64, seed=3, weights=True)
+    model, loaded = initial_model(name, 11, 64, seed=3, weights=True)
     for key in state.keys() - {f"{head}.weight", f"{head}.bias"}:
         assert torch.equal(model.state_dict()[key], state[key]), key
     others = (create_model(name, 11, 64, seed=seed) for seed in (3, 4))
     heads = (each.get_submodule(head) for each in (model, *others))
     drawn, as_ever, of_another_seed = map(weights_digest, heads)
     assert drawn == as_ever != of_another_seed
-    assert taken.endswith(f"drawn anew: {head}.bias, {head}.weight")
+    assert loaded.endswith(f"initialised randomly: {head}.bias, {head}.weight")
 
 
 def saved(content: object, **how) -> bytes:
@@ -83,14 +83,14 @@ def test_weights_of_a_file_are_taken_whole_but_for_a_head_of_other_classes(tmp_p
     for content in (source, {"model": source}, {"state_dict": parallel}):
         torch.save(content, path)
         file_digest.cache_clear()  # as at the start of a command
-        same, taken = initial_model("resnet18", 5, 64, seed=2, weights=path)
+        same, loaded = initial_model("resnet18", 5, 64, seed=2, weights=path)
         assert all(map(torch.equal, same.state_dict().values(), source.values()))
-        assert taken == f"122 of 122 tensors from {path}; drawn anew: nothing"
-        other, taken = initial_model("resnet18", 3, 64, seed=2, weights=path)
+        assert loaded == f"122 of 122 tensors from {path}; initialised randomly: nothing"
+        other, loaded = initial_model("resnet18", 3, 64, seed=2, weights=path)
         state = other.state_dict()
         assert torch.equal(state["layer1.0.conv1.weight"], source["layer1.0.conv1.weight"])
         assert state["fc.weight"].shape == (3, 512)
-        assert taken == f"120 of 122 tensors from {path}; drawn anew: fc.bias, fc.weight"
+        assert loaded == f"120 of 122 tensors from {path}; initialised randomly: fc.bias, fc.weight"
     torch.save(source, path)
     with pytest.raises(UserError, match=r"w\.pt' has changed since this command was started"):
         initial_model("resnet18", 5, 64, seed=2, weights=path)

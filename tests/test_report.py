@@ -99,7 +99,7 @@ def test_photos_resolutions_splits_and_divisions_are_not_mixed(tmp_path):
     assert len(re.findall("^## .*", text, re.M)) == 8
     assert text.count("Labels per class: 5.") == 1
     assert text.count("11 classes, split ffff: train 2614, val 750, test 10.") == 1
-    assert text.count("Drawn by this repo, not photographed.") == 1
+    assert text.count("Synthetic images, not photographs.") == 1
 
 
 def test_the_command_leaves_out_copies_and_needs_a_finished_run(tmp_path):

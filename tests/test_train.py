@@ -128,7 +128,7 @@ def test_finished_runs_are_kept_or_done_again_as_asked(copied, tmp_path, capsys)
     refused(words, f"{NAME} is finished: --resume .*--overwrite .*--tag")
     refused([*words, "--resume", "--lr", "0.01"], "written with lr 0.001, not 0.01: .*--tag")
     main([*words, "--resume"])
-    assert re.search(r"finished before, kept(.|\n)*\| Test accuracy", capsys.readouterr().out)
+    assert re.search(r"already finished(.|\n)*\| Test accuracy", capsys.readouterr().out)
     assert result_of(output) == before
 
     elsewhere = checkpoints.rename(tmp_path / "elsewhere")
@@ -155,7 +155,7 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_bits(finished, photos, tmp_
     assert process.returncode == -signal.SIGKILL, errors
     refused(words, f"{NAME} was started before: --resume .*--overwrite")
     state = torch.load(last, weights_only=True)
-    cannot = r"last\.pt cannot be resumed: --overwrite trains it anew"
+    cannot = r"last\.pt cannot be resumed: --overwrite trains it again"
     for change, says in (
         ({"seed": 1}, r"last\.pt was written with seed 1, not 0: .*--overwrite"),
         ({"best": {}}, cannot),

@@ -4,7 +4,7 @@ import sys
 from importlib.util import find_spec
 
 PACKAGES = ("torch", "torchvision", "tensorboard", "numpy", "PIL", "tqdm")
-# Here, since all scripts come by before they import the first of them.
+# Checked here because every script imports this package before any of these.
 try:
     if MISSING := [name for name in PACKAGES if find_spec(name) is None]:
         raise ImportError(f"there is no {MISSING[0]}: `source .venv/bin/activate` first")

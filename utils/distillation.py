@@ -21,7 +21,7 @@ from utils.engine import CrossEntropy, Output, hard_loss
 class Method:
     """A distillation method, with exactly one of the two losses."""
 
-    source: str  # the paper; its URL is in utils/losses.py
+    source: str  # the paper
     # Replaces the KL in L. Takes student and teacher logits (N, C), labels, temperature, weight.
     logits_loss: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] | None = None
     # Added to L, summed over `strides`. Takes student and teacher feature maps (N, C, H, W).

@@ -1,4 +1,4 @@
-"""The one training loop. What is minimised is the objective's business, not the loop's.
+"""The training loop. The objective decides what is minimised:
 
     loss, logits, parts = objective(model, images, labels)
 
@@ -106,12 +106,12 @@ class Training:
 
 
 def validation_rank(row: Row) -> tuple[float, float]:
-    """Larger is better: validation accuracy, then loss; the test photos have no say in it."""
+    """Larger is better: validation accuracy, then loss; test photos are not used to choose."""
     return row["accuracy/val"], -row["loss/val"]
 
 
 def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """AdamW or SGD. Biases and norms are not decayed: a scale near zero is no regulariser."""
+    """AdamW or SGD. Biases and norms are not decayed: shrinking a scale does not regularise."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     decayed, others = ([p for p in parameters if (p.ndim > 1) == kind] for kind in (True, False))
     groups = [{"params": decayed, "weight_decay": config.weight_decay}] * bool(decayed)
@@ -177,7 +177,7 @@ def fit(
 
 def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
     """One pass over the training photos; returns mean loss, accuracy, parts, learning rate and
-    speed. Sums stay on the device: a GPU is asked for one every 50 steps, as the host waits."""
+    speed. Sums stay on the device: on a GPU, they are read every 50 steps, as the host waits."""
     config, device = training.config, training.device
     module, optimizer = training.module, training.optimizer
 
@@ -244,7 +244,7 @@ def evaluate(
     model: nn.Module, objective: CrossEntropy, batches: EvalBatches, device: Device
 ) -> tuple[Tensor, Tensor, Row]:
     """All logits (N, C) float32 and labels (N,) int64 of a split, on the CPU, in its order, and
-    the mean over the photos of each of the objective's parts. Leaves the model in its mode."""
+    the mean over the photos of each of the objective's parts. Restores the model's mode."""
     was_training = model.training
     model.eval()
     all_logits, sums = [], dict[str, Tensor]()

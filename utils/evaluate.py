@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     if unknown := sorted({*photos.classes} - {*classes}):
         raise UserError(f"{options.data} has a class {unknown[0]!r} that the networks do not have")
     decoded = decode_photos(photos, cached_side(size), options.cache)
-    places, which = chosen(decoded, files, abouts)
+    places, which = select_photos(decoded, files, abouts)
     squares = torch.from_numpy(decoded.pixels[decoded.rows[places]])
     own = np.array([classes.index(name) for name in photos.classes])
     labels = own[decoded.photos.labels[places]]
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{len(mistakes) - 1} mistakes are listed in {options.mistakes}")
 
 
-def chosen(
+def select_photos(
     decoded: Decoded, files: Sequence[Path], abouts: Sequence[Result]
 ) -> tuple[np.ndarray, str]:
     """Indices of the photos to measure on, and a description of them in words. Raises UserError if
@@ -112,21 +112,21 @@ def chosen(
                 test = frozenset(row["path"] for row in rows if row["split"] == "test")
             tests[about["split"]] = test & {*photos.paths}  # which may be listed otherwise
     if tests and (len({*tests.values()}) > 1 or not any(tests.values())):
-        hint = "its test photos are not known: give folders of runs in --output, of one split"
-        raise UserError(f"{photos.root} was trained on, and {hint}")
+        hint = "their test photos are unknown or differ: give run folders in output/, of one split"
+        raise UserError(f"networks were trained on {photos.root}, and {hint}")
     for split, test in tests.items():
         places = np.flatnonzero([path in test for path in photos.paths])
         return places, f"{len(places):,} test photos of split {split}"
     if photos.given is not None and "test" in photos.given:
         places = np.flatnonzero(photos.given == "test")
         return places, f"{len(places):,} photos, the given test part"
-    return np.arange(len(photos)), f"all {len(photos):,} photos, if none was trained on"
+    return np.arange(len(photos)), f"all {len(photos):,} photos, assuming none was trained on"
 
 
 def measure_costs(
     networks: Sequence[Classify], files: Sequence[Path], abouts: Sequence[Result], squares: Tensor
 ) -> list[Result]:
-    """What each network costs, by names that ROWS uses; times are medians, taken in turn."""
+    """Cost of each network, by the names in ROWS; times are medians of interleaved rounds."""
     costs: list[Result] = []
     for file, about in zip(files, abouts, strict=True):
         cost = {"megabytes": file.stat().st_size / 1e6, "parameters": about.get("parameters")}

@@ -53,7 +53,7 @@ def dist_loss(student: Tensor, teacher: Tensor, temperature: float, beta: float)
     """T² · β · (inter + intra) of logits (N, C), distillation from a stronger teacher (Huang et al.
     2022, https://arxiv.org/abs/2205.10536) with one weight for both, as in the paper. inter is 1 −
     Pearson's correlation of the two distributions of a photo, intra the same of a class over the
-    photos of the batch, 0 for a single one. The ranking has to agree, not the confidence."""
+    photos of the batch, 0 for a single one. Scale and offset of the probabilities do not matter."""
     p_s, p_t = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
     return temperature**2 * beta * (_disagreement(p_s, p_t) + _disagreement(p_s.T, p_t.T))
 

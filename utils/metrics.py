@@ -29,7 +29,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 def measure(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
     """Every metric of one split as plain values for JSON: `confusion` has a row for each true class
     and a column for each predicted one; `macro_f1` is the mean of 2·TP / (2·TP + FP + FN) over the
-    classes that have photos; `wrong` are the places in the split, from 0, of wrongly classified
+    classes that have photos; `wrong` are the indices in the split, from 0, of wrongly classified
     photos. Raises UserError for logits that are not finite."""
     if not logits.isfinite().all():
         raise UserError("the network's outputs are not finite: train it with a smaller --lr")

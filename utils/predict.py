@@ -4,8 +4,8 @@
     find . -name '*.jpg' | python -m utils.predict student.onnx -
 
 prints a line for each photo in the order given: rain/1.jpg: rain 93.1 %, snow 4.0 %, hail 1.2 %
-A folder stands for all photos in it and its sub-folders, `-` for the paths that stdin has, a line
-each. The exit status is 2 if the network or a photo cannot be used; stderr says why.
+A folder stands for all photos in it and its sub-folders, `-` for paths on stdin, one per
+line. The exit status is 2 if the network or a photo cannot be used; stderr says why.
 """
 
 import csv
@@ -35,18 +35,18 @@ def main(arguments: Sequence[str]) -> None:
     """Print the classes of every photo; raises UserError at the end if some could not be read."""
     parser = Parser("python -m utils.predict", allow_abbrev=False)
     parser.add_argument("network", type=checkpoint, help="a run's folder, checkpoint or export")
-    parser.add_argument("photos", nargs="+", help="photos, folders, or - for the paths in stdin")
+    parser.add_argument("photos", nargs="+", help="photos, folders, or - for paths on stdin")
     parser.add_argument("--top", type=number(int, 1), default=3, help="classes to print")
     parser.add_argument("--network", dest="code", default="", help="FILE.py:FUNCTION of your own")
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--csv", action="store_true", help="lines of path,rank,class,probability")
-    style.add_argument("--json", action="store_true", help="an object for each photo, in a line")
+    style.add_argument("--json", action="store_true", help="one JSON object per line")
     options = parser.parse_args(arguments)
     classify, about = load_any(options.network, options.code)
     table, unreadable = csv.writer(sys.stdout, lineterminator="\n"), 0
     if options.csv:
         table.writerow(("path", "rank", "class", "probability"))
-    for path, answer in classified(classify, photos_at(options.photos), about["image_size"]):
+    for path, answer in classify_paths(classify, photos_at(options.photos), about["image_size"]):
         if isinstance(answer, str):
             print(f"error: {shown(path, keep='')}: {answer}", file=sys.stderr)
             unreadable += 1
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
             text = ", ".join(f"{name} {100 * p:.1f} %" for name, p in top)
             print(f"{shown(path, keep='')}: {text}")
     if unreadable:
-        raise UserError(f"{unreadable} of these could not be read")
+        raise UserError(f"{unreadable} photos could not be read")
 
 
 def photos_at(given: Iterable[str]) -> Iterator[str]:
@@ -78,7 +78,7 @@ def photos_at(given: Iterable[str]) -> Iterator[str]:
             yield name
 
 
-def classified(
+def classify_paths(
     classify: Classify, paths: Iterable[str], image_size: int
 ) -> Iterator[tuple[str, Tensor | str]]:
     """Each path and the probabilities (classes,) of its photo, or why it cannot be read."""

@@ -23,7 +23,7 @@ COLUMNS = ("settings", "val/accuracy", "test/accuracy", "test/loss", "parameters
 COMPARISON_NOTE = """\
 KD − baseline, KD − teacher: points of test accuracy over the run of the same fold and seed, with
 95 % intervals: over folds, else seeds and photos, or photos. Agreement: share of test photos.
-A KD student's final training loss is of another objective and cannot be compared with the others.
+A KD student's final training loss has other terms and cannot be compared with the others.
 """
 
 
@@ -37,11 +37,11 @@ def comparison(results: Sequence[Result], others: Sequence[Result] = ()) -> str:
             keys = ("photos", "recipe", "source")
             same = all(baseline.get(key) == run.get(key) for key in keys)
             added = {"baseline": baseline if same else None}
-            students.append(run | added | {"taught_by": as_it_taught(run, by_name)})
-    return "\n".join(map(one_pair, grouped(students, heading).values()))
+            students.append(run | added | {"taught_by": teacher_result(run, by_name)})
+    return "\n".join(map(pair_tables, grouped(students, heading).values()))
 
 
-def as_it_taught(student: Result, by_name: Mapping[str, Result]) -> Result:
+def teacher_result(student: Result, by_name: Mapping[str, Result]) -> Result:
     """The teacher's result or, if it was trained again or elsewhere, what was measured with it."""
     teacher, own = student["teacher"], by_name.get(student["teacher"]["run"])
     if own and own["digest"] == teacher["digest"] and not teacher["other_split"]:
@@ -65,8 +65,8 @@ def method_name(student: Result) -> str:
     return f"{how['method']}, α {how['alpha']:.15g}, T {how['temperature']:.15g}{weight}{more}"
 
 
-def one_pair(students: Sequence[Result]) -> str:
-    """The tables of one teacher and one student: main rows for one method, and a row a method."""
+def pair_tables(students: Sequence[Result]) -> str:
+    """Two tables: the main rows for the best method, and the comparison, one row per method."""
     methods = grouped(students, method_name)
     best = max(methods.values(), key=lambda rs: (len(rs), sum(r["val"]["accuracy"] for r in rs)))
     teachers = {(run["teacher"]["run"], run["photos"]["split"]): run for run in best}
@@ -160,8 +160,8 @@ def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -
 def main(arguments: Sequence[str]) -> None:
     """Print and write the report of the --output that is given."""
     parser = Parser(prog="python -m utils.report", allow_abbrev=False)
-    parser.add_argument("--output", type=Path, default=ROOT / "output", help="that of the scripts")
-    parser.add_argument("--filter", default="*", help="only runs of such names, such as '*kd*'")
+    parser.add_argument("--output", type=Path, default=ROOT / "output", help="the scripts' folder")
+    parser.add_argument("--filter", default="*", help="only runs whose name matches, as '*kd*'")
     parser.add_argument("--sort", default="val/accuracy", help="a column of runs.csv")
     options = parser.parse_args(arguments)
     print(write_report(options.output / "results", options.filter, options.sort))

@@ -45,7 +45,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Tells runs apart that may stand side by side."""
+        """Unique among the runs that can share an output folder."""
         config = self.config
         parts = [self.data.name, f"{config.image_size}px", network_name(config.model)]
         if config.kd:
@@ -129,7 +129,7 @@ class Run:
         return result
 
     def train_batches(self) -> TrainBatches:
-        """The training photos and a student's unlabelled ones; of each batch this rank's shard."""
+        """The training photos and a student's unlabelled ones: this rank's shard of each batch."""
         data, config, shard = self.data, self.config, ranks.shard(self.config.batch_size)
         rows, labels = data.rows_and_labels("train")
         if config.kd:
@@ -180,7 +180,7 @@ def lock_runs(
     starts, so that none is refused after hours of work. Rank 0 does it for all ranks."""
     mine = list(dict.fromkeys([*needed, *runs]))
     if len({run.name for run in mine}) < len(mine):
-        raise UserError("two runs would have one name: rename a network's file, or --teacher-tag")
+        raise UserError("two runs would have the same name: rename a network's file or a tag")
     ranks.check_same([(run.name, run.settings, run.device.precision) for run in mine])
     if not ranks.is_first():
         ranks.barrier()
@@ -226,7 +226,7 @@ def check_earlier(run: Run, *, used: bool) -> None:
             "it again, --tag NAME makes a new run beside it"
         )
     if not run.finished and not os.path.lexists(run.last):
-        raise UserError(f"{run.name}: last.pt or result.json is gone: --overwrite trains it anew")
+        raise UserError(f"{run.name}: last.pt or result.json is gone: --overwrite trains it again")
     path = run.path("results", "settings.json")
     check_settings(path, read_json(path), run.settings)
     if run.finished:
@@ -242,7 +242,7 @@ def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) ->
         elif found != value:
             raise UserError(
                 f"{path} was written with {key} {found}, not {value}: give the same settings, or "
-                "--overwrite to start anew (baselines and teachers by train.py), or --tag NAME for "
+                "--overwrite to start over (baselines and teachers by train.py), or --tag NAME for "
                 "a new run beside it"
             )
 
@@ -253,7 +253,7 @@ def train_and_test(
     """Train one of the runs, from its last checkpoint if it has one, test it once, return its
     result. Prints how long that will take, and all of the runs."""
     config, data, device = run.config, run.data, run.device
-    model, taken = initial_model(
+    model, loaded = initial_model(
         config.model, len(data.classes), config.image_size, seed=config.seed,
         weights=config.pretrained or config.weights,
     )  # fmt: skip
@@ -266,8 +266,8 @@ def train_and_test(
         "teacher_digest": teacher.about["digest"] if teacher else None,
     }
     resume(run, training, header)
-    if taken and not training.history:
-        print(f"weights  {taken}")
+    if loaded and not training.history:
+        print(f"weights  {loaded}")
     # All ranks train; the first one measures and writes.
     plain = run.settings | config.recipe | (run.distillation or {})
     plain = {key: value for key, value in plain.items() if not isinstance(value, dict)}
@@ -329,14 +329,14 @@ def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
     try:
         state = load_checkpoint(run.last)
     except UserError as problem:
-        raise UserError(f"{problem}\n--overwrite trains {run.name} anew") from problem
+        raise UserError(f"{problem}\n--overwrite trains {run.name} again") from problem
     check_settings(run.last, state, header)
     try:
         training.load_state(state)
     except Exception as problem:  # torch's optimizers raise errors of all kinds
         if lacks_memory(problem):
             raise
-        raise UserError(f"{run.last} cannot be resumed: --overwrite trains it anew") from problem
+        raise UserError(f"{run.last} cannot be resumed: --overwrite trains it again") from problem
     print(f"{run.name}: resumed after epoch {len(training.history)}")
     if state["device"] != str(run.device):
         print(f"NOTE     started on {state['device']}: the result may differ by rounding errors")
@@ -349,9 +349,9 @@ def check_owner(run: Run) -> None:
         raise UserError(f"{run.name}: another process has started it, too; this one stops")
 
 
-def kept(run: Run) -> Result:
+def load_finished(run: Run) -> Result:
     """The result of a run that was finished before; prints a line about it."""
-    print(f"{run.name}: finished before, kept")
+    print(f"{run.name}: already finished")
     return run.result()
 
 

@@ -62,10 +62,10 @@ def section(results: Sequence[Result]) -> str:
         about = f"{len(names)} classes; {here} of {folds} folds of division {photos['division']}."
     if few := photos.get("labels_per_class"):
         about += f" Labels per class: {few:g}."
-    about += " Drawn by this repo, not photographed." if photos["sample"] else ""
+    about += " Synthetic images, not photographs." if photos["sample"] else ""
     if (test := photos["counts"]["test"]) < 200 and not folds:
         about += f" Few test photos: each is {100 / test:.1f} points."
-    once = "The test photos were used once, with the weights of the best validation accuracy.\n"
+    once = "The test photos were used once, using the weights with the best validation accuracy.\n"
     text = [f"## {escaped(photos['name'])} at {photos['image_size']} px\n", escaped(about), once]
     if columns := grouped((run for run in results if not run.get("distillation")), title):
         text.append(table(columns, SEVEN_ROWS))

@@ -19,7 +19,7 @@ from utils.runs import Run, Teacher
 
 
 @cache
-def described(checkpoint: Path, kd: KDConfig, image_size: int) -> dict[str, Any]:
+def inspect(checkpoint: Path, kd: KDConfig, image_size: int) -> dict[str, Any]:
     """What the teacher's checkpoint says about itself, and the digest of its weights."""
     model, description = load(checkpoint, kd, image_size)
     return description | {"digest": weights_digest(model)}
@@ -34,13 +34,13 @@ def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, di
     if ours:
         return load_classifier(checkpoint, network)
     if not (network and kd.allow_other_split):
-        raise UserError(f"{checkpoint} has weights alone: give --teacher and --allow-other-split")
+        raise UserError(f"{checkpoint} has only weights: give --teacher and --allow-other-split")
     two, state = create_model(network, 2, image_size, seed=0).state_dict(), read_weights(checkpoint)
     same = {k: v for k, v in state.items() if k in two and v.shape[1:] == two[k].shape[1:]}
     classes = next((len(v) for k, v in same.items() if v.shape != two[k].shape), 2)
-    model, taken = initial_model(network, classes, image_size, seed=0, weights=checkpoint)
-    if not taken.endswith(": nothing"):
-        raise UserError(f"{checkpoint}: a teacher needs all weights of {network}: {taken}")
+    model, loaded = initial_model(network, classes, image_size, seed=0, weights=checkpoint)
+    if not loaded.endswith(": nothing"):
+        raise UserError(f"{checkpoint}: a teacher needs all weights of {network}: {loaded}")
     about = {"arch": network_name(network), "classes": classes, "image_size": image_size}
     about |= {"mean": list(MEAN), "std": list(STD), "recipe": {}, "split": "", "photos": ""}
     return model.eval(), about
@@ -49,10 +49,10 @@ def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, di
 def with_teacher(configs: list[Config]) -> list[Config]:
     """The configurations with the network of their --teacher-checkpoint, if they have one. Raises
     UserError when it is not one of the --teacher, and for a method that does not fit."""
-    described.cache_clear()  # the file may be another one by now
+    inspect.cache_clear()  # the file may be another one by now
     kd = configs[0].kd
     if kd and kd.teacher_checkpoint:
-        about = described(kd.teacher_checkpoint, kd, configs[0].image_size)
+        about = inspect(kd.teacher_checkpoint, kd, configs[0].image_size)
         found = kd.teacher or about["arch"]
         configs = [replace(c, kd=replace(c.kd, teacher=found)) for c in configs if c.kd]
     for config in configs:
@@ -60,12 +60,12 @@ def with_teacher(configs: list[Config]) -> list[Config]:
     return configs
 
 
-def named(student: Run) -> Run:
+def with_name(student: Run) -> Run:
     """The student's run, which names its teacher; UserError if the method does not fit."""
     check_method(student.config, len(student.data.classes), len(student.data.unlabelled[0]))
     teacher, path = network_name(str(student.kd.teacher)), student.kd.teacher_checkpoint
     if path:
-        teacher += f".{described(path, student.kd, student.config.image_size)['digest'][:8]}"
+        teacher += f".{inspect(path, student.kd, student.config.image_size)['digest'][:8]}"
     if student.kd.teacher_tag:
         teacher += f".{student.kd.teacher_tag}"
     return replace(student, teacher=teacher)
@@ -95,7 +95,7 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
             recipes.setdefault(str(teacher.result()["recipe"]), teacher.name)
             path = teacher.best
         if teacher and teacher.finished:
-            described(teacher.best, student.kd, student.config.image_size)  # or it is damaged
+            inspect(teacher.best, student.kd, student.config.image_size)  # or it is damaged
         if path:
             check_teacher(path, student)
     if len(recipes) > 1:  # over seeds, they would be averaged as one
@@ -125,7 +125,7 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
 def check_teacher(path: Path, student: Run) -> None:
     """Raise UserError when a teacher's classes, resolution or normalisation are not the student's,
     and, without --allow-other-split, when it was trained on another split."""
-    has, wanted = described(path, student.kd, student.config.image_size), student.settings
+    has, wanted = inspect(path, student.kd, student.config.image_size), student.settings
     if isinstance(has["classes"], int):  # of weights alone
         wanted["classes"] = len(wanted["classes"])
     for name in ("classes", "image_size", "mean", "std"):
