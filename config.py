@@ -194,7 +194,7 @@ class Config:
     crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "least area share of a crop")
     clip_norm: float = setting(0.0, number(float, 0), "clip gradients to this norm; 0 is off")
     pretrained: bool = setting(False, bool, "start from torchvision's ImageNet weights")
-    weights: Path | None = setting(None, PATH, "start from a file of weights (a state_dict)")
+    weights: Path | None = setting(None, checkpoint, "start from a file of weights (a state_dict)")
     precision: str = setting("auto", ("auto", "bf16", "float32"), "auto: bf16 where it is faster")
 
     # Machine and files

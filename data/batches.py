@@ -142,8 +142,7 @@ class TrainBatches:
         return len(self.labels) // self.config.batch_size
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches, or shards of them, of images (B, 3, size, size) float32 and labels: (B,) int64,
-        or mixed (B, classes) float32."""
+        """Batches or shards: images (B, 3, S, S) and labels (B,) int64, or mixed (B, classes)."""
         batch_size, alpha = self.config.batch_size, self.config.mixup
         count = len(self) * batch_size
         rng = np.random.Generator(np.random.PCG64([self.config.seed, number]))

@@ -136,8 +136,7 @@ def _correlation(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.n
 
 def _same_when_aligned(pictures: np.ndarray, turned: bool) -> np.ndarray:
     """(P,) bool: which of P pairs (2, P, 32, 32) agree once the second is shifted and scaled to fit
-    the first. Fits details of half the resolution, which still overlap where the frames differ,
-    before those of all."""
+    the first. Fits at half the resolution first, where details of different frames overlap."""
     levels = pictures.astype(np.float32)
     details = _details(levels)
     half = details.reshape(2, -1, SIDE // 2, 2, SIDE // 2, 2).mean((3, 5))

@@ -23,8 +23,9 @@ from config import UserError, one_line
 from data.files import build_once
 from data.listing import LAYOUTS, PARTS, UNLABELLED, Photos, of_classes, opened, photos_below, walk
 
-PART = re.compile(  # as in seg_train, training_set, Testdata, unlabelled
-    r"(?<![a-z])(train|test|eval|val|dev|unlabel)(ing|uation|id|idation|l?ed|val)?(set|data)?(?![a-z])"
+PART = re.compile(  # as in seg_train, training_set, Testdata, TrainImages, unlabelled
+    r"(?<![a-z])(train|test|eval|val|dev|unlabel)(ing|uation|id|idation|l?ed|val)?"
+    r"(set|data|images?|photos?)?(?![a-z])"
 )
 MEANT = {"eval": "test", "dev": "val", "unlabel": UNLABELLED}
 # Drawn BMP images pack to a twentieth at best; a bomb unpacks to a thousand times its size or more.
@@ -64,7 +65,7 @@ def find_given_split(root: Path, names: list[str], files: list[str]) -> Photos |
 
 def part_of(name: str) -> str:
     """The part that a folder name stands for: "train" for `seg_train`; "" for any other name."""
-    found = PART.search(name.lower())
+    found = PART.search(re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
     return MEANT.get(found[1], found[1]) if found else ""
 
 
@@ -125,7 +126,8 @@ def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, st
 
 def _lists_photos(table: Path) -> bool:
     with suppress(OSError, UnicodeError, csv.Error):
-        return {"path", "class"} <= {*_read(table, whole=False)[0]}
+        columns = {*_read(table, whole=False)[0]}  # not those of what evaluate and runs write
+        return {"path", "class"} <= columns and not columns & {"predicted", "picture", "rank"}
     return False
 
 
@@ -174,8 +176,7 @@ def unpack(archive: Path, into: Path) -> Path:
     """Unpack a zip or tar (.gz, .bz2, .xz) archive into a new folder under into, and return it. The
     same archive (path, size, mtime) is unpacked once, and again if unpacked files have changed.
     Raises UserError if it is not an archive, encrypted or broken, leads out of the folder, has a
-    device or symbolic link (in a tar) or two entries of one name, or is far larger than its packed
-    size, and if the disk is full."""
+    device, symbolic link or name twice, or is far larger than packed, and if the disk is full."""
     if not os.path.isfile(archive):
         raise UserError(f"{str(archive)!r} does not exist, or is neither a folder nor an archive")
     try:

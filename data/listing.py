@@ -42,9 +42,10 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
         from data.layouts import of_table  # rarely needed
 
         return of_table(path)
-    root = opened(path, unpack_into)
+    root, beside = opened(path, unpack_into), list[str]()
     while True:
         _, names, files = next(walk(root))
+        beside += filter(is_named_as_photo, files)
         if re.search(r"\.csv|train|val|dev|test", " ".join((*names, *files)).lower()):
             from data.layouts import find_given_split  # rarely needed
 
@@ -57,7 +58,6 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
         found = f"only one class, {names[0]!r}," if names else "no class folders"
         raise UserError(f"{found} in {str(path)!r}; {LAYOUTS}")
     photos = of_classes(root, {name: name for name in names})
-    beside = [name for name in files if is_named_as_photo(name)]
     note = f"photos beside the class folders are left out: {len(beside)}, such as "
     return replace(photos, notes=tuple(f"{note}{name!r}" for name in beside[:1]))
 

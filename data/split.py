@@ -69,13 +69,14 @@ class Split:
             own = rng.permutation(np.flatnonzero((part == 0) & (labels == label)))
             count = max(1, round(per_class * len(own))) if per_class < 1 else int(per_class)
             part[own[count:]] = self.names.index(UNLABELLED)
+        if np.array_equal(part, self.part):
+            raise UserError(f"--labels-per-class {per_class:g} keeps all labels: omit it")
         return replace(self, part=part)
 
 
 def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | None = None) -> Split:
-    """The given split, if there is one; a val or test part that it lacks is drawn from train by
-    `make_split`. Otherwise 70/20/10, or `folds` folds. Raises UserError for settings that do not
-    fit a given split."""
+    """The given split, with a val or test part that it lacks drawn from train; else 70/20/10, or
+    `folds` folds. Raises UserError for settings that do not fit a given split."""
     given = photos.given
     if given is None:
         names = (*PARTS, UNLABELLED) if folds is None else tuple(map(str, range(folds)))
@@ -102,8 +103,7 @@ def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | Non
 
 
 def describe_duplicates(split: Split, groups: np.ndarray) -> list[str]:
-    """How many photos are duplicates, which of these have two labels, and which are in several of
-    the parts; empty without any."""
+    """How many photos are duplicates, which have two labels, which are in several given parts."""
     photos, copied = split.photos, np.bincount(groups, minlength=1)[groups] > 1
     if not copied.any():
         return []

@@ -49,7 +49,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if content["format"] != FORMAT or "model" not in content:
             raise ValueError("another format")
     except FileNotFoundError as problem:
-        raise UserError(f"{path}: no such checkpoint; if it is gone, train it again") from problem
+        raise UserError(f"{path}: no such checkpoint: --resume its run, or repeat it") from problem
     except Exception as problem:  # torch can raise anything on a file that it did not write
         if isinstance(problem, OSError) or lacks_memory(problem):
             raise
@@ -64,8 +64,7 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
     """A trained network in eval mode, and its description: `arch`, `classes` in the order of the
     logits, `image_size` in pixels, `mean` and `std` of the normalisation, `split` (the hash of its
     split.csv), `photos` (the digest of the files), `seed` and `recipe`. Raises UserError as
-    load_checkpoint does, and where a part is missing or invalid. `network` is the FILE.py:FUNCTION
-    of a custom network."""
+    load_checkpoint does, and where a part is missing. `network` is a custom FILE.py:FUNCTION."""
     content = load_checkpoint(path)
     weights, fits = content.pop("model"), False
     match content:
@@ -86,10 +85,8 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
             fits &= all(isinstance(value, str | int | float | None) for value in recipe.values())
     if not fits:
         raise UserError(f"{path}: its description is incomplete or invalid")
-    if network and network_name(network) != arch:
-        raise UserError(f"{path} is for {arch}, not for {network_name(network)}")
     if own := "." in arch:  # its code comes from the command line, never from a checkpoint
-        if not network:
+        if network_name(network) != arch:
             raise UserError(f"{path} is for {arch}, a network of your own: give FILE.py:FUNCTION")
         if source_digest(network) != content.get("source"):
             raise UserError(f"{path}: {network} has changed since this was trained")

@@ -64,23 +64,26 @@ def initial_model(
     return model, load_weights(model, network, weights)
 
 
-def check_network(network: str, image_size: int, weights: Path | bool | None = None) -> None:
-    """Raise UserError for a network that cannot be trained at this size or from these weights."""
+def check_network(
+    network: str, image_size: int, weights: Path | bool | None = None, *, trained: bool = True
+) -> None:
+    """Raise UserError for a network that cannot be used or, if it is to be `trained`, be trained at
+    this size or from these weights."""
     classes = 7  # what a function that ignores its argument would hardly return
     model, _ = initial_model(network, classes, image_size, seed=0, weights=weights)
     if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):
         raise UserError(f"{network}: lazy layers cannot be initialised from a seed")
     try:
         images = torch.zeros(2, 3, image_size, image_size)
-        logits = model.train()(images)
-        if isinstance(logits, tuple | dict):
-            raise TypeError("it has several outputs in training")
-        logits.sum().backward()
+        if trained:
+            if isinstance(logits := model.train()(images), tuple | dict):
+                raise TypeError("it has several outputs in training")
+            logits.sum().backward()
         logits = model.eval()(images)
     except Exception as problem:  # shapes, batch norm, patch size; user code can raise anything
         if lacks_memory(problem):
             raise
-        what = f"{network} cannot be trained on images of {image_size} pixels"
+        what = f"{network} does not work on images of {image_size} pixels"
         why = f"({one_line(problem)}); another --image-size or network may help"
         raise UserError(f"{what} {why}") from problem
     values = [logits, *model.state_dict().values()]

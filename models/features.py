@@ -28,7 +28,7 @@ def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
     """The layer with the map of each stride at this image size, found by a forward pass: of
     the modules with outputs of one size, the last of the outermost, such as a stage. Skips the stem
     and small maps that larger ones follow, as inside squeeze-and-excitation."""
-    check_network(network, image_size)
+    check_network(network, image_size, trained=False)
     model = create_model(network, 2, image_size, seed=0).eval()
     seen: list[tuple[int, int, int, Layer]] = []  # depth of the name, time, side
     calls = Counter[str]()

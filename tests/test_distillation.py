@@ -173,9 +173,7 @@ def test_an_adapter_is_drawn_from_the_seed_alone(monkeypatch):
     ("method", "models", "device"),
     [(m, *one) for m in METHODS for one in zip(PAIRS, 2 * [FLOAT32, BF16], strict=True)],
 )
-def test_networks_of_unlike_families_teach_each_other_in_float32(
-    method, models, device, monkeypatch
-):
+def test_networks_of_other_families_teach_in_float32(method, models, device, monkeypatch):
     """At 75 pixels, where some of DenseNet's maps are a pixel smaller than those of ResNets."""
     (teacher, student), entry = models, METHODS[method]
     kind = "logits_loss" if entry.logits_loss else "feature_loss"

@@ -43,9 +43,8 @@ def test_other_runs_take_as_long_as_their_multiply_adds(tmp_path, capsys):
 def test_it_is_told_once_within_the_first_epoch():
     told = []
     config = Config(image_size=32, epochs=3, batch_size=6, warmup_epochs=0)
-    training = Training(
-        create_model("resnet18", CLASSES, 32, seed=0), CrossEntropy(), config, Device(CPU)
-    )
+    model = create_model("resnet18", CLASSES, 32, seed=0)
+    training = Training(model, CrossEntropy(), config, Device(CPU))
     training.forecast = lambda seconds, left: told.append((seconds, left))
     fit(training, train_batches(config), val_batches(config), lambda: None)
     ((seconds, left),) = told

@@ -46,6 +46,7 @@ LAYOUTS = {
     "a wrapper": (["a/b"], [], (12, 4, 2)),
     "train, val, test": (["train", "val", "test"], [], (18, 18, 18)),
     "Trainset": (["Trainset", "testdata"], [], (14, 4, 18)),
+    "TrainImages": (["RainTrainImages", "RainTestImages"], [], (14, 4, 18)),
     "Data/train": (["Data/train", "Data/test"], [], (14, 4, 18)),
     "seg_train": (["seg_train/seg_train", "seg_test/seg_test"], ["seg_pred/seg_pred"], (14, 4, 18)),
     "without test": (["train", "valid"], ["unlabelled/a", "unlabelled/b"], (16, 18, 2)),
@@ -74,6 +75,7 @@ def test_a_layout_is_recognised_and_its_parts_are_used_as_given(name, packed, tm
 def test_classes_of_sub_folders_are_no_parts(tmp_path):
     files(tmp_path / "a", "rain/light", "rain/heavy", "snow/light", "snow/heavy")
     (tmp_path / "a" / "1.jpg").touch()
+    (tmp_path / "a" / "mistakes.csv").write_text("network,path,class,predicted\n")
     files(tmp_path / "b", "train/steam", "train/diesel", "car/red", "car/blue")
     found = find_photos(tmp_path / "a", tmp_path)
     assert (len(found), found.notes[0][-28:]) == (36, "left out: 1, such as '1.jpg'")
@@ -159,9 +161,8 @@ def test_settings_that_would_divide_given_parts_anew_are_refused(tmp_path):
 def test_unlabelled_photos_follow_with_absolute_paths(tmp_path):
     classes_in(tmp_path / "photos", ".")
     files(tmp_path / "more", "deep/down", count=2)
-    photos = with_unlabelled(
-        find_photos(tmp_path / "photos", tmp_path), tmp_path / "more", tmp_path
-    )
+    classed = find_photos(tmp_path / "photos", tmp_path)
+    photos = with_unlabelled(classed, tmp_path / "more", tmp_path)
     assert photos.labels.tolist() == [0] * 9 + [1] * 9 + [-1] * 2
     assert photos.paths[18:] == tuple(f"{tmp_path}/more/deep/down/{n}.jpg" for n in range(2))
     (tmp_path / "nothing").mkdir()

@@ -73,9 +73,8 @@ def test_tables_objects_and_stdin_say_the_same(best, photos):
     names = [str(path) for path in sorted(photos.rglob("*.jpg"))[:3]]
     _, lines, _ = command("utils.predict", best, *names, "--top", 2)
     text = [(path, *zip(*found, strict=True)) for path, *found in map(named, lines)]
-    status, lines, _ = command(
-        "utils.predict", best, "-", "--top", 2, "--json", input="\n".join(names)
-    )
+    words, text_in = ("utils.predict", best, "-", "--top", 2, "--json"), "\n".join(names)
+    status, lines, _ = command(*words, input=text_in)
     objects = [(o["path"], *o["classes"].items()) for o in map(json.loads, lines)]
     _, lines, _ = command("utils.predict", best, photos, "--top", 2, "--csv")
     rows = list(csv.DictReader(lines))
@@ -118,9 +117,7 @@ def test_odd_files_stop_neither_each_other_nor_the_command(best, photos):
     assert (status, len(classes[0])) == (2, 2)
     assert errors[0].startswith(f"error: {folder}/b broken.jpg: ")
     assert errors[1] == f"error: {folder}/gone.jpg: No such file or directory"
-    assert errors[2].startswith(
-        f"error: {folder}/inner.jpg: not a photo: give a folder as an argument"
-    )
+    assert errors[2].startswith(f"error: {folder}/inner.jpg: not a regular file")
     assert errors[3:] == ["error: 3 photos could not be read"]
 
 
@@ -170,7 +167,7 @@ print(json.loads(facts["classes"])[student(pixels)[0].argmax()])
 
 
 @pytest.mark.parametrize("kind", USE)
-def test_an_exported_file_gives_the_checkpoints_probabilities_and_needs_no_repo(
+def test_an_export_gives_the_checkpoints_probabilities_without_the_repo(
     kind, best, photos, tmp_path
 ):
     file = tmp_path / "new" / f"student.{kind}"
@@ -217,6 +214,11 @@ def test_photos_that_were_trained_on_are_not_measured_as_if_they_were_new(best, 
     status, lines, errors = command(*words)
     assert (status, lines, len(errors)) == (2, [], 1)
     assert "their test photos are unknown or differ" in errors[0]
+    runs = shutil.copytree(photos.parent / "output", tmp_path / "output")
+    split = runs / "results" / best.parent.name / "split.csv"
+    split.write_text(split.read_text("utf-8").replace("train", "test"), "utf-8")
+    status, _, errors = command(words[0], runs / "checkpoints" / best.parent.name, *words[2:])
+    assert (status, "are unknown or differ" in errors[0]) == (2, True)
     (tmp_path / "others" / "rain").mkdir(parents=True)
     (tmp_path / "others" / "sun").mkdir()
     for name in ("rain", "sun"):

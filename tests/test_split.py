@@ -206,9 +206,11 @@ def test_label_subsets_are_nested_drawn_per_class_and_affect_training_only():
     paths = tuple(f"{name}/{number:02}.jpg" for name in ("fog", "rain") for number in range(20))
     photos = Photos(Path("photos"), ("fog", "rain"), paths, np.repeat([0, 1], 20))
     whole = split_photos(photos, np.arange(40), 0)
-    kept = [set(whole.with_labels(n, 5).indices("train")) for n in (1, 3, 0.5, 99)]
-    assert [len(one) for one in kept] == [2, 6, 14, 28]
-    assert kept[0] < kept[1] < kept[2] < kept[3] == set(whole.indices("train"))
+    kept = [set(whole.with_labels(n, 5).indices("train")) for n in (1, 3, 0.5, 0.9)]
+    assert [len(one) for one in kept] == [2, 6, 14, 26]
+    assert kept[0] < kept[1] < kept[2] < kept[3] < set(whole.indices("train"))
+    with pytest.raises(UserError, match="--labels-per-class 14 keeps all labels"):
+        whole.with_labels(14, 5)
     few = whole.with_labels(3, 5)
     assert np.bincount(photos.labels[few.indices("train")]).tolist() == [3, 3]
     assert len(few.indices("unlabelled")) == 22

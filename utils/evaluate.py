@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import DEVICE, PATH, ROOT, Config, Parser, UserError, checkpoint, shown
+from config import DEVICE, PATH, ROOT, Config, Parser, UserError, checkpoint, file_digest, shown
 from data.batches import cached_side
 from data.cache import Decoded, decode_photos
 from data.files import atomic_write, csv_text
@@ -106,17 +106,20 @@ def select_photos(
     for file, about in zip(files, abouts, strict=True):
         if about["photos"] == decoded.digest:
             run, test = file.resolve().parent, tests.get(about["split"], frozenset())
-            if (path := run.parent.parent / "results" / run.name / "split.csv").exists():
+            path = run.parent.parent / "results" / run.name / "split.csv"
+            if path.exists() and file_digest(path) == about["split"]:
                 with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
                     rows = [*csv.DictReader(lines)]
                 test = frozenset(row["path"] for row in rows if row["split"] == "test")
-            tests[about["split"]] = test & {*photos.paths}  # which may be listed otherwise
+            tests[about["split"]] = test if test <= {*photos.paths} else frozenset()
     if tests and (len({*tests.values()}) > 1 or not any(tests.values())):
         hint = "their test photos are unknown or differ: give run folders in output/, of one split"
         raise UserError(f"networks were trained on {photos.root}, and {hint}")
     for split, test in tests.items():
         places = np.flatnonzero([path in test for path in photos.paths])
-        return places, f"{len(places):,} test photos of split {split}"
+        others = any(about["photos"] != decoded.digest for about in abouts)
+        unsure = ", assuming the other networks were not trained on them" * others
+        return places, f"{len(places):,} test photos of split {split}{unsure}"
     if photos.given is not None and "test" in photos.given:
         places = np.flatnonzero(photos.given == "test")
         return places, f"{len(places):,} photos, the given test part"

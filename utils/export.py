@@ -111,9 +111,8 @@ def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
 
 
 def load_any(path: Path, network: str = "", device: str = "cpu") -> tuple[Classify, dict[str, Any]]:
-    """Load an exported file or a checkpoint. Returns a function from photos at the resolution
-    `cached_side` to probabilities on the CPU, computed in float32, and the description of the
-    network. Raises UserError for anything else."""
+    """Load an exported file or a checkpoint: a function from photos of side `cached_side` to
+    probabilities on the CPU, in float32, and the description. Raises UserError for others."""
     if path.suffix in (".onnx", ".pt2"):
         return load_exported(path)
     model, about = load_classifier(path, network)
@@ -125,7 +124,8 @@ def load_any(path: Path, network: str = "", device: str = "cpu") -> tuple[Classi
         return model(images).softmax(1).cpu()
 
     parameters = sum(p.numel() for p in model.parameters())
-    return classify, about | {"network": network or about["arch"], "parameters": parameters}
+    about["network"] = network if "." in about["arch"] else about["arch"]
+    return classify, about | {"parameters": parameters}
 
 
 def probabilities(classify: Classify, photos: Tensor) -> Tensor:
@@ -167,7 +167,6 @@ def main(arguments: Sequence[str]) -> None:
     found = torch.cat([probabilities(after, torch.from_numpy(np.array(p))[None]) for p in photos])
     same = int((expected.argmax(1) == found.argmax(1)).sum())
     print(f"{to}: {to.stat().st_size / 1e6:.1f} MB" + f", opset {OPSET}" * (to.suffix == ".onnx"))
-    print("takes upright RGB photos (N, H, W, 3) uint8, gives probabilities; holds class names")
     print(f"{same} of {len(found)} photos have the class that the checkpoint gives them;")
     print(f"probabilities differ by {(expected - found).abs().max():.4f} at most")
 

@@ -1,5 +1,4 @@
-"""A training step as a CUDA graph, which launches all its kernels at once: with small networks and
-batches, a GPU waits for the host."""
+"""A training step as a CUDA graph, launched at once: otherwise, a fast GPU waits for the host."""
 
 from functools import cache
 
@@ -14,8 +13,7 @@ WARM_UP = 3
 
 
 def keep_rates_on_device(optimizer: torch.optim.Optimizer) -> None:
-    """Turn the learning rates into tensors on the device, once: a recorded step keeps reading the
-    tensor that it was recorded with."""
+    """Make the learning rates tensors on the device, which a recorded step keeps reading."""
     for group in optimizer.param_groups:
         device = group["params"][0].device
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
@@ -29,9 +27,8 @@ def side_stream() -> torch.cuda.Stream:
 
 
 class GraphedStep:
-    """`step` recorded and then replayed, for batches of one shape. What it returns is valid until
-    the next call. `step` may depend on nothing on the host but the learning rates, and may not read
-    a value back from the GPU."""
+    """`step` recorded, then replayed, for batches of one shape; outputs are valid until the next
+    call. It may use no value of the host but the learning rates, and read none back."""
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer) -> None:
         keep_rates_on_device(optimizer)

@@ -91,8 +91,7 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps of one stride: where the networks round odd sides differently, the larger is
-    averaged down to the smaller."""
+    """Two maps of one stride; the larger is averaged down if odd sides were rounded apart."""
     if student.shape[2:] == teacher.shape[2:]:
         return student, teacher
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))

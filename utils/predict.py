@@ -96,8 +96,6 @@ def _read(side: int, path: str) -> np.ndarray | str:
     try:
         return read_square(Path(path), side)
     except (UnreadablePhoto, OSError, ValueError) as problem:  # ValueError: an impossible path
-        if os.path.isdir(path):
-            return "not a photo: give a folder as an argument, and one that contains photos"
         return getattr(problem, "strerror", None) or str(problem)
 
 

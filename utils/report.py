@@ -61,7 +61,7 @@ def method_name(student: Result) -> str:
     """A method and its settings, as a row of a table calls them."""
     how = student["distillation"]
     weight = "" if how["weight"] is None else f", weight {how['weight']:.15g}"
-    more = f", and {how['unlabelled']}" if how.get("unlabelled") else ""
+    more = f", and {of} {how['unlabelled_digest'][:4]}" if (of := how.get("unlabelled")) else ""
     return f"{how['method']}, α {how['alpha']:.15g}, T {how['temperature']:.15g}{weight}{more}"
 
 
@@ -130,8 +130,7 @@ def leaderboard(lines: Sequence[dict[str, Any]], sort: str) -> str:
 
 
 def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -> str:
-    """Write runs.csv of all results under `folder`, and report.md of those of a name that matches
-    the pattern; return the latter."""
+    """Write runs.csv of all results, and report.md of those whose name matches; return that."""
 
     def photos(run: Result) -> str:
         split = "division" if run["photos"]["folds"] else "split"

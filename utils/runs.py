@@ -176,8 +176,7 @@ def lock_runs(
     """Lock the runs for this process; raises UserError if an earlier run or another process is in
     the way. Yields a function that lets other processes use a finished run. `needed` are runs that
     the others depend on: finished ones are used as they are, regardless of --resume and
-    --overwrite, as are `teachers`, of any recipe. All names are checked before the first run
-    starts, so that none is refused after hours of work. Rank 0 does it for all ranks."""
+    --overwrite, as are `teachers`, of any recipe. Rank 0 checks all names before the first run."""
     mine = list(dict.fromkeys([*needed, *runs]))
     if len({run.name for run in mine}) < len(mine):
         raise UserError("two runs would have the same name: rename a network's file or a tag")
@@ -321,8 +320,7 @@ def duration(seconds: float) -> str:
 
 
 def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
-    """Continue from last.pt, if there is one, and print so. Raises UserError where it cannot be
-    read or is of another run."""
+    """Continue from last.pt, if it exists; raises UserError if it is damaged or another run's."""
     if not os.path.lexists(run.last):
         print(run.name)
         return

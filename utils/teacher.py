@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,15 @@ from models.weights import read_weights
 from utils.distillation import check_method
 from utils.runs import Run, Teacher
 
+INSPECTED: dict[Path, dict[str, Any]] = {}  # during a command
 
-@cache
+
 def inspect(checkpoint: Path, kd: KDConfig, image_size: int) -> dict[str, Any]:
     """What the teacher's checkpoint says about itself, and the digest of its weights."""
-    model, description = load(checkpoint, kd, image_size)
-    return description | {"digest": weights_digest(model)}
+    if checkpoint not in INSPECTED:
+        model, description = load(checkpoint, kd, image_size)
+        INSPECTED[checkpoint] = description | {"digest": weights_digest(model)}
+    return INSPECTED[checkpoint]
 
 
 def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -32,7 +34,10 @@ def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, di
     with suppress(Exception):  # load_classifier says why it cannot be read
         ours = "format" in read_tensors(checkpoint)
     if ours:
-        return load_classifier(checkpoint, network)
+        model, about = load_classifier(checkpoint, network)
+        if network and network_name(network) != about["arch"]:
+            raise UserError(f"{checkpoint} is for {about['arch']}, not for {network_name(network)}")
+        return model, about
     if not (network and kd.allow_other_split):
         raise UserError(f"{checkpoint} has only weights: give --teacher and --allow-other-split")
     two, state = create_model(network, 2, image_size, seed=0).state_dict(), read_weights(checkpoint)
@@ -49,7 +54,7 @@ def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, di
 def with_teacher(configs: list[Config]) -> list[Config]:
     """The configurations with the network of their --teacher-checkpoint, if they have one. Raises
     UserError when it is not one of the --teacher, and for a method that does not fit."""
-    inspect.cache_clear()  # the file may be another one by now
+    INSPECTED.clear()  # the file may be another one by now
     kd = configs[0].kd
     if kd and kd.teacher_checkpoint:
         about = inspect(kd.teacher_checkpoint, kd, configs[0].image_size)
@@ -95,7 +100,9 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
             recipes.setdefault(str(teacher.result()["recipe"]), teacher.name)
             path = teacher.best
         if teacher and teacher.finished:
-            inspect(teacher.best, student.kd, student.config.image_size)  # or it is damaged
+            found = inspect(teacher.best, student.kd, student.config.image_size)["digest"]
+            if found != teacher.result()["digest"]:
+                raise UserError(f"{teacher.best} is not of its run: train that again by train.py")
         if path:
             check_teacher(path, student)
     if len(recipes) > 1:  # over seeds, they would be averaged as one
@@ -114,6 +121,7 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
     about = {
         "run": path.resolve().parent.name,
         "recipe": description["recipe"],
+        "source": description.get("source"),
         "digest": expected,
         "other_split": any(description[k] != student.settings[k] for k in ("split", "photos")),
         "parameters": sum(p.numel() for p in model.parameters()),
