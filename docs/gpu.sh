@@ -48,7 +48,7 @@ def lite0(classes):
     model._fc = nn.Linear(model._fc.in_features, classes)
     return model
 END
-: "${ARMS:=pretrained few10 experiment_1 experiment_2 controls longer longer_taught small small_taught few5 few25 methods reversed causes}"
+: "${ARMS:=pretrained fitnet experiment_1 experiment_2 longer longer_taught controls small_taught small methods causes reversed few10 few5 few25}"
 
 left() { echo $((limit - SECONDS)); }
 
@@ -92,12 +92,15 @@ tuned() { train --models "$lite" --weights "$WEIGHTS" --epochs 6 --lr 0.0003 --t
 taught() { distil --teacher "$lite" --teacher-tag tuned --alpha 0.9 "${fold[@]}" "$@"; }
 pretrained() {
   local fold=(--folds 10 --fold "$@")
-  tuned && taught --student resnet18 &&
-    taught --student resnet18 --epochs 30 --mixup 0.2 --tag 30epochs && touch "${@/#/$work/pretrained-}"
+  tuned && taught --student resnet18 && taught --student resnet18 --epochs 30 --mixup 0.2 --tag 30epochs
 }
 
-# The pretrained teachers of these folds, where this machine lacks their weights, and their students.
-teachers() { ls "${@/#/$work/pretrained-}" >/dev/null 2>&1 || pretrained "$@"; }
+# The same by feature maps, too.
+fitnet() {
+  local fold=(--folds 10 --fold "$@")
+  tuned && taught --student resnet18 --method fitnet &&
+    taught --student resnet18 --method fitnet --epochs 30 --mixup 0.2 --tag 30epochs
+}
 
 # ResNet18 for 60 epochs, alone and with the pretrained teacher, and a student that the former teaches for 15.
 long=(--epochs 60 --mixup 0.2 --tag 60epochs)
@@ -107,7 +110,7 @@ longer() {
 }
 longer_taught() {
   local fold=(--folds 10 --fold "$@")
-  teachers "$@" && taught --student resnet18 "${long[@]}"
+  tuned && taught --student resnet18 "${long[@]}" --method kd fitnet
 }
 
 # Self-distillation; label smoothing; 15 epochs with mixup and 30 without.
@@ -134,12 +137,12 @@ few25() { few 0.25 "$@"; }
 small() { distil --teacher resnet50 --student mobilenet_v3_small --folds 10 --fold "$@"; }
 small_taught() {
   local fold=(--folds 10 --fold "$@")
-  teachers "$@" && taught --student mobilenet_v3_small
+  tuned && taught --student mobilenet_v3_small --method kd fitnet
 }
 
 methods() {
   local fold=(--folds 10 --fold "$@")
-  teachers "$@" && taught --student resnet18 --method kd dkd dist fitnet attention rkd sp
+  tuned && taught --student resnet18 --method kd dkd dist fitnet attention rkd sp
 }
 
 # What hurts a student and what helps it (docs/experiment_1).
@@ -193,7 +196,7 @@ once() {
 chain() {
   local arm fold
   for arm in $ARMS; do
-    case $arm in pretrained | few* | methods | *_taught) [ -e "$WEIGHTS" ] || continue ;; esac
+    case $arm in pretrained | fitnet | few* | methods | *_taught) [ -e "$WEIGHTS" ] || continue ;; esac
     case $arm in
       longer* | reversed) for fold; do once "$arm" "$fold"; done ;; # long, so one by one
       methods | causes) for fold; do [ "$fold" -gt 2 ] || once "$arm" "$fold"; done ;; # long, so only folds 0 to 2
