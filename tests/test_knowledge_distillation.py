@@ -211,8 +211,8 @@ def test_a_teacher_or_baseline_replaced_during_a_command_is_never_mixed_in(given
 def test_a_finished_student_is_kept_with_the_teacher_that_it_was_started_with(copied):
     output, words = copied
     resume, best = [*words, *PAIR, "--resume"], best_of(output, KD)
-    path = output / "results" / name_of("resnet50") / "result.json"
-    teacher = read_json(path)
+    path = output / "results" / name_of(KD) / "result.json"
+    student = read_json(path)
     assert printed_by(resume).count("already finished") == 3
     for more, says in (
         ([], f"{name_of(KD)} is finished: --resume .*--overwrite"),
@@ -220,11 +220,10 @@ def test_a_finished_student_is_kept_with_the_teacher_that_it_was_started_with(co
         (["--method", "dkd", "--mixup", "0.2", "--data", "none"], "--method dkd .*--mixup"),
     ):
         refused([*words, *PAIR, *more], says)
-    write_json(path, teacher | {"digest": "0" * 16})
+    write_json(path, student | {"teacher": student["teacher"] | {"digest": "0" * 16}})
     with pytest.raises(UserError, match=r"which was trained again: --overwrite"):
         printed_by(resume)
-    write_json(path, teacher)
-    remove(output / "results" / name_of(KD) / "result.json")
+    remove(path)
     last = best.rename(best.with_name("last.pt"))
     for key in ("teacher_digest", "computed_in"):
         before = torch.load(last, weights_only=True)[key]
