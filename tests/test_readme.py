@@ -26,7 +26,8 @@ TRAINING = [words for words in COMMANDS if words[:2] in (TRAIN, DISTIL)]
 RUN = (
     "train.py --models resnet18 --folds 10",
     "knowledge_distillation.py --reverse",
-    "knowledge_distillation.py --teacher efficientnet_b0 --teacher-tag tuned --method fitnet",
+    "knowledge_distillation.py --teacher efficientnet_b0 --teacher-tag tuned --method fitnet"
+    " --alpha 0.9",
 )
 SMALL = ("--seeds", 0, "--warmup-epochs", 0)
 # Other commands, which install, need the network, or are run by make, .ci/run and other tests.
