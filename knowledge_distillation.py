@@ -13,7 +13,7 @@ student, and the difference that the teacher made.
 import sys
 from collections.abc import Sequence
 
-from config import UserError, parse
+from config import parse
 from utils.distillation import METHODS, Distillation
 from utils.engine import CrossEntropy
 from utils.report import comparison
@@ -64,28 +64,26 @@ def distil(
     known = results[teacher_run.name] if teacher_run else None
     expected = (known or inspect(path, student.kd, student.config.image_size))["digest"]
     if student.finished:
-        result = load_finished(student)
-        if result["teacher"]["digest"] != expected:
-            why = f"was distilled from an earlier {path.parent.name}, which was trained again"
-            raise UserError(f"{student.name} {why}: --overwrite distils it again")
-        return result
+        student.check_taught_by(expected)
+        return load_finished(student)
     key = path, expected, student.config.fold
     if key not in loaded:
         loaded.clear()
         loaded[key] = load_teacher(path, expected, student)
-        report_teacher(loaded[key], results[student.baseline.name])
+        report_teacher(loaded[key], results[student.baseline.name], str(student.kd.teacher))
     objective = Distillation(student.config, loaded[key].model, student.device.device)
     return train_and_test(student, objective, runs, loaded[key])
 
 
-def report_teacher(teacher: Teacher, baseline: Result) -> None:
+def report_teacher(teacher: Teacher, baseline: Result, network: str) -> None:
     """Print how good the teacher is, and warn when its student is better without it."""
     own, theirs = baseline["val"]["accuracy"], teacher.about["val"]["accuracy"]
     alone = f"the student without it: {own:.2%}"
     print(f"teacher {teacher.about['run']}: validation accuracy {theirs:.2%}; {alone}")
     if theirs < own:
         print("WARNING  this teacher is worse than its student and may harm it: train it longer by")
-        print("         train.py --epochs 60 --tag long, then --teacher-tag long")
+        print(f"         train.py --models {network} --epochs 60 --tag NAME and this command's")
+        print("         --data, --image-size and --folds, then give --teacher-tag NAME")
     if teacher.about["other_split"]:
         print("WARNING  this teacher was trained on another split and may have seen test photos")
     print()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from config import parse
 from utils.engine import CrossEntropy
-from utils.runs import load_finished, lock_runs, prepare, train_and_test
+from utils.runs import lock_runs, prepare, train_and_test
 from utils.script import describe, print_paths, run_script
 from utils.tables import section
 
@@ -28,12 +28,9 @@ def main(arguments: Sequence[str]) -> None:
         results = []
         for number, run in enumerate(runs, 1):
             print(f"{number} of {len(runs)}", end="  ")
-            if run.finished:
-                results.append(load_finished(run))
-            else:
-                objective = CrossEntropy(run.config.label_smoothing)
-                results.append(train_and_test(run, objective, runs))
-                share(run)
+            objective = CrossEntropy(run.config.label_smoothing)
+            results.append(train_and_test(run, objective, runs))
+            share(run)
     print(section(results))
     print_paths(configs[0].output)
 

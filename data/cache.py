@@ -48,8 +48,8 @@ class Decoded:
 
 def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:
     """Every photo squashed to a square of `side` pixels, from the cache or decoded into it. Raises
-    UserError for a class without a readable photo, a disk or memory error while reading a photo, or
-    a cache that cannot be written or read."""
+    UserError for a class or a given part without a readable photo, a disk or memory error while
+    reading a photo, or a cache that cannot be written or read."""
     root, more = photos.root.resolve(), {os.path.dirname(p) for p in photos.paths if p[0] == "/"}
     prefix = f"{root.name[:60]}-{zlib.crc32(os.fsencode(f'{root}{sorted(more)}')):08x}-{side}px-"
     ready = cache / f"{prefix}{_fingerprint(photos, side)}"
@@ -66,10 +66,14 @@ def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:
         what = f"the decoded photos could not be written or read there ({error.strerror or error})"
         hint = "free some space or point --cache to another disk"
         raise UserError(f"{str(cache)!r}: {what}; {hint}") from error
-    for label in np.setdiff1d(photos.labels, [*decoded.photos.labels, -1]):
-        path = photos.paths[np.flatnonzero(photos.labels == label)[0]]
-        what = f"no photo can be read, the first is {path!r} ({dict(decoded.unreadable)[path]})"
-        raise UserError(f"class {photos.classes[label]!r}: {what}")
+    named = {"class": [photos.classes[label] for label in photos.labels if label >= 0]}
+    if photos.given is not None:  # without its photos, a part would be drawn from the others
+        named["part"] = photos.given.tolist()
+    for kind, names in named.items():
+        for name in sorted({*names} - {names[row] for row in decoded.rows}):
+            path = photos.paths[names.index(name)]
+            what = f"no photo can be read, the first is {path!r} ({dict(decoded.unreadable)[path]})"
+            raise UserError(f"{kind} {name!r}: {what}")
     return decoded
 
 

@@ -34,11 +34,9 @@ def signature(image: Image.Image) -> np.ndarray:
 
 
 def group_duplicates(signatures: np.ndarray) -> np.ndarray:
-    """(N,) int64: for each photo, the smallest index of those that show the same picture.
-
-    signatures: (N, 1024) uint8, from `signature`
-    Every photo is compared with every other: time grows with N², 13 s for 30,000 photos.
-    """
+    """(N,) int64: for each photo, the smallest index of those that show the same picture, by their
+    signatures (N, 1024) uint8. Every photo is compared with every other: time grows with N², 13 s
+    for 30,000 photos."""
     if len(signatures) == 0:
         return np.zeros(0, dtype=np.int64)
     seen: dict[bytes, int] = {}
@@ -154,11 +152,9 @@ def _same_when_aligned(pictures: np.ndarray, turned: bool) -> np.ndarray:
 
 
 def _warp(pictures: np.ndarray, fit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sample (P, n, n) pictures at (x·width + left, y·height + top).
-
-    fit: (P, 4) width, left, height, top, where a whole picture runs from -1 to 1
-    Returns the (P, n, n) samples, and 1 where they lie inside the picture, else 0, as float32.
-    """
+    """Sample (P, n, n) pictures at (x·width + left, y·height + top); `fit` (P, 4) is width, left,
+    height, top, where a whole picture runs from -1 to 1. Returns the (P, n, n) samples, and 1 where
+    they lie inside the picture, else 0, as float32."""
     size = pictures.shape[1]
     pixels = np.arange(size, dtype=np.float32)
     axis = (2 * pixels + 1) / size - 1

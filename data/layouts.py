@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from config import UserError, one_line
 from data.files import build_once
-from data.listing import LAYOUTS, PARTS, UNLABELLED, Photos, of_classes, opened, photos_below, walk
+from data.listing import LAYOUTS, PARTS, UNLABELLED, Photos, photos_below, walk
 
 PART = re.compile(  # as in seg_train, training_set, Testdata, TrainImages, unlabelled
     r"(?<![a-z])(train|test|eval|val|dev|unlabel)(ing|uation|id|idation|l?ed|val)?"
@@ -34,9 +34,8 @@ MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
 
 def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
     """The photos, then those of a folder or archive, without classes; UserError if it has none."""
-    root = opened(path, unpack_into).resolve()
-    inside = photos_below(root, ".")
-    more = sorted(posixpath.normpath(f"{root.as_posix()}/{inner}") for inner in inside)
+    root = (path if path.is_dir() else unpack(path, unpack_into)).resolve()
+    more = sorted(f"{root.as_posix()}/{inner}" for inner in photos_below(root, "."))
     if not more:
         raise UserError(f"--unlabelled: no photo (*.jpg, *.png, ...) in {str(path)!r}")
     labels = np.concatenate([photos.labels, np.full(len(more), -1)])
@@ -55,12 +54,11 @@ def find_given_split(root: Path, names: list[str], files: list[str]) -> Photos |
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise UserError(f"{tables[0]}: {path!r} leads out of its folder")
         return replace(photos, notes=(f"{tables[0].name} lists the photos", *photos.notes))
-    if parts := _of_parts(root, names):
-        return parts
-    if len(names) > 1 and all(map(part_of, names)):
+    parts = _of_parts(root, names)
+    if not parts and len(names) > 1 and all(map(part_of, names)):
         what = f"{str(root)!r} is split into {', '.join(names)}"
         raise UserError(f"{what}, but no training folder has two class folders; {LAYOUTS}")
-    return None
+    return parts
 
 
 def part_of(name: str) -> str:
@@ -106,6 +104,24 @@ def _of_parts(root: Path, names: list[str]) -> Photos | None:
     given = np.array([labelled[path.split("/")[0]] for path in photos.paths])
     notes = [f"{one} has no class folders and is left out" for one in names if one not in labelled]
     return replace(photos, given=given if len(labelled) > 1 else None, notes=tuple(notes))
+
+
+def of_classes(root: Path, folders: dict[str, str]) -> Photos:
+    """Photos of a class for each of `folders`, by their paths below the root."""
+    classes = sorted(set(folders.values()))
+    found: list[tuple[str, int]] = []
+    for folder, name in folders.items():
+        photos = [(path, classes.index(name)) for path in photos_below(root, folder)]
+        if not photos:
+            raise UserError(f"no photo (*.jpg, *.png, ...) in class folder {str(root / folder)!r}")
+        below = [path[len(folder) + 1 :].split("/") for path, _ in photos]
+        inside = {first for first, *more in below if more}
+        if "train" in map(part_of, inside) and len(inside) > 1 and all(map(part_of, inside)):
+            what = f"{str(root / folder)!r} is split into {', '.join(sorted(inside))}"
+            raise UserError(f"{what}; {LAYOUTS}")
+        found += photos
+    paths, labels = zip(*sorted(found), strict=True)
+    return Photos(root, tuple(classes), paths, np.array(labels, np.int64))
 
 
 def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, str]]]:
@@ -185,6 +201,9 @@ def unpack(archive: Path, into: Path) -> Path:
         name = f"{archive.name.split('.')[0][:40]}-{hashlib.sha256(key).hexdigest()[:12]}"
         return build_once(into / name, lambda folder: _extract(archive, folder))
     except Exception as error:  # the decoders raise errors of many kinds on data that are broken
+        if isinstance(error, OSError) and error.errno:
+            hint = "free some space or point --cache to another disk"
+            raise UserError(f"{str(into)!r}: {error.strerror}; {hint}") from error
         raise UserError(
             f"{str(archive)!r} cannot be unpacked as tar or zip ({one_line(error, 1000)}): "
             "get it again, or unpack it by hand and give the folder"

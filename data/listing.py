@@ -1,7 +1,6 @@
 """Which photos there are, of which class and, where somebody has divided them, in which part."""
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,19 +37,16 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     """List the photos of a folder, a table (.csv), or an archive that is unpacked below
     unpack_into. One folder alone is a wrapper: what is in it is used. Raises UserError: none of the
     LAYOUTS, fewer than two classes, one without photos, or no access."""
-    if path.suffix.lower() == ".csv":
-        from data.layouts import of_table  # rarely needed
+    from data.layouts import find_given_split, of_classes, of_table, part_of, unpack
 
+    if path.suffix.lower() == ".csv":
         return of_table(path)
-    root, beside = opened(path, unpack_into), list[str]()
+    root, beside = path if os.path.isdir(path) else unpack(path, unpack_into), list[str]()
     while True:
         _, names, files = next(walk(root))
         beside += filter(is_named_as_photo, files)
-        if re.search(r"\.csv|train|val|dev|test", " ".join((*names, *files)).lower()):
-            from data.layouts import find_given_split  # rarely needed
-
-            if photos := find_given_split(root, names, files):
-                return photos
+        if photos := find_given_split(root, names, files):
+            return photos
         if len(names) != 1 or not next(walk(root / names[0]))[1]:
             break
         root /= names[0]
@@ -59,15 +55,9 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
         raise UserError(f"{found} in {str(path)!r}; {LAYOUTS}")
     photos = of_classes(root, {name: name for name in names})
     note = f"photos beside the class folders are left out: {len(beside)}, such as "
-    return replace(photos, notes=tuple(f"{note}{name!r}" for name in beside[:1]))
-
-
-def opened(path: Path, unpack_into: Path) -> Path:
-    if os.path.isdir(path):
-        return path
-    from data.layouts import unpack  # rarely needed
-
-    return unpack(path, unpack_into)
+    notes = [f"{note}{name!r}" for name in beside[:1]]
+    notes += [f"{name!r} is a class here, not a part of a split" for name in names if part_of(name)]
+    return replace(photos, notes=tuple(notes))
 
 
 def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -86,26 +76,5 @@ def photos_below(root: Path, name: str) -> Iterator[str]:
     for folder, inner, files in walk(root / name):
         for link in filter(Path.is_symlink, map(folder.joinpath, inner)):
             raise UserError(f"{str(link)!r} is a link to a folder: only class folders may be links")
-        inside = folder.relative_to(root).as_posix()
-        yield from (f"{inside}/{file}" for file in files if is_named_as_photo(file))
-
-
-def of_classes(root: Path, folders: dict[str, str]) -> Photos:
-    """Photos of a class for each of `folders`, by their paths below the root."""
-    classes = sorted(set(folders.values()))
-    found: list[tuple[str, int]] = []
-    for folder, name in folders.items():
-        photos = [(path, classes.index(name)) for path in photos_below(root, folder)]
-        if not photos:
-            raise UserError(f"no photo (*.jpg, *.png, ...) in class folder {str(root / folder)!r}")
-        below = [path[len(folder) + 1 :].split("/") for path, _ in photos]
-        inside = {first for first, *more in below if more}
-        if len(inside) > 1 and any("train" in name.lower() for name in inside):
-            from data.layouts import part_of  # rarely needed
-
-            if all(map(part_of, inside)):
-                what = f"{str(root / folder)!r} is split into {', '.join(sorted(inside))}"
-                raise UserError(f"{what}; {LAYOUTS}")
-        found += photos
-    paths, labels = zip(*sorted(found), strict=True)
-    return Photos(root, tuple(classes), paths, np.array(labels, np.int64))
+        inside = f"{folder.relative_to(root).as_posix()}/".removeprefix("./")
+        yield from (f"{inside}{file}" for file in files if is_named_as_photo(file))

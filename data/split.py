@@ -169,10 +169,8 @@ def make_split(
 
 def _deal(held: np.ndarray, fractions: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     """(G,) int8: each group is dealt to the part that needs its photos most; those of several
-    classes and large ones first, since small ones can even out what these leave.
-
-    held: (G, C) int, photos of each class in each group
-    """
+    classes and large ones first, since small ones can even out what these leave. `held` (G, C) int
+    has the number of photos of each class in each group."""
     order = rng.permutation(len(held))
     order = order[np.lexsort((-held[order].sum(1), -(held[order] > 0).sum(1)))]
     need = np.outer(held.sum(0), fractions)

@@ -8,10 +8,10 @@ docs/results holds what the documents need of each run's result.json and history
 docs/tables.toml the runs of each table, which stands between <!-- table: NAME --> and <!-- end -->.
 """
 
-import argparse
 import csv
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -22,10 +22,11 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 
-from config import EXPERIMENTS, ROOT, UserError
+from config import EXPERIMENTS, ROOT, Parser, UserError
 from data.files import atomic_write
 from utils import tables
 from utils.report import read_results
+from utils.script import run_script
 from utils.tables import Columns, Result
 
 Rows = Sequence[Sequence[str]]  # a title, a name of runs, and that of those to compare them with
@@ -127,7 +128,7 @@ def draw_curves(path: Path, columns: Columns, quantity: str) -> None:
     """One colour for each of `columns`, four at most; `quantity` is loss or accuracy. Lines
     (validation) and dashes (training) are medians over the runs, bands hold the middle half. The
     loss is cross-entropy with the labels, as the teacher's part of a loss has another scale."""
-    axes = plt.figure(figsize=(8, 4.6), layout="constrained").subplots()
+    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
     for (name, runs), colour in zip(columns.items(), COLOURS, strict=False):
         for title, part, style in (("validation", "val", "-"), ("training", "train", "--")):
             key = f"{quantity}/{part}".replace("loss/train", "ce/train")
@@ -140,13 +141,12 @@ def draw_curves(path: Path, columns: Columns, quantity: str) -> None:
     axes.set(xlabel="epoch", ylabel="cross-entropy" if quantity == "loss" else "accuracy, %")
     axes.set_ylim(*((0, 2) if quantity == "loss" else ()))
     axes.legend(fontsize=8, frameon=False)
-    plt.savefig(path)
-    plt.close()
+    figure.savefig(path)
 
 
 def draw_confusions(path: Path, columns: Columns) -> None:
     """Confusion matrices side by side, each summed over the runs: percent of the true class."""
-    panels = plt.figure(figsize=(15, 5.4), layout="constrained").subplots(1, len(columns))
+    figure, panels = plt.subplots(1, len(columns), figsize=(15, 5.4), layout="constrained")
     for (name, runs), axes in zip(columns.items(), panels, strict=True):
         counts = np.sum([run["test"]["confusion"] for run in runs], axis=0)
         shares = 100 * counts / counts.sum(1, keepdims=True)
@@ -161,13 +161,12 @@ def draw_confusions(path: Path, columns: Columns) -> None:
         axes.set_yticks(range(len(counts)), classes, fontsize=8)
         title = f"{name}: {np.trace(counts) / counts.sum():.1%}"
         axes.set(title=title, xlabel="predicted", ylabel="true")
-    plt.savefig(path)
-    plt.close()
+    figure.savefig(path)
 
 
 def draw_accuracies(path: Path, rows: Rows) -> None:
     """Test accuracy over the folds of a table's rows, with 95 % intervals."""
-    axes = plt.figure(figsize=(8.4, 0.9 + 0.42 * len(rows)), layout="constrained").subplots()
+    figure, axes = plt.subplots(figsize=(8.4, 0.9 + 0.42 * len(rows)), layout="constrained")
     for place, (_, name, *_) in enumerate(rows):
         mean, low, high = 100 * tables.gain_over([(run, None) for run in runs_of(name).values()])
         colour = COLOURS["-from-" in name]
@@ -176,12 +175,15 @@ def draw_accuracies(path: Path, rows: Rows) -> None:
     axes.set_yticks(range(len(rows)), [title for title, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.8)
     axes.set_xlabel("test accuracy of ResNet18, %, with 95 % intervals; orange: with a teacher")
-    plt.savefig(path)
-    plt.close()
+    figure.savefig(path)
 
 
-def build() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Fill the tables into the documents, and draw every figure at its place in docs/."""
+    parser = Parser("python -m docs.build", allow_abbrev=False)
+    parser.add_argument("--keep", type=Path, help="the scripts' --output, whose runs to keep")
+    if output := parser.parse_args(arguments).keep:
+        print(f"kept {keep(output)} runs")
     made = {name: table(**what) for name, what in TABLES.items()}
     for document in DOCUMENTS:
         atomic_write(document, filled(document.read_text("utf-8"), made))
@@ -195,12 +197,4 @@ def build() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m docs.build", allow_abbrev=False)
-    parser.add_argument("--keep", type=Path, help="the scripts' --output, whose runs to keep")
-    output = parser.parse_args().keep
-    try:
-        if output:
-            print(f"kept {keep(output)} runs")
-        build()
-    except (UserError, OSError) as problem:
-        parser.error(str(problem))
+    sys.exit(run_script(main, sys.argv[1:]))

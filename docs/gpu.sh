@@ -106,17 +106,17 @@ fitnet() {
 long=(--epochs 60 --mixup 0.2 --tag 60epochs)
 longer() {
   train --models resnet18 "${long[@]}" --folds 10 --fold "$@" &&
-    distil --teacher resnet18 --student resnet18 --teacher-tag 60epochs --folds 10 --fold "$@"
+    distil --teacher resnet18 --student resnet18 --teacher-tag 60epochs --method kd fitnet --folds 10 --fold "$@"
 }
 longer_taught() {
   local fold=(--folds 10 --fold "$@")
-  tuned && taught --student resnet18 "${long[@]}" --method kd fitnet
+  tuned && taught --student resnet18 "${long[@]}" --method fitnet kd
 }
 
 # Self-distillation; label smoothing; 15 epochs with mixup and 30 without.
 controls() {
   local alone=(--models resnet18 --folds 10 --fold "$@")
-  distil --teacher resnet18 --student resnet18 --folds 10 --fold "$@" &&
+  distil --teacher resnet18 --student resnet18 --method kd fitnet --folds 10 --fold "$@" &&
     train "${alone[@]}" --label-smoothing 0.1 --tag smooth &&
     train "${alone[@]}" --mixup 0.2 --tag mixup &&
     train "${alone[@]}" --epochs 30 --tag 30plain
@@ -137,7 +137,7 @@ few25() { few 0.25 "$@"; }
 small() { distil --teacher resnet50 --student mobilenet_v3_small --folds 10 --fold "$@"; }
 small_taught() {
   local fold=(--folds 10 --fold "$@")
-  tuned && taught --student mobilenet_v3_small --method kd fitnet
+  tuned && taught --student mobilenet_v3_small --method fitnet kd
 }
 
 methods() {

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,9 @@ def test_every_photo_is_in_its_row_and_what_cannot_be_read_is_listed(photos, mon
         assert (len(decoded.pixels), decoded.pixels.flags.writeable) == (COUNT, False)
         assert np.array_equal(decoded.pixels[left], [picture(number) for number in left])
         assert decoded.groups.tolist() == [*range(len(left))]
+    parts = np.where(np.arange(COUNT) == 0, "test", "train")
+    with pytest.raises(UserError, match=r"part 'test': no photo .*'fog/000.bmp'"):
+        decode_photos(replace(found, given=parts), SIDE, photos.parent / "c")
     for path in (photos / "hail").iterdir():
         path.write_bytes(b"x")
     with pytest.raises(UserError, match=r"class 'hail': no photo .*'hail/000.bmp' \(not an image"):
@@ -187,8 +191,7 @@ def test_two_at_once_decode_once(photos):
     shutil.rmtree(before)
     with lock(before.parent, before.name[:-16]):  # as if a third one were decoding
         processes: list[Any] = [start("-c", code) for _ in range(2)]
-        for process in processes:
-            assert process.stderr.readline().startswith("waiting for another process")
+        assert all(p.stderr.readline().startswith("waiting for another") for p in processes)
     first, second = (process.communicate(timeout=60) for process in processes)
     assert first == second != ("", "")
 

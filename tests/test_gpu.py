@@ -205,5 +205,4 @@ def test_a_whole_command_trains_on_the_gpu(tmp_path, flags):
     assert (run.returncode, run.stderr) == (0, "")
     results = [read_json(path) for path in tmp_path.glob("output/results/*/result.json")]
     assert len(results) == 2
-    for result in results:
-        assert result["environment"]["device"].startswith("cuda:0, ")
+    assert all(result["environment"]["device"].startswith("cuda:0, ") for result in results)

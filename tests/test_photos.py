@@ -91,6 +91,7 @@ def test_listing_holds_every_photo_in_order_and_nothing_else(tmp_path):
     make(tmp_path, "a/README.txt", "a/.x/1.jpg", "__MACOSX/a/1.jpg", "a/b/1.png", "#recycle/1.jpg")
     photos = find_photos(tmp_path, tmp_path)
     assert (photos.root, photos.classes, photos.paths) == (root, classes, tuple(expected))
+    assert photos.notes[1:] == ("'test' is a class here, not a part of a split",)
     assert [classes[label] for label in photos.labels] == [p.split("/")[0] for p in expected]
 
 

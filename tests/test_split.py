@@ -214,8 +214,7 @@ def test_label_subsets_are_nested_drawn_per_class_and_affect_training_only():
     few = whole.with_labels(3, 5)
     assert np.bincount(photos.labels[few.indices("train")]).tolist() == [3, 3]
     assert len(few.indices("unlabelled")) == 22
-    for part in ("val", "test"):
-        assert np.array_equal(few.indices(part), whole.indices(part))
+    assert all(np.array_equal(few.indices(p), whole.indices(p)) for p in ("val", "test"))
     assert few.hash != whole.hash == whole.with_labels(None, 5).hash
     assert set(whole.with_labels(1, 6).indices("train")) != kept[0]
 

@@ -35,17 +35,12 @@ Classify = Callable[[Tensor], Tensor]  # photos (N, H, W, 3) uint8 to probabilit
 
 class PhotoClassifier(nn.Module):
     """A network and the steps before and after it, as evaluation takes them: a photo is squashed to
-    a square, as its decoded copy is, then resized to what the network sees, and normalised.
-
-    photos: (N, H, W, 3) uint8 RGB, upright
-    Returns probabilities (N, classes) float32.
-    """
+    a square, as its decoded copy is, then resized to what the network sees, and normalised."""
 
     def __init__(self, model: nn.Module, about: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.image_size = model, about["image_size"]
-        levels = 255 * torch.tensor([about["mean"], about["std"]]).view(2, 3, 1, 1)
-        self.mean, self.std = nn.Buffer(levels[0]), nn.Buffer(levels[1])
+        self.normalise = Normalise(about["mean"], about["std"], torch.device("cpu"))
 
     def forward(self, photos: Tensor) -> Tensor:
         images, low = photos.permute(0, 3, 1, 2).float(), torch.zeros(1)
@@ -53,7 +48,7 @@ class PhotoClassifier(nn.Module):
             # As Pillow resizes: antialiased, first along the rows, and rounded each time.
             rows, columns = (resampling(low, low + n, n, side)[0] for n in images.shape[2:])
             images = (rows @ (images @ columns.T).round()).round()
-        return self.model((images - self.mean) / self.std).float().softmax(1)
+        return self.model(self.normalise(images)).float().softmax(1)
 
 
 def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
@@ -70,11 +65,7 @@ def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
                 torch.export.save(program, path, extra_files=facts)
                 return
             made = torch.onnx.export(
-                program,
-                output_names=["probabilities"],
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
+                program, output_names=["probabilities"], opset_version=OPSET, verbose=False
             )
         assert made
         made.model.metadata_props.update(facts)

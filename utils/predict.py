@@ -72,8 +72,8 @@ def photos_at(given: Iterable[str]) -> Iterator[str]:
             lines = sys.stdin.buffer if sys.stdin else ()
             yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in lines)
         elif os.path.isdir(name):
-            below = [path.removeprefix("./") for path in photos_below(Path(name), ".")]
-            yield from [os.path.join(name, path) for path in below] or [name]
+            inside = [os.path.join(name, path) for path in photos_below(Path(name), ".")]
+            yield from inside or [name]
         else:
             yield name
 

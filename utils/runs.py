@@ -21,7 +21,7 @@ from data.batches import MEAN, STD, EvalBatches, TrainBatches
 from data.dataset import Dataset, load_datasets
 from data.files import atomic_write, csv_text, lacks_memory, locks, read_json, remove, write_json
 from data.split import list_duplicates
-from models.checkpoint import load_checkpoint, save_checkpoint, weights_digest
+from models.checkpoint import load_checkpoint, read_tensors, save_checkpoint, weights_digest
 from models.factory import channels_last, check_network, initial_model, multiply_adds, source_digest
 from utils import ranks
 from utils.device import Device, find_device
@@ -128,6 +128,13 @@ class Run:
             raise UserError(f"{paths[0]} is of another run: {self.name} needs --overwrite")
         return result
 
+    def check_taught_by(self, digest: str) -> None:
+        """Raise UserError if this student is finished and its teacher had another digest."""
+        if self.finished and self.result()["teacher"]["digest"] != digest:
+            why = "was distilled from an earlier teacher, which was trained again"
+            hint = "--overwrite, with this method, seed and fold alone, distils it again"
+            raise UserError(f"{self.name} {why}: {hint}")
+
     def train_batches(self) -> TrainBatches:
         """The training photos and a student's unlabelled ones: this rank's shard of each batch."""
         data, config, shard = self.data, self.config, ranks.shard(self.config.batch_size)
@@ -158,7 +165,13 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
     if (kd := config.kd) and not kd.teacher_checkpoint:
         check_network(str(kd.teacher), config.image_size, config.pretrained and not kd.teacher_tag)
     datasets = load_datasets(configs, device.device, ranks.count())
-    return [Run(config, datasets[config.fold], device) for config in configs]
+    runs = [Run(config, datasets[config.fold], device) for config in configs]
+    about = read_tensors(config.weights) if config.weights else {}  # of a run, more than weights
+    for wanted in (run.settings for run in runs):
+        if about.get("photos") == wanted["photos"] and about.get("split") != wanted["split"]:
+            why = "have seen another split of these photos, so perhaps test photos: train them on"
+            raise UserError(f"--weights {config.weights} {why} this one")
+    return runs
 
 
 @dataclass(frozen=True)
@@ -208,6 +221,7 @@ def lock_runs(
                 for unfinished in run.config.output.glob(f"*/{run.name}/.*.tmp"):  # when killed
                     remove(unfinished)
                 write_json(run.path("results", "settings.json"), run.settings | PROCESS)
+                run.last.parent.mkdir(parents=True, exist_ok=True)  # or fail before an epoch
         ranks.barrier()
         yield lambda run: hold(run, keep=True)
 
@@ -239,8 +253,11 @@ def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) ->
         if isinstance(found, dict) and isinstance(value, dict):
             check_settings(path, found, value)
         elif found != value:
+            other = f"{key} {found}, not {value}"
+            if key in ("classes", "split", "photos"):  # which cannot be read off their hashes
+                other = "other photos, or another split of them"
             raise UserError(
-                f"{path} was written with {key} {found}, not {value}: give the same settings, or "
+                f"{path} was written with {other}: give the same settings, or "
                 "--overwrite to start over (baselines and teachers by train.py), or --tag NAME for "
                 "a new run beside it"
             )
@@ -250,7 +267,9 @@ def train_and_test(
     run: Run, objective: CrossEntropy, runs: Sequence[Run], teacher: Teacher | None = None
 ) -> Result:
     """Train one of the runs, from its last checkpoint if it has one, test it once, return its
-    result. Prints how long that will take, and all of the runs."""
+    result; of a finished run, only that. Prints how long it will take, and all of the runs."""
+    if run.finished:
+        return load_finished(run)
     config, data, device = run.config, run.data, run.device
     model, loaded = initial_model(
         config.model, len(data.classes), config.image_size, seed=config.seed,

@@ -78,9 +78,10 @@ def section(results: Sequence[Result]) -> str:
 
 
 def settings(run: Result) -> str:
-    """The settings that are not the default ones."""
-    default = Config().recipe
-    return ", ".join(f"{k} {v}" for k, v in run["recipe"].items() if v != default.get(k))
+    """The settings that are not the default ones, and the number of processes."""
+    default, ranks = Config().recipe, run.get("environment", {}).get("ranks", 1)
+    changed = [f"{k} {v}" for k, v in run["recipe"].items() if v != default.get(k)]
+    return ", ".join([*changed, *[f"{ranks} processes"] * (ranks > 1)])
 
 
 def title(run: Result) -> str:

@@ -99,10 +99,12 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
                 )
             recipes.setdefault(str(teacher.result()["recipe"]), teacher.name)
             path = teacher.best
-        if teacher and teacher.finished:
-            found = inspect(teacher.best, student.kd, student.config.image_size)["digest"]
-            if found != teacher.result()["digest"]:
-                raise UserError(f"{teacher.best} is not of its run: train that again by train.py")
+        if found := teacher.best if teacher and teacher.finished else path:
+            digest = inspect(found, student.kd, student.config.image_size)["digest"]
+            if teacher and digest != teacher.result()["digest"]:
+                raise UserError(f"{found} is not of its run: train that again by train.py")
+            if not student.config.overwrite:
+                student.check_taught_by(digest)
         if path:
             check_teacher(path, student)
     if len(recipes) > 1:  # over seeds, they would be averaged as one
