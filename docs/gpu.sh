@@ -48,7 +48,7 @@ def lite0(classes):
     model._fc = nn.Linear(model._fc.in_features, classes)
     return model
 END
-: "${ARMS:=pretrained fitnet experiment_1 experiment_2 longer longer_taught controls small_taught small methods causes reversed few10 few5 few25}"
+: "${ARMS:=pretrained fitnet maps experiment_1 experiment_2 longer longer_taught controls small_taught small methods causes reversed few10 few5 few25}"
 
 left() { echo $((limit - SECONDS)); }
 
@@ -95,11 +95,16 @@ pretrained() {
   tuned && taught --student resnet18 && taught --student resnet18 --epochs 30 --mixup 0.2 --tag 30epochs
 }
 
-# The same by feature maps, too.
+# The same by feature maps, too, and by these alone.
 fitnet() {
   local fold=(--folds 10 --fold "$@")
   tuned && taught --student resnet18 --method fitnet &&
     taught --student resnet18 --method fitnet --epochs 30 --mixup 0.2 --tag 30epochs
+}
+maps() {
+  local fold=(--folds 10 --fold "$@")
+  tuned && taught --student resnet18 --method fitnet --alpha 0 &&
+    taught --student resnet18 --method fitnet --alpha 0 --epochs 30 --mixup 0.2 --tag 30epochs
 }
 
 # ResNet18 for 60 epochs, alone and with the pretrained teacher, and a student that the former teaches for 15.
@@ -196,7 +201,7 @@ once() {
 chain() {
   local arm fold
   for arm in $ARMS; do
-    case $arm in pretrained | fitnet | few* | methods | *_taught) [ -e "$WEIGHTS" ] || continue ;; esac
+    case $arm in pretrained | fitnet | maps | few* | methods | *_taught) [ -e "$WEIGHTS" ] || continue ;; esac
     case $arm in
       longer* | reversed) for fold; do once "$arm" "$fold"; done ;; # long, so one by one
       methods | causes) for fold; do [ "$fold" -gt 2 ] || once "$arm" "$fold"; done ;; # long, so only folds 0 to 2
