@@ -132,7 +132,7 @@ few() {
   local some=(--labels-per-class "$1" --folds 10 --fold "${@:2}")
   train --models resnet18 --epochs 60 --tag few60 "${some[@]}" &&
     train --models "$lite" --weights "$WEIGHTS" --epochs 30 --lr 0.0003 --tag few "${some[@]}" &&
-    distil --teacher "$lite" --teacher-tag few --student resnet18 --alpha 0.9 --tag few "${some[@]}" &&
+    distil --teacher "$lite" --teacher-tag few --student resnet18 --alpha 0.9 --method kd fitnet --tag few "${some[@]}" &&
     distil --teacher resnet18 --teacher-tag few60 --student resnet18 --alpha 0.9 --tag few "${some[@]}"
 }
 few10() { few 0.1 "$@"; }
