@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from config import UserError
 from data.files import atomic_folder, lock, open_regular
-from data.listing import Photos
+from data.listing import UNLABELLED, Photos
 from data.photos import FOREIGN, UnreadablePhoto, decode_rgb, open_rgb, read_photo
 
 VERSION = 8  # raised whenever the same photos would decode to other pixels or groups
@@ -71,6 +71,8 @@ def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:
         named["part"] = photos.given.tolist()
     for kind, names in named.items():
         for name in sorted({*names} - {names[row] for row in decoded.rows}):
+            if (kind, name) == ("part", UNLABELLED):
+                continue  # never drawn
             path = photos.paths[names.index(name)]
             what = f"no photo can be read, the first is {path!r} ({dict(decoded.unreadable)[path]})"
             raise UserError(f"{kind} {name!r}: {what}")

@@ -3,6 +3,7 @@ without a class, and archives, which cannot write or read outside the folder the
 
 import codecs
 import csv
+import errno
 import hashlib
 import os
 import posixpath
@@ -34,7 +35,7 @@ MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
 
 def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
     """The photos, then those of a folder or archive, without classes; UserError if it has none."""
-    root = (path if path.is_dir() else unpack(path, unpack_into)).resolve()
+    root = (path if os.path.isdir(path) else unpack(path, unpack_into)).resolve()
     more = sorted(f"{root.as_posix()}/{inner}" for inner in photos_below(root, "."))
     if not more:
         raise UserError(f"--unlabelled: no photo (*.jpg, *.png, ...) in {str(path)!r}")
@@ -201,7 +202,7 @@ def unpack(archive: Path, into: Path) -> Path:
         name = f"{archive.name.split('.')[0][:40]}-{hashlib.sha256(key).hexdigest()[:12]}"
         return build_once(into / name, lambda folder: _extract(archive, folder))
     except Exception as error:  # the decoders raise errors of many kinds on data that are broken
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             hint = "free some space or point --cache to another disk"
             raise UserError(f"{str(into)!r}: {error.strerror}; {hint}") from error
         raise UserError(

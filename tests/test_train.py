@@ -128,7 +128,7 @@ def test_finished_runs_are_kept_or_done_again_as_asked(copied, tmp_path, capsys)
     refused(words, f"{NAME} is finished: --resume .*--overwrite .*--tag")
     refused([*words, "--resume", "--lr", "0.01"], "written with lr 0.001, not 0.01: .*--tag")
     other = ["--split-seed", "3", "--weights", str(checkpoints / "best.pt")]
-    refused([*words, *other], "have seen another split of these photos")
+    refused([*words, *other], "was trained on another split of these photos")
     main([*words, "--resume"])
     assert re.search(r"already finished(.|\n)*\| Test accuracy", capsys.readouterr().out)
     assert result_of(output) == before

@@ -3,6 +3,7 @@
 import io
 import os
 import platform
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -132,7 +133,7 @@ class Run:
         """Raise UserError if this student is finished and its teacher had another digest."""
         if self.finished and self.result()["teacher"]["digest"] != digest:
             why = "was distilled from an earlier teacher, which was trained again"
-            hint = "--overwrite, with this method, seed and fold alone, distils it again"
+            hint = "--overwrite distils it again; give its settings, seed and fold alone"
             raise UserError(f"{self.name} {why}: {hint}")
 
     def train_batches(self) -> TrainBatches:
@@ -167,10 +168,14 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
     datasets = load_datasets(configs, device.device, ranks.count())
     runs = [Run(config, datasets[config.fold], device) for config in configs]
     about = read_tensors(config.weights) if config.weights else {}  # of a run, more than weights
-    for wanted in (run.settings for run in runs):
-        if about.get("photos") == wanted["photos"] and about.get("split") != wanted["split"]:
-            why = "have seen another split of these photos, so perhaps test photos: train them on"
-            raise UserError(f"--weights {config.weights} {why} this one")
+    for run in runs:
+        same = about.get("photos") == run.settings["photos"]
+        if same and "-labels" in about["run"] + run.name:  # of the training photos alone
+            held_out = r"-(?:split\d+|fold\d+of\d+)(?=-)"
+            same = re.findall(held_out, about["run"]) != re.findall(held_out, run.name)
+        if same and about["split"] != run.settings["split"]:
+            why = "was trained on another split of these photos and may have seen test photos of"
+            raise UserError(f"--weights {config.weights} {why} {run.name}")
     return runs
 
 
