@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import UserError
-from data.files import atomic_folder, lock, open_regular
+from data.files import FREE_SPACE, atomic_folder, lock, open_regular
 from data.listing import UNLABELLED, Photos
 from data.photos import FOREIGN, UnreadablePhoto, decode_rgb, open_rgb, read_photo
 
@@ -64,8 +64,7 @@ def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:
                     raise OSError("what was read back differs from what was written")
     except OSError as error:
         what = f"the decoded photos could not be written or read there ({error.strerror or error})"
-        hint = "free some space or point --cache to another disk"
-        raise UserError(f"{str(cache)!r}: {what}; {hint}") from error
+        raise UserError(f"{str(cache)!r}: {what}; {FREE_SPACE}") from error
     named = {"class": [photos.classes[label] for label in photos.labels if label >= 0]}
     if photos.given is not None:  # without its photos, a part would be drawn from the others
         named["part"] = photos.given.tolist()

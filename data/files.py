@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from config import UserError
 
+FREE_SPACE = "free some space or point --cache to another disk"
 try:
     import fcntl
 except ImportError:  # Windows: two processes are not kept apart there

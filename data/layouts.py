@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import UserError, one_line
-from data.files import build_once
+from data.files import FREE_SPACE, build_once
 from data.listing import LAYOUTS, PARTS, UNLABELLED, Photos, photos_below, walk
 
 PART = re.compile(  # as in seg_train, training_set, Testdata, TrainImages, unlabelled
@@ -35,7 +35,7 @@ MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
 
 def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
     """The photos, then those of a folder or archive, without classes; UserError if it has none."""
-    root = (path if os.path.isdir(path) else unpack(path, unpack_into)).resolve()
+    root = unpack(path, unpack_into).resolve()
     more = sorted(f"{root.as_posix()}/{inner}" for inner in photos_below(root, "."))
     if not more:
         raise UserError(f"--unlabelled: no photo (*.jpg, *.png, ...) in {str(path)!r}")
@@ -190,10 +190,12 @@ def of_table(table: Path) -> Photos:
 
 
 def unpack(archive: Path, into: Path) -> Path:
-    """Unpack a zip or tar (.gz, .bz2, .xz) archive into a new folder under into, and return it. The
-    same archive (path, size, mtime) is unpacked once, and again if unpacked files have changed.
-    Raises UserError if it is not an archive, encrypted or broken, leads out of the folder, has a
+    """Unpack a zip or tar (.gz, .bz2, .xz) archive into a new folder under into, and return it; the
+    same one (path, size, mtime) once, and again if unpacked files have changed. Returns a folder as
+    it is. Raises UserError if it is no archive, encrypted or broken, leads out of the folder, has a
     device, symbolic link or name twice, or is far larger than packed, and if the disk is full."""
+    if os.path.isdir(archive):
+        return archive
     if not os.path.isfile(archive):
         raise UserError(f"{str(archive)!r} does not exist, or is neither a folder nor an archive")
     try:
@@ -203,8 +205,7 @@ def unpack(archive: Path, into: Path) -> Path:
         return build_once(into / name, lambda folder: _extract(archive, folder))
     except Exception as error:  # the decoders raise errors of many kinds on data that are broken
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            hint = "free some space or point --cache to another disk"
-            raise UserError(f"{str(into)!r}: {error.strerror}; {hint}") from error
+            raise UserError(f"{str(into)!r}: {error.strerror}; {FREE_SPACE}") from error
         raise UserError(
             f"{str(archive)!r} cannot be unpacked as tar or zip ({one_line(error, 1000)}): "
             "get it again, or unpack it by hand and give the folder"

@@ -41,7 +41,7 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
 
     if path.suffix.lower() == ".csv":
         return of_table(path)
-    root, beside = path if os.path.isdir(path) else unpack(path, unpack_into), list[str]()
+    root, beside = unpack(path, unpack_into), list[str]()
     while True:
         _, names, files = next(walk(root))
         beside += filter(is_named_as_photo, files)

@@ -169,11 +169,11 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
     runs = [Run(config, datasets[config.fold], device) for config in configs]
     about = read_tensors(config.weights) if config.weights else {}  # of a run, more than weights
     for run in runs:
-        same = about.get("photos") == run.settings["photos"]
+        same = about.get("photos") == run.data.decoded.digest
         if same and "-labels" in about["run"] + run.name:  # of the training photos alone
             held_out = r"-(?:split\d+|fold\d+of\d+)(?=-)"
             same = re.findall(held_out, about["run"]) != re.findall(held_out, run.name)
-        if same and about["split"] != run.settings["split"]:
+        if same and about["split"] != run.data.split.hash:
             why = "was trained on another split of these photos and may have seen test photos of"
             raise UserError(f"--weights {config.weights} {why} {run.name}")
     return runs
