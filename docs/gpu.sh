@@ -156,12 +156,11 @@ causes() {
   local alone=(--models densenet169 --folds 10 --fold "$@")
   local found=(--schedule constant --crop-scale 1)
   train "${alone[@]}" "${found[@]}" --epochs 3 --tag 3epochs &&
-    distil "${pair[@]}" "${found[@]}" --tag original --alpha 0.7 0.175 &&
-    distil "${pair[@]}" "${found[@]}" --tag original --teacher-tag 3epochs &&
     distil "${pair[@]}" --teacher-tag 3epochs &&
+    distil "${pair[@]}" "${found[@]}" --tag original --teacher-tag 3epochs &&
+    distil "${pair[@]}" "${found[@]}" --tag original &&
     distil "${pair[@]}" --schedule constant --tag constant &&
-    train "${alone[@]}" --epochs 60 --mixup 0.2 --tag 60epochs &&
-    distil "${pair[@]}" --teacher-tag 60epochs
+    distil "${pair[@]}" "${found[@]}" --tag original --alpha 0.175
 }
 
 # Results are kept apart from the runs here: on another machine the weights are missing, so an experiment that
