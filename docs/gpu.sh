@@ -115,7 +115,7 @@ longer() {
 }
 longer_taught() {
   local fold=(--folds 10 --fold "$@")
-  tuned && taught --student resnet18 "${long[@]}" --method fitnet kd
+  tuned && taught --student resnet18 "${long[@]}" --method fitnet
 }
 
 # Self-distillation; label smoothing; 15 epochs with mixup and 30 without.
