@@ -36,6 +36,13 @@ class Split:
         """16 hex digits of the manifest's SHA-256: equal for equal splits of equal names."""
         return hashlib.sha256(self.manifest).hexdigest()[:16]
 
+    @cached_property
+    def held_out(self) -> str:
+        """As `hash`, of the validation and test photos alone: the same for few and all labels."""
+        lines = self.manifest.splitlines()
+        kept = [line for line in lines if line.endswith((b",val", b",test"))]
+        return hashlib.sha256(b"\n".join(kept)).hexdigest()[:16]
+
     def indices(self, part: str) -> np.ndarray:
         """Indices, ascending int64, of the photos in "train", "val", "test" or "unlabelled"."""
         return np.flatnonzero(self.part == self.names.index(part))

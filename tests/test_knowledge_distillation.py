@@ -130,7 +130,7 @@ def test_a_teacher_of_any_recipe_is_named_by_its_tag(copied):
     result = output / "results" / name_of("resnet18-slow", 1) / "result.json"
     write_json(result, teacher | {"recipe": {"mixup": 0.2}})
     refused(tagged, "were trained by different recipes")
-    changed(best_of(output, "resnet18-slow"), split="0123456789abcdef")
+    changed(best_of(output, "resnet18-slow"), held_out="0123456789abcdef")
     refused(tagged, "it may have seen the student's test photos.\nTrain one")
 
 
@@ -160,7 +160,7 @@ def given(copied, tmp_path) -> tuple[Path, list[str]]:
 @pytest.mark.parametrize(
     ("values", "more", "says"),
     [
-        ({"split": "0123456789abcdef"}, [], "have seen the student's test photos.\nTrain one"),
+        ({"held_out": "0123456789abcdef"}, [], "have seen the student's test photos.\nTrain one"),
         ({"photos": "0123456789abcdef"}, [], "other photos of the same names: .*\nTrain one"),
         ({"classes": ["hail", "fog", "rain", "snow"]}, [], "has classes .*hail.*, the student"),
         ({}, ["--teacher-checkpoint", str(ROOT / "README.md")], "damaged, or not a checkpoint"),
@@ -171,12 +171,16 @@ def test_a_teacher_that_does_not_fit_is_refused(values, more, says, given):
     refused([*given[1], *more], says)
 
 
+def test_a_teacher_of_all_labels_teaches_a_student_of_few(given):
+    assert "another split" not in printed_by([*given[1], "--labels-per-class", "5"])
+
+
 def test_a_weak_teacher_and_one_of_another_split_are_warned_of(given, copied):
     path, words = given
     model = torch.load(path, weights_only=True)["model"]
     model["fc.weight"].zero_()
     model["fc.bias"] = torch.tensor([9.0, 0, 0, 0])  # it says fog, whatever it sees
-    changed(path, model=model, split="0123456789abcdef")
+    changed(path, model=model, held_out="0123456789abcdef")
     baseline = result_of(copied[0])
     baseline["val"]["accuracy"] = 0.5
     write_json(copied[0] / "results" / name_of("resnet18") / "result.json", baseline)

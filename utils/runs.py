@@ -3,7 +3,6 @@
 import io
 import os
 import platform
-import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -170,10 +169,7 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
     about = read_tensors(config.weights) if config.weights else {}  # of a run, more than weights
     for run in runs:
         same = about.get("photos") == run.data.decoded.digest
-        if same and "-labels" in about["run"] + run.name:  # of the training photos alone
-            held_out = r"-(?:split\d+|fold\d+of\d+)(?=-)"
-            same = re.findall(held_out, about["run"]) != re.findall(held_out, run.name)
-        if same and about["split"] != run.data.split.hash:
+        if same and about.get("held_out") != run.data.split.held_out:
             why = "was trained on another split of these photos and may have seen test photos of"
             raise UserError(f"--weights {config.weights} {why} {run.name}")
     return runs
@@ -285,6 +281,7 @@ def train_and_test(
         more = sum(work(other) / work(run) for other in runs if other != run and not other.finished)
         training.forecast = partial(forecast, run, more)
     header = run.settings | {
+        "held_out": data.split.held_out,
         "computed_in": device.precision,  # which the recipe may leave to the machine
         "teacher_digest": teacher.about["digest"] if teacher else None,
     }

@@ -125,11 +125,17 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
         "recipe": description["recipe"],
         "source": description.get("source"),
         "digest": expected,
-        "other_split": any(description[k] != student.settings[k] for k in ("split", "photos")),
+        "other_split": of_other_split(description, student),
         "parameters": sum(p.numel() for p in model.parameters()),
         "val": student.measure(model, "val")[0],
     }
     return Teacher(model, about)
+
+
+def of_other_split(description: dict[str, Any], student: Run) -> bool:
+    """Whether a teacher, by its checkpoint, may have seen the student's test photos."""
+    ours = student.data.decoded.digest, student.data.split.held_out
+    return (description["photos"], description.get("held_out")) != ours
 
 
 def check_teacher(path: Path, student: Run) -> None:
@@ -142,8 +148,7 @@ def check_teacher(path: Path, student: Run) -> None:
         if has[name] != wanted[name]:
             what = f"this teacher has {name} {has[name]}, the student {wanted[name]}"
             raise UserError(f"{path}: {what}; train one on these photos and at this --image-size")
-    elsewhere = any(has[name] != wanted[name] for name in ("split", "photos"))
-    if elsewhere and not student.kd.allow_other_split:
+    if of_other_split(has, student) and not student.kd.allow_other_split:
         raise UserError(
             f"{path}: this teacher was trained on another split or on other photos of the same "
             "names: it may have seen the student's test photos.\n"
