@@ -10,6 +10,7 @@ from PIL import Image
 from data.files import build_once
 
 VERSION = 5  # counted up whenever a drawing changes, so that older samples are drawn again
+PER_CLASS, SIZE = 48, 96
 # Of each class: its waves' length in pixels, how much longer than wide its shapes are, their
 # direction in degrees, and the share of a photo that is bright.
 TEXTURES = {
@@ -27,33 +28,31 @@ TEXTURES = {
 }
 
 
-def draw_sample(cache: Path, seed: int = 0, per_class: int = 48, size: int = 96) -> Path:
-    """Draws `per_class` photos of every class as <class>/<number>.jpg, RGB of size × size pixels,
-    once; returns their folder. The same bytes for the same arguments."""
+def draw_sample(cache: Path) -> Path:
+    """Draws the photos of every class as <class>/<number>.jpg, once; returns their folder."""
 
     def draw(folder: Path) -> None:
-        for name, number in product(TEXTURES, range(per_class)):
+        for name, number in product(TEXTURES, range(PER_CLASS)):
             (folder / name).mkdir(exist_ok=True)
-            photo = draw_photo(name, number, seed, size)
-            photo.save(folder / name / f"{number:04d}.jpg", quality=92)
+            draw_photo(name, number).save(folder / name / f"{number:04d}.jpg", quality=92)
 
-    return build_once(cache / "sample", draw, f"sample {VERSION} {seed} {per_class} {size}\n")
+    return build_once(cache / "sample", draw, f"sample {VERSION}\n")
 
 
-def draw_photo(name: str, number: int, seed: int = 0, size: int = 96) -> Image.Image:
-    """Draws an RGB image of size × size pixels, which depends on these arguments alone."""
-    rng = np.random.default_rng([VERSION, seed, [*TEXTURES].index(name), number])
+def draw_photo(name: str, number: int) -> Image.Image:
+    """Draws an RGB image of SIZE × SIZE pixels, which depends on these arguments alone."""
+    rng = np.random.default_rng([VERSION, 0, [*TEXTURES].index(name), number])
     length, stretch, degrees, bright = TEXTURES[name]
     # Noise of which one band of waves is left, wider along the texture's direction.
     angle, wave = np.radians(degrees + rng.normal(0, 5)), length * rng.uniform(0.85, 1.2)
-    x, y = np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size))
+    x, y = np.meshgrid(np.fft.fftfreq(SIZE), np.fft.fftfreq(SIZE))
     turned = wave * (x + 1j * y) * np.exp(-1j * angle)
     radius = np.hypot(stretch * turned.real, turned.imag)
-    waves = np.fft.fft2(rng.normal(size=(size, size))) * np.exp(-4 * (radius - 1) ** 2)
+    waves = np.fft.fft2(rng.normal(size=(SIZE, SIZE))) * np.exp(-4 * (radius - 1) ** 2)
     field = np.fft.ifft2(waves).real
     field = (field - np.quantile(field, 1 - bright * rng.uniform(0.8, 1.1))) / field.std()
     mask = 1 / (1 + np.exp(-4 * field[..., None]))
     hue = 2 * np.pi * ([*TEXTURES].index(name) / len(TEXTURES) + np.arange(3) / 3)
     dark = rng.uniform(0, 0.4, 3) + 0.1 + 0.1 * np.cos(hue)
-    picture = dark + mask * rng.uniform(0.2, 0.5) + rng.normal(0, 0.05, (size, size, 1))
+    picture = dark + mask * rng.uniform(0.2, 0.5) + rng.normal(0, 0.05, (SIZE, SIZE, 1))
     return Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8))
