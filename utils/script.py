@@ -1,7 +1,6 @@
 """What every script does around its work: report problems in a line, print photos and paths."""
 
 import io
-import os
 import shlex
 import signal
 import sys
@@ -107,7 +106,5 @@ def describe(runs: Sequence["Run"]) -> None:
 
 def print_paths(output: Path) -> None:
     """Print where a command's results are and how to look at its curves."""
-    # On Windows, there is no relative path to another drive.
-    here = Path(os.path.relpath(output)) if output.drive in ("", Path.cwd().drive) else output
-    print(f"results      {here / 'results'}\ncheckpoints  {here / 'checkpoints'}")
-    print(f"curves       tensorboard --logdir={shlex.quote(str(here / 'logs'))}")
+    print(f"results      {output / 'results'}\ncheckpoints  {output / 'checkpoints'}")
+    print(f"curves       tensorboard --logdir={shlex.quote(str(output / 'logs'))}")
