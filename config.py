@@ -284,8 +284,7 @@ def parse(
 ) -> list[Config]:
     """The runs that a command line asks for, by fold, by seed, then by model or by method; with
     `methods`, the table of knowledge_distillation.py, each is a student's. Raises UserError, in one
-    line that names the flag, for anything that is invalid alone or in combination; what depends
-    on the photos is checked once they are known."""
+    line that names the flag, for anything that is invalid alone or in combination."""
     file_digest.cache_clear()
     given = vars(_make_parser(description, methods or ()).parse_args(arguments))
     pair, kds = EXPERIMENTS[given.pop("experiment")], [None]

@@ -14,7 +14,7 @@ from config import Config
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 EVAL_BATCH = 128
-TRIES = 10  # to draw a crop that fits, as torchvision does
+TRIES = 10  # to draw a crop that fits, as in torchvision
 
 
 def cached_side(image_size: int) -> int:
@@ -102,8 +102,7 @@ def whole_images(photos: Tensor, size: int, normalise: Normalise) -> Tensor:
 
 
 def gather(pixels: Tensor, rows: Tensor, device: torch.device) -> Tensor:
-    """Photos by their row numbers, on the device; from the host through pinned memory, while the
-    device is busy with the last batch."""
+    """Photos by their row numbers, on the device; copied from the host through pinned memory."""
     if pixels.device.type == device.type:  # not the devices: a tensor on `cuda` names `cuda:0`
         return pixels[rows]
     return pixels[rows].pin_memory().to(device, non_blocking=True)
@@ -208,8 +207,7 @@ def random_boxes(rng: np.random.Generator, count: int, side: int, smallest: floa
     """(count, 4) int64 top, bottom, left, right of random crops, in pixels of photos with sides of
     `side`; half of them are mirrored, with right < left. Distributed as those of torchvision's
     RandomResizedCrop(scale=(smallest, 1)) (Szegedy et al. 2014, https://arxiv.org/abs/1409.4842):
-    of at least `smallest` of the area, 3:4 to 4:3. Drawn again where a crop does not fit; the whole
-    photo after ten tries."""
+    of at least `smallest` of the area, 3:4 to 4:3; the whole photo if none of TRIES fits."""
     area = rng.uniform(smallest, 1, (count, TRIES)) * side**2
     ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), (count, TRIES)))
     sizes = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], 2).round().astype(np.int64)

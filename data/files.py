@@ -27,8 +27,7 @@ except ImportError:  # Windows: two processes are not kept apart there
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read bytes. Raises FileNotFoundError for what is no regular file, too: a
-    named pipe would block, a device has no end."""
+    """Open a file to read bytes. A pipe, which would block, or a device is a FileNotFoundError."""
     with suppress(NotADirectoryError):  # of what should be its folder
         if stat.S_ISREG(path.stat().st_mode):
             return path.open("rb")

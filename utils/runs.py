@@ -228,8 +228,7 @@ def lock_runs(
 
 
 def check_earlier(run: Run, *, used: bool) -> None:
-    """Raise UserError if an earlier run of this name must not be resumed or, if it is a finished
-    baseline or teacher, must not be used."""
+    """Raise UserError for an earlier run that must not be resumed or, if `used`, used as it is."""
     started = run.finished or any(map(os.path.lexists, (run.best, run.last)))
     if not started or (run.config.overwrite and not used):
         return
