@@ -1,12 +1,10 @@
-"""How long training will take: counted by hand, and told once, early, by a command."""
-
-import re
+"""How long training will take: counted by hand, and told once, early."""
 
 import pytest
 
 from config import Config, parse
 from models.factory import create_model, multiply_adds
-from tests.photo_folders import make_photos, python, training
+from tests.photo_folders import make_photos, training
 from tests.toys import CLASSES, CPU, train_batches, val_batches
 from utils.device import Device
 from utils.engine import CrossEntropy, Training, fit
@@ -51,12 +49,3 @@ def test_it_is_told_once_within_the_first_epoch():
     assert left == pytest.approx(2 / 3)
     spent = sum(row["seconds"] for row in training.history)
     assert 0 < seconds < 3 * spent
-
-
-def test_a_command_prints_it(tmp_path):
-    words = training(make_photos(tmp_path / "weather", per_class=20), tmp_path, "--epochs", 2)
-    run = python("train.py", *words, "--models", "resnet18", "--seeds", 0, 1)
-    assert run.returncode == 0, run.stderr
-    lines = re.findall(r"^about .*$", run.stdout, re.M)
-    assert re.fullmatch(r"about \d+ s for this run, \d+ s for all that are left", lines[0])
-    assert re.fullmatch(r"about \d+ s for this run", lines[1])
