@@ -47,7 +47,8 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
         beside += filter(is_named_as_photo, files)
         if photos := find_given_split(root, names, files):
             return photos
-        if len(names) != 1 or not next(walk(root / names[0]))[1]:
+        _, deeper, inside = next(walk(root / names[0])) if len(names) == 1 else ("", [], [])
+        if not deeper and not any(name.lower().endswith(".csv") for name in inside):
             break
         root /= names[0]
     if len(names) < 2:

@@ -101,6 +101,10 @@ def test_a_table_gives_classes_parts_and_folds_and_reads_what_is_written(tmp_pat
     (tmp_path / "in" / "a.csv").write_bytes(b"path\0class")  # in a folder of a table and others
     found = read(tmp_path / "in", folds=3)
     assert (found.hash, found.photos.notes) == (folds.hash, ("folds.csv lists the photos",))
+    files(tmp_path, "outer/a/b")  # a table beside its photos, in folders that hold one folder alone
+    flat = [(f"{n}.jpg", ("rain", "snow")[n % 2]) for n in range(9)]
+    table(tmp_path / "outer" / "a" / "b" / "a.csv", "path class", flat)
+    assert len(find_photos(tmp_path / "outer", tmp_path)) == 9
     text = text.replace("split", "split,a;b;c;d")
     for mark, code in ((";", "utf-8"), ("\t", "utf-16"), (",", "utf-8-sig")):  # of spreadsheets
         (tmp_path / "in" / "folds.csv").write_bytes(text.replace(",", mark).encode(code))
