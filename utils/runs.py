@@ -157,6 +157,14 @@ class Run:
         return measure(logits, labels, self.data.classes), logits, labels
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network that fits the photos, and what result.json says about it."""
+
+    model: nn.Module
+    about: dict[str, Any]  # its metrics on the validation photos as `val`
+
+
 def prepare(configs: Sequence[Config]) -> list[Run]:
     """A run for each configuration; raises UserError, before any training, for what cannot work."""
     config, device = configs[0], find_device(configs[0])
@@ -173,14 +181,6 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
             why = "was trained on another split of these photos and may have seen test photos of"
             raise UserError(f"--weights {config.weights} {why} {run.name}")
     return runs
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A trained network that fits the photos, and what result.json says about it."""
-
-    model: nn.Module
-    about: dict[str, Any]  # its metrics on the validation photos as `val`
 
 
 @contextmanager

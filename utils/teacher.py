@@ -19,38 +19,6 @@ from utils.runs import Run, Teacher
 INSPECTED: dict[Path, dict[str, Any]] = {}  # during a command
 
 
-def inspect(checkpoint: Path, kd: KDConfig, image_size: int) -> dict[str, Any]:
-    """What the teacher's checkpoint says about itself, and the digest of its weights."""
-    if checkpoint not in INSPECTED:
-        model, description = load(checkpoint, kd, image_size)
-        INSPECTED[checkpoint] = description | {"digest": weights_digest(model)}
-    return INSPECTED[checkpoint]
-
-
-def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a run's checkpoint or, given --teacher and --allow-other-split, a file of weights, which
-    is assumed to have the student's class order, image size and normalisation."""
-    network, ours = kd.teacher or "", True
-    with suppress(Exception):  # load_classifier says why it cannot be read
-        ours = "format" in read_tensors(checkpoint)
-    if ours:
-        model, about = load_classifier(checkpoint, network)
-        if network and network_name(network) != about["arch"]:
-            raise UserError(f"{checkpoint} is for {about['arch']}, not for {network_name(network)}")
-        return model, about
-    if not (network and kd.allow_other_split):
-        raise UserError(f"{checkpoint} has only weights: give --teacher and --allow-other-split")
-    two, state = create_model(network, 2, image_size, seed=0).state_dict(), read_weights(checkpoint)
-    same = {k: v for k, v in state.items() if k in two and v.shape[1:] == two[k].shape[1:]}
-    classes = next((len(v) for k, v in same.items() if v.shape != two[k].shape), 2)
-    model, loaded = initial_model(network, classes, image_size, seed=0, weights=checkpoint)
-    if not loaded.endswith(": nothing"):
-        raise UserError(f"{checkpoint}: a teacher needs all weights of {network}: {loaded}")
-    about = {"arch": network_name(network), "classes": classes, "image_size": image_size}
-    about |= {"mean": list(MEAN), "std": list(STD), "recipe": {}, "split": "", "photos": ""}
-    return model.eval(), about
-
-
 def with_teacher(configs: list[Config]) -> list[Config]:
     """The configurations with the network of their --teacher-checkpoint, if they have one. Raises
     UserError when it is not one of the --teacher, and for a method that does not fit."""
@@ -112,6 +80,25 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
         raise UserError(f"--teacher-tag {tag}: {what}; give one of them another tag")
 
 
+def check_teacher(path: Path, student: Run) -> None:
+    """Raise UserError when a teacher's classes, resolution or normalisation are not the student's,
+    and, without --allow-other-split, when it was trained on another split."""
+    has, wanted = inspect(path, student.kd, student.config.image_size), student.settings
+    if isinstance(has["classes"], int):  # of weights alone
+        wanted["classes"] = len(wanted["classes"])
+    for name in ("classes", "image_size", "mean", "std"):
+        if has[name] != wanted[name]:
+            what = f"this teacher has {name} {has[name]}, the student {wanted[name]}"
+            raise UserError(f"{path}: {what}; train one on these photos and at this --image-size")
+    if of_other_split(has, student) and not student.kd.allow_other_split:
+        raise UserError(
+            f"{path}: this teacher was trained on another split or on other photos of the same "
+            "names: it may have seen the student's test photos.\n"
+            "Train one on this split with train.py or, to use a --teacher-checkpoint from another "
+            "split anyway, give --allow-other-split: the tables will carry a warning"
+        )
+
+
 def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
     """Load a teacher onto the device and measure it on the student's validation photos. Raises
     UserError if its digest is not `expected`, that of the weights that were checked before."""
@@ -138,20 +125,33 @@ def of_other_split(description: dict[str, Any], student: Run) -> bool:
     return (description["photos"], description.get("held_out")) != ours
 
 
-def check_teacher(path: Path, student: Run) -> None:
-    """Raise UserError when a teacher's classes, resolution or normalisation are not the student's,
-    and, without --allow-other-split, when it was trained on another split."""
-    has, wanted = inspect(path, student.kd, student.config.image_size), student.settings
-    if isinstance(has["classes"], int):  # of weights alone
-        wanted["classes"] = len(wanted["classes"])
-    for name in ("classes", "image_size", "mean", "std"):
-        if has[name] != wanted[name]:
-            what = f"this teacher has {name} {has[name]}, the student {wanted[name]}"
-            raise UserError(f"{path}: {what}; train one on these photos and at this --image-size")
-    if of_other_split(has, student) and not student.kd.allow_other_split:
-        raise UserError(
-            f"{path}: this teacher was trained on another split or on other photos of the same "
-            "names: it may have seen the student's test photos.\n"
-            "Train one on this split with train.py or, to use a --teacher-checkpoint from another "
-            "split anyway, give --allow-other-split: the tables will carry a warning"
-        )
+def inspect(checkpoint: Path, kd: KDConfig, image_size: int) -> dict[str, Any]:
+    """What the teacher's checkpoint says about itself, and the digest of its weights."""
+    if checkpoint not in INSPECTED:
+        model, description = load(checkpoint, kd, image_size)
+        INSPECTED[checkpoint] = description | {"digest": weights_digest(model)}
+    return INSPECTED[checkpoint]
+
+
+def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a run's checkpoint or, given --teacher and --allow-other-split, a file of weights, which
+    is assumed to have the student's class order, image size and normalisation."""
+    network, ours = kd.teacher or "", True
+    with suppress(Exception):  # load_classifier says why it cannot be read
+        ours = "format" in read_tensors(checkpoint)
+    if ours:
+        model, about = load_classifier(checkpoint, network)
+        if network and network_name(network) != about["arch"]:
+            raise UserError(f"{checkpoint} is for {about['arch']}, not for {network_name(network)}")
+        return model, about
+    if not (network and kd.allow_other_split):
+        raise UserError(f"{checkpoint} has only weights: give --teacher and --allow-other-split")
+    two, state = create_model(network, 2, image_size, seed=0).state_dict(), read_weights(checkpoint)
+    same = {k: v for k, v in state.items() if k in two and v.shape[1:] == two[k].shape[1:]}
+    classes = next((len(v) for k, v in same.items() if v.shape != two[k].shape), 2)
+    model, loaded = initial_model(network, classes, image_size, seed=0, weights=checkpoint)
+    if not loaded.endswith(": nothing"):
+        raise UserError(f"{checkpoint}: a teacher needs all weights of {network}: {loaded}")
+    about = {"arch": network_name(network), "classes": classes, "image_size": image_size}
+    about |= {"mean": list(MEAN), "std": list(STD), "recipe": {}, "split": "", "photos": ""}
+    return model.eval(), about
