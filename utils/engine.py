@@ -105,11 +105,6 @@ class Training:
         self.history[:], self.best = state["history"], state["best"]
 
 
-def validation_rank(row: Row) -> tuple[float, float]:
-    """Larger is better: validation accuracy, then loss; test photos are not used to choose."""
-    return row["accuracy/val"], -row["loss/val"]
-
-
 def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     """AdamW or SGD. Biases and norms are not decayed: shrinking a scale does not regularise."""
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -121,23 +116,6 @@ def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     # β₂ = 0.99 averages squared gradients over about 100 steps. The usual 0.999, over about 1,000,
     # would lag behind in runs of about 1,000 steps (docs/recipe.md).
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
-
-
-def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
-    """The rate of a step (counted from 0): linear warm-up, then cosine to zero, or constant."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    if config.schedule == "constant":
-        return config.lr
-    progress = (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate, in place where it is a tensor that a CUDA graph reads."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr.fill_(rate) if isinstance(lr := group["lr"], Tensor) else rate
 
 
 def fit(
@@ -173,6 +151,11 @@ def fit(
             f"val loss {row['loss/val']:.4f} acc {row['accuracy/val']:6.2%}  "
             f"lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
         )
+
+
+def validation_rank(row: Row) -> tuple[float, float]:
+    """Larger is better: validation accuracy, then loss; test photos are not used to choose."""
+    return row["accuracy/val"], -row["loss/val"]
 
 
 def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
@@ -230,6 +213,23 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
     row = {f"{name}/train": ranks.all_reduce(sums[name]).item() / photos for name in sums}
     seconds = time.perf_counter() - started
     return row | {"lr": rate, "images_per_second": photos / seconds}
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
+    """The rate of a step (counted from 0): linear warm-up, then cosine to zero, or constant."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate, in place where it is a tensor that a CUDA graph reads."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr.fill_(rate) if isinstance(lr := group["lr"], Tensor) else rate
 
 
 def check_finite(loss: float, part: str, epoch: int) -> None:
