@@ -129,13 +129,6 @@ def test_a_closed_pipe_ends_the_command(best, photos):
     assert run == (141, [], ["stopped, as nothing reads its output"])
 
 
-@pytest.mark.parametrize("name", ["cut.pt", "missing.pt", "."])
-def test_an_unusable_checkpoint_is_one_line(name, best, tmp_path):
-    (tmp_path / "cut.pt").write_bytes(best.read_bytes()[:10_000])
-    with pytest.raises(UserError, match=f"^{tmp_path}.*$"):
-        main([str(tmp_path / name), "no/photo/here.jpg"])
-
-
 @pytest.mark.parametrize("words", ["--top 0", "--top two", "--to 2", "--device cuda"])
 def test_wrong_flags_are_refused(words):
     with pytest.raises(UserError, match=words.split()[0]):
