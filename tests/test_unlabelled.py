@@ -18,15 +18,10 @@ from data.dataset import load_datasets
 from data.files import read_json
 from data.listing import PARTS
 from tests.photo_folders import make_photos, training
+from tests.test_models import OWN
 from tests.toys import CPU
 from utils.distillation import METHODS
 from utils.engine import hard_loss
-
-OWN = """from torch import nn
-def small(classes):
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
-"""
 
 
 @pytest.fixture(scope="module")
