@@ -76,7 +76,7 @@ def number(
 ) -> Callable[[str], Any]:
     """An argparse type: an int or a finite float in [low, high], or (low, high] with `above`."""
     most = min(high, 2**31 - 1) if kind is int else high
-    allowed = f"{'a whole number' if kind is int else 'a number'} {'above' if above else 'from'} "
+    allowed = f"{'an integer' if kind is int else 'a number'} {'above' if above else 'from'} "
     allowed += f"{low:g}" + ("" if math.isinf(most) else f" to {most}")
 
     def parse(text: str) -> Any:
@@ -134,8 +134,8 @@ class KDConfig:
     teacher: str | None = setting(None, MODEL, "network to use instead of the experiment's teacher")
     teacher_tag: str | None = setting(None, TAG, "the teacher is train.py's run with this --tag")
     teacher_checkpoint: Path | None = setting(None, checkpoint, "a run's folder or best.pt, to "
-        "use as teacher for all seeds, or weights of the --teacher network whose classes are the "
-        "photos', sorted by name")
+        "use as teacher for all seeds, or a file of weights of the --teacher network, for the same "
+        "classes in alphabetical order")
     allow_other_split: bool = setting(False, bool, "accept a --teacher-checkpoint of another split")
     unlabelled: Path | None = setting(None, PATH, "folder or archive of unlabelled photos: on "
         "these, the student learns only from the teacher")
@@ -176,7 +176,7 @@ class Config:
         "K tests on part K, validates on the next fifth of the parts and trains on the rest")
     fold: int | None = setting(None, number(int, 0, 99), "run only these folds, counted from 0")
     labels_per_class: float | None = setting(None, number(float, 0, above=True), "how many "
-        "training labels to use per class, or which share if below 1; a student with a teacher "
+        "training labels to use per class, or the fraction if below 1; a student with a teacher "
         "uses the other photos as unlabelled")
     duplicates: str = setting("near", ("near", "exact", "off"), "which photos to keep in the same "
         "part of the split: near, all of one picture; exact, identical files; off, none")
@@ -186,12 +186,12 @@ class Config:
     batch_size: int = setting(32, number(int, 2), "photos per step")
     lr: float = setting(0.001, number(float, 0, above=True), "peak learning rate")
     optimizer: str = setting("adamw", ("adamw", "sgd"), "SGD needs another --lr, such as 0.05")
-    weight_decay: float = setting(0.05, number(float, 0), "of weights, not of biases and norms")
+    weight_decay: float = setting(0.05, number(float, 0), "on weights; not on biases and norms")
     schedule: str = setting("cosine", ("cosine", "constant"), "after the warm-up; cosine ends at 0")
     warmup_epochs: float = setting(1.0, number(float, 0), "epochs of linear warm-up")
     label_smoothing: float = setting(0.0, number(float, 0, 0.99), "probability spread over classes")
-    mixup: float = setting(0.0, number(float, 0), "alpha of its Beta distribution; 0 is off")
-    crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "least area share of a crop")
+    mixup: float = setting(0.0, number(float, 0), "alpha of the Beta distribution; 0 disables it")
+    crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "min. area fraction of crop")
     clip_norm: float = setting(0.0, number(float, 0), "clip gradients to this norm; 0 is off")
     pretrained: bool = setting(False, bool, "start from torchvision's ImageNet weights")
     weights: Path | None = setting(None, checkpoint, "start from a file of weights (a state_dict)")
@@ -199,7 +199,7 @@ class Config:
 
     # Machine and files
     device: str = setting("auto", DEVICE, "cpu, cuda or cuda:N; auto is the GPU if there is one")
-    eager: bool = setting(False, bool, "no CUDA graphs: run the step kernel by kernel, to debug it")
+    eager: bool = setting(False, bool, "no CUDA graphs: launch kernel by kernel, for debugging")
     output: Path = setting(ROOT / "output", PATH, "folder of all results (default: output)")
     cache: Path = setting(ROOT / "output" / "cache", PATH, "folder for decoded photos, 200 kB each "
         "at 224 px; safe to delete (default: output/cache)")
@@ -213,10 +213,10 @@ class Config:
         if self.resume and self.overwrite:
             raise UserError("--resume keeps earlier runs, --overwrite deletes them: give one")
         if self.pretrained and self.weights:
-            raise UserError("--pretrained and --weights both say where to start from: give one")
+            raise UserError("--pretrained and --weights exclude each other: give one")
         per_class = self.labels_per_class or 0
         if per_class > 1 and per_class % 1:
-            raise UserError("--labels-per-class: a whole number, or a share below 1")
+            raise UserError("--labels-per-class: an integer, or a fraction below 1")
         if self.warmup_epochs > self.epochs:
             most = f"at most --epochs, which is {self.epochs}"
             raise UserError(f"--warmup-epochs {self.warmup_epochs:g}: {most}")
@@ -297,7 +297,7 @@ def parse(
     seeds, folds = given.pop("seed", [0]), given.pop("fold", [])
     config = Config(**given)
     if config.weights and len(set(models)) > 1:
-        raise UserError("--weights fit one network: give one name to --models")
+        raise UserError("--weights is for one network: give one name to --models")
     folds = folds or (range(config.folds) if config.folds else [None])
     runs = (
         replace(config, fold=fold, seed=seed, model=model, kd=kd)
@@ -316,7 +316,7 @@ def _kd_configs(
             "--reverse swaps the experiment's two models: omit it and give --teacher and --student"
         )
     if {"teacher_tag", "teacher_checkpoint"} <= given.keys():
-        raise UserError("--teacher-tag and --teacher-checkpoint both name a teacher: give one")
+        raise UserError("--teacher-tag and --teacher-checkpoint exclude each other: give one")
     if "allow_other_split" in given and "teacher_checkpoint" not in given:
         raise UserError("--allow-other-split needs --teacher-checkpoint")
     if "teacher_checkpoint" not in given:
@@ -327,7 +327,7 @@ def _kd_configs(
     for method, alpha, temperature, weight in product(*grid):
         default = methods[method].weight
         if weight is not None and default is None:
-            raise UserError(f"--weight: {method} has no term of its own, --alpha is its weight")
+            raise UserError(f"--weight: {method} has no term of its own: set --alpha")
         weight = default if weight is None else weight
         kd = KDConfig(**values, method=method, alpha=alpha, temperature=temperature, weight=weight)
         kds.append(kd)

@@ -38,16 +38,16 @@ def main(arguments: Sequence[str]) -> None:
     needed = baselines if students[0].kd.teacher_tag else used
     loaded: Loaded = {}  # only the last teacher
     runs = [*used, *students]
-    with lock_runs(students, needed, set(used) - set(needed)) as share:
+    with lock_runs(students, needed, set(used) - set(needed)) as release:
         describe(students)
         results = {run.name: load_finished(run) for run in used if run.finished}
         for number, (student, teacher) in enumerate(zip(students, teachers, strict=True), 1):
             for missing in (teacher, student.baseline):
                 if missing and missing.name not in results:
-                    print(f"{missing.name}: there is no such baseline yet, so it is trained first")
+                    print(f"{missing.name}: not trained yet, so it is trained first")
                     objective = CrossEntropy(missing.config.label_smoothing)
                     results[missing.name] = train_and_test(missing, objective, runs)
-                    share(missing)
+                    release(missing)
             print(f"{number} of {len(students)}", end="  ")
             results[student.name] = distil(student, teacher, results, loaded, runs)
     print(comparison(list(results.values())))
@@ -81,7 +81,7 @@ def report_teacher(teacher: Teacher, baseline: Result, network: str) -> None:
     alone = f"the student without it: {own:.2%}"
     print(f"teacher {teacher.about['run']}: validation accuracy {theirs:.2%}; {alone}")
     if theirs < own:
-        print("WARNING  this teacher is worse than its student and may harm it: train it longer by")
+        print("WARNING  this teacher is worse than its student and may harm it: train it longer,")
         print(f"         train.py --models {network} --epochs 60 --tag NAME and this command's")
         print("         --data, --image-size and --folds, then give --teacher-tag NAME")
     if teacher.about["other_split"]:

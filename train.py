@@ -1,4 +1,4 @@
-"""Train baselines: weather-photo classifiers from torchvision, each by cross-entropy alone.
+"""Train baselines: weather-photo classifiers from torchvision, trained with cross-entropy alone.
 
     python train.py                                    experiment_1: DenseNet169, then ResNet18
     python train.py --experiment experiment_2          ResNet50, then ResNet18
@@ -20,17 +20,17 @@ from utils.tables import section
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train every model for every fold and seed, and print what came out."""
+    """Train every model for every fold and seed, and print the results."""
     configs = parse(arguments, __doc__)
     runs = prepare(configs)
-    with lock_runs(runs) as share:
+    with lock_runs(runs) as release:
         describe(runs)
         results = []
         for number, run in enumerate(runs, 1):
             print(f"{number} of {len(runs)}", end="  ")
             objective = CrossEntropy(run.config.label_smoothing)
             results.append(train_and_test(run, objective, runs))
-            share(run)
+            release(run)
     print(section(results))
     print_paths(configs[0].output)
 

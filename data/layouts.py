@@ -53,7 +53,7 @@ def find_given_split(root: Path, names: list[str], files: list[str]) -> Photos |
         photos = of_table(tables[0])
         for path in photos.paths:
             if Path(path).is_absolute() or ".." in Path(path).parts:
-                raise UserError(f"{tables[0]}: {path!r} leads out of its folder")
+                raise UserError(f"{tables[0]}: {path!r} points outside its folder")
         return replace(photos, notes=(f"{tables[0].name} lists the photos", *photos.notes))
     parts = _of_parts(root, names)
     if not parts and len(names) > 1 and all(map(part_of, names)):
@@ -221,7 +221,7 @@ def _extract(archive: Path, folder: Path) -> None:
         for entry in tqdm(packed if is_tar else packed.infolist(), "unpacking", disable=None):
             left -= 512 + (entry.size if is_tar else entry.file_size)
             if left < 0:
-                raise ValueError("far larger than its packed size: these are no photos")
+                raise ValueError("far larger than its compressed size: these are no photos")
             if is_tar and entry.issym():  # they trick the filter until 3.11.12, 3.12.10 and 3.13.3
                 raise ValueError(f"{entry.name!r} in it is a symbolic link")
             if not is_tar:  # ZipFile strips leading / and .. from names, and writes links as files

@@ -70,15 +70,14 @@ def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
         image.load()
         try:
             ImageOps.exif_transpose(image, in_place=True)
-        except MemoryError:
-            raise
-        except Exception:  # Pillow can raise anything on a broken EXIF block
-            pass
+        except Exception as error:  # Pillow can raise anything on a broken EXIF block
+            if isinstance(error, MemoryError):
+                raise
         return _to_rgb(image)
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadablePhoto("not an image, or broken in its first bytes") from error
+        raise UnreadablePhoto("not an image, or a corrupt header") from error
     except Exception as error:  # Pillow's plug-ins can raise anything on broken data
         bytes(needed)  # MemoryError: some decoders say "broken" where memory is too little
         raise UnreadablePhoto(one_line(error, 120) or repr(error)) from error

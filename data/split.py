@@ -62,7 +62,7 @@ class Split:
         """The split; raises UserError for a class without a training photo."""
         labels, classes = self.photos.labels[self.indices("train")], self.photos.classes
         for label in np.setdiff1d(np.arange(len(classes)), labels):
-            raise UserError(f"class {classes[label]!r} has no photo in the given training part")
+            raise UserError(f"class {classes[label]!r} has no training photo in the given split")
         return self
 
     def with_labels(self, per_class: float | None, seed: int) -> "Split":
@@ -120,7 +120,7 @@ def describe_duplicates(split: Split, groups: np.ndarray) -> list[str]:
         notes[0] += "; photos of one picture are kept in one part of the split"
     given = np.full(len(photos), "") if photos.given is None else photos.given
     for values, what in (
-        (photos.labels, "carry two labels"),
+        (photos.labels, "have conflicting labels"),
         (np.where(given == UNLABELLED, "train", given), "are in several parts of the given split"),
     ):
         apart = np.unique(groups[values != values[groups]])

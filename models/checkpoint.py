@@ -54,7 +54,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if isinstance(problem, OSError) or lacks_memory(problem):
             raise
         raise UserError(
-            f"{path}: cut off, damaged, or not a checkpoint of this version of train.py or "
+            f"{path}: truncated, damaged, or not a checkpoint of this version of train.py or "
             "knowledge_distillation.py; use another copy, or train it again"
         ) from problem
     return dict(content)

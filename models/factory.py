@@ -48,7 +48,7 @@ def create_model(network: str, classes: int, image_size: int, *, seed: int) -> n
     try:
         return models.get_model(network, weights=None, num_classes=classes, **options)
     except (AssertionError, ValueError) as problem:  # transformers cut images into patches
-        what = f"{network}: not for images of {image_size} pixels ({one_line(problem)})"
+        what = f"{network}: does not take images of {image_size} pixels ({one_line(problem)})"
         raise UserError(what) from problem
 
 

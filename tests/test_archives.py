@@ -118,7 +118,7 @@ def test_two_entries_of_one_name_are_refused(tmp_path, mode):
 def test_bombs_of_many_bytes_or_of_many_files_are_refused(tmp_path, monkeypatch, mode, files):
     monkeypatch.setattr(archives, "ALWAYS_ALLOWED_BYTES", 1 << 17)
     monkeypatch.setattr(archives, "MAX_EXPANSION", 3)
-    refused(tmp_path, write(tmp_path / "a", files, mode), "far larger than its packed size")
+    refused(tmp_path, write(tmp_path / "a", files, mode), "far larger than its compressed size")
 
 
 @pytest.mark.parametrize("mode", ["zip", *TARS])

@@ -149,7 +149,7 @@ def test_every_photo_is_in_its_row_and_what_cannot_be_read_is_listed(photos, mon
         decoded = decode_photos(found, SIDE, photos.parent / "c")
         paths, reasons = zip(*decoded.unreadable, strict=True)
         assert paths == ("fog/000.bmp", "fog/003.bmp", "hail/002.bmp", "rain/007.bmp")
-        assert reasons[:2] == ("not an image, or broken in its first bytes", os.strerror(2))
+        assert reasons[:2] == ("not an image, or a corrupt header", os.strerror(2))
         assert decoded.rows.tolist() == left
         assert decoded.photos.paths == tuple(found.paths[number] for number in left)
         assert (len(decoded.pixels), decoded.pixels.flags.writeable) == (COUNT, False)

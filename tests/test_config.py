@@ -20,9 +20,9 @@ KD_ONLY = ("--teacher", "--method", "--alpha", "--temperature", "--reverse", "--
 BAD = [
     ("--epoch 3", "unrecognized arguments: --epoch 3; --help lists"),
     ("--experiment experiment_3", "--experiment: .*experiment_1"),
-    ("--seeds -1", "--seeds: '-1' is not a whole number from 0 to 2147483647"),
+    ("--seeds -1", "--seeds: '-1' is not an integer from 0 to 2147483647"),
     ("--tag a/b", "--tag: 'a/b' is not 1 to 60 letters"),
-    ("--image-size 7", "--image-size: '7' is not a whole number from 32 to 4096"),
+    ("--image-size 7", "--image-size: '7' is not an integer from 32 to 4096"),
     ("--fold 3", "--fold 3: give --folds with a larger number"),
     ("--folds 5 --fold 1 5", "--fold 5: give --folds with a larger number"),
     ("--epochs 2 --warmup-epochs 3", "--warmup-epochs 3: at most --epochs, which is 2"),

@@ -158,8 +158,8 @@ def test_the_best_epoch_has_the_highest_accuracy_then_the_lowest_loss():
     assert max(rows, key=validation_rank) is rows[2]
 
 
-def test_recorded_steps_of_one_optimizer_read_their_rate_in_one_place():
-    """A recorded step continues to read the tensor that was there when it was recorded."""
+def test_captured_steps_of_one_optimizer_read_their_rate_in_one_place():
+    """A captured step continues to read the tensor that was there when it was captured."""
     optimizer = start(CONFIG, small_model()).optimizer
     keep_rates_on_device(optimizer)
     places = [group["lr"] for group in optimizer.param_groups]

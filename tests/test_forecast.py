@@ -33,7 +33,7 @@ def test_other_runs_take_as_long_as_their_multiply_adds(tmp_path, capsys):
     assert work(large) / work(small) == pytest.approx(ratio)
     mine, both = duration(1650), duration(3300 * (0.5 + ratio))
     forecast(small, ratio, 3000, 0.5)
-    assert capsys.readouterr().out == f"about {mine} for this run, {both} for all that are left\n"
+    assert capsys.readouterr().out == f"about {mine} for this run, {both} for all remaining runs\n"
     forecast(small, 0.0, 3000, 0.5)
     assert capsys.readouterr().out == f"about {mine} for this run\n"
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: recorded steps, photos on the device, whole commands."""
+"""What only a GPU can show: captured steps, photos on the device, whole commands."""
 
 import io
 import time
@@ -76,11 +76,11 @@ def start(
 
 
 def train(training: Training, after_epoch=lambda: None) -> Training:
-    """Run the training and check that its step was recorded if and only if graphs are on."""
-    keep_rates_on_device(training.optimizer)  # in float32, as in a recorded step
+    """Run the training and check that its step was captured if and only if graphs are on."""
+    keep_rates_on_device(training.optimizer)  # in float32, as in a captured step
     fit(training, train_batches(training.config, GPU), val_batches(PHOTOS, GPU), after_epoch)
-    recorded = getattr(training.step, "recorded", None)
-    assert (recorded is not None) == training.device.graphs
+    captured = getattr(training.step, "captured", None)
+    assert (captured is not None) == training.device.graphs
     return training
 
 
@@ -90,7 +90,7 @@ def weights(model: nn.Module) -> Tensor:
 
 def assert_alike(first: Training, second: Training) -> None:
     """The weights took the same path. A change in the last bit of the rate moves them by 2 % of its
-    length at most, in bfloat16; a rate frozen at its value when recorded moves them by 21 %."""
+    length at most, in bfloat16; a rate frozen at its value when captured moves them by 21 %."""
     moved = (weights(first.model) - weights(network(1))).norm()
     assert moved > 0
     assert (weights(first.model) - weights(second.model)).norm() < 0.05 * moved
@@ -129,7 +129,7 @@ def test_an_epoch_keeps_up_with_its_steps():
     pixels = np.random.default_rng(0).integers(0, 256, (count, 256, 256, 3), np.uint8)
     rows, labels = np.arange(count), np.arange(count) % CLASSES
     batches = TrainBatches(to_device(pixels, GPU), rows, labels, CLASSES, config, GPU)
-    for epoch in (1, 2):  # the step is recorded in the first one
+    for epoch in (1, 2):  # the step is captured in the first one
         speed = train_epoch(training, batches, epoch)["images_per_second"]
     images, truth = next(batches.epoch(1))
     assert training.step
@@ -150,7 +150,7 @@ def test_a_finished_run_leaves_the_gpu_to_the_next():
 
 
 class Reading(nn.Sequential):
-    """A network that cannot be recorded."""
+    """A network that cannot be captured."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = super().forward(images)
@@ -158,7 +158,7 @@ class Reading(nn.Sequential):
 
 
 def test_a_step_that_reads_a_value_back_is_refused_and_runs_eagerly():
-    """In a process of its own: after a failed recording PyTorch is in no usable state."""
+    """In a process of its own: after a failed capture PyTorch is in no usable state."""
     for graphs in (True, False):
         code = f"train(start('none', Device(GPU, graphs={graphs}), model=Reading(network(1))))"
         run = python("-c", f"from tests.test_gpu import *; {code}")

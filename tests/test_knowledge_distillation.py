@@ -81,7 +81,7 @@ def copied(finished, tmp_path) -> tuple[Path, list[str]]:
 
 def test_it_trains_what_is_missing_and_ends_with_teacher_student_and_kd_student(finished):
     _, _, printed = finished
-    trained = re.findall(r"^(\S+): there is no such baseline yet", printed, re.M)
+    trained = re.findall(r"^(\S+): not trained yet", printed, re.M)
     assert trained == [name_of("resnet50"), name_of("resnet18"), name_of("resnet50", 1)]
     assert f"{name_of('resnet18', 1)}: already finished" in printed
     assert "4 of 4  " in printed  # two students for each of two seeds
@@ -121,7 +121,7 @@ def test_a_teacher_of_any_recipe_is_named_by_its_tag(copied):
     train.main([*words, *slow])
     printed = printed_by(tagged)
     assert re.search(r"^### resnet18.slow \(.*lr 0\.0001.*\) teaches resnet18", printed, re.M)
-    assert "there is no such baseline yet" not in printed
+    assert "not trained yet" not in printed
     for seed in (0, 1):
         student = result_of(output, "resnet18-from-resnet18.slow-kd-a0.7-T2", seed)
         teacher = result_of(output, "resnet18-slow", seed)
@@ -196,7 +196,7 @@ def test_a_weak_teacher_and_one_of_another_split_are_warned_of(given, copied):
 def test_a_teacher_or_baseline_replaced_during_a_command_is_never_mixed_in(given, copied):
     (path, words), (output, _) = given, copied
     first, other = (best_of(output, "resnet50", seed) for seed in (0, 1))
-    with pytest.raises(UserError, match=r"best\.pt has changed since it was measured: start again"):
+    with pytest.raises(UserError, match=r"best\.pt has changed since it was evaluated: start"):
         printed_by(words, "device ", lambda: shutil.copy(other, path))
 
     def replace() -> None:
@@ -208,7 +208,7 @@ def test_a_teacher_or_baseline_replaced_during_a_command_is_never_mixed_in(given
     for seed in (0, 1):  # the second student has the same teacher as the first
         student = result_of(output, f"resnet18-from-resnet50.{digest[:8]}-kd-a0.7-T2", seed)
         assert student["teacher"]["digest"] == digest
-    assert "there is no such baseline yet" not in printed
+    assert "not trained yet" not in printed
     assert len(re.findall(r"^\| Test accuracy [^±]* ± [^±]* ± ", printed, re.M)) == 1
 
 

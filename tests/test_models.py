@@ -155,7 +155,7 @@ def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
         ("resnet19", 32, "no such network; `python -m models.factory` lists the names"),
         ("alexnet", 32, "alexnet does not work on images of 32 pixels .*small"),
         ("googlenet", 64, "googlenet does not work on images of 64 pixels .*several outputs"),
-        ("vit_b_16", 40, "vit_b_16: not for images of 40 pixels .*patch size"),
+        ("vit_b_16", 40, "vit_b_16: does not take images of 40 pixels .*patch size"),
         (f"{file}:number", 32, "own.py:number must return a torch.nn.Module, not int"),
         (f"{file}:five", 32, r"own.py:five must return logits \(2, 7\) of 2 images, not .*2, 5"),
         (f"{file}:ends", 32, "own.py:ends: SystemExit: 0"),
@@ -214,7 +214,7 @@ def test_an_invalid_checkpoint_is_refused_in_one_line_and_its_code_is_not_run(tm
     cut = (good[: len(good) * eighth // 8] for eighth in range(8))
     for content in (*whole, *legacy, *cut, compressed.getvalue()):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"a\.pt: cut off, damaged, or not a checkpoint.*$"):
+        with pytest.raises(UserError, match=r"a\.pt: truncated, damaged, or not a checkpoint.*$"):
             load_checkpoint(path)
     assert not (tmp_path / "made").exists()
 

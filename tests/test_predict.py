@@ -126,7 +126,7 @@ def test_a_closed_pipe_ends_the_command(best, photos):
     os.close(end)
     run = command("utils.predict", best, photos / "rain", stdout=pipe)
     os.close(pipe)
-    assert run == (141, [], ["stopped, as nothing reads its output"])
+    assert run == (141, [], ["stopped: nothing reads its output"])
 
 
 @pytest.mark.parametrize("words", ["--top 0", "--top two", "--to 2", "--device cuda"])
@@ -218,7 +218,10 @@ def test_photos_that_were_trained_on_are_not_measured_as_if_they_were_new(best, 
     assert errors == [f"error: {tmp_path}/others has a class 'sun' that the networks do not have"]
     (tmp_path / "others" / "sun").rename(tmp_path / "others" / "snow")
     status, lines, _ = command("utils.evaluate", copy, tmp_path / "others", *where)
-    assert (status, lines[0].split(";")[0]) == (0, "all 2 photos, assuming none was trained on")
+    assert (status, lines[0].split(";")[0]) == (
+        0,
+        "all 2 photos, assuming none was trained on",
+    )
 
 
 @pytest.mark.parametrize("name", ["x.onnx", "x.pt2"])

@@ -64,7 +64,7 @@ def test_streams_may_be_closed_or_replaced(stream, monkeypatch):
 PLACES = {  # where a command runs; its exit statuses there, and how its line on stderr begins
     "{python} -S {words}": ({2}, "error: there is no torch: `source .venv/bin/activate`"),
     "{python} {words} <&- >&- 2>&-": ({0}, ""),
-    "set -o pipefail; {python} {words} | head -1": ({141}, "stopped, as nothing reads its output"),
+    "set -o pipefail; {python} {words} | head -1": ({141}, "stopped: nothing reads its output"),
     "ulimit -n 64; {python} {words}": ({0}, ""),
     "ulimit -v 1000000; {python} {words}": ({2}, "error: "),
     "ulimit -v 4000000; {python} {words}": ({0, 2}, "error: too little memory"),

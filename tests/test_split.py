@@ -185,7 +185,7 @@ def test_copies_are_reported_and_the_seed_is_passed_on():
     how_many, two_labels = describe_duplicates(split, groups)
     assert "3 photos show 1 pictures; photos of one picture are kept in one part" in how_many
     same = "such as 'fog/00.jpg' = 'fog/01.jpg' = 'rain/00.jpg'"
-    assert f"pictures that carry two labels: 1, {same}" in two_labels
+    assert f"pictures that have conflicting labels: 1, {same}" in two_labels
     assert len(describe_duplicates(drawn.with_labels(0.5, 0), groups)) == 2
     given = replace(photos, given=np.array(["train", "test"] * 20))
     across = split_photos(given, groups, 0)

@@ -113,11 +113,11 @@ def test_each_run_has_its_curves_with_one_point_an_epoch(board):
 
 def test_the_table_of_runs_has_the_telling_settings_and_results(board):
     table = board.ask("/plugin/hparams/experiment", request='{"includeMetrics": true}')
-    assert {i["name"] for i in table["hparamInfos"]} == {"arch", "lr", "taught by"}
+    assert {i["name"] for i in table["hparamInfos"]} == {"arch", "lr", "teacher"}
     assert [i["name"]["tag"] for i in table["metricInfos"]] == [*METRICS]
     first, resumed = (board.sessions()[run] for run in ("first", "resumed"))
-    assert first["hparams"] == {"lr": 0.25, "arch": "resnet18", "taught by": "none"}
-    assert resumed["hparams"] == first["hparams"] | {"lr": 0.5, "taught by": "resnet50 kd 0.7 2.0"}
+    assert first["hparams"] == {"lr": 0.25, "arch": "resnet18", "teacher": "none"}
+    assert resumed["hparams"] == first["hparams"] | {"lr": 0.5, "teacher": "resnet50 kd 0.7 2.0"}
     assert resumed["sessions"][0]["status"] == "STATUS_SUCCESS"
     results = {value["name"]["tag"]: value["value"] for value in resumed["metricValues"]}
     assert results == {"test/accuracy": 0.875}

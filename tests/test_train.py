@@ -90,7 +90,7 @@ def test_it_ends_with_the_seven_rows_and_says_where_things_are(finished):
     assert re.findall(r"^(\d of \d)  ", printed, re.M) == ["1 of 2", "2 of 2"]
     assert "tensorboard --logdir=" in printed
     times = [re.sub(r"\d+ s", "T", line) for line in re.findall(r"^about .*$", printed, re.M)]
-    assert times == ["about T for this run, T for all that are left", "about T for this run"]
+    assert times == ["about T for this run, T for all remaining runs", "about T for this run"]
 
 
 def test_a_runs_files_agree_with_each_other_and_with_plain_torchvision(finished, photos):
@@ -185,7 +185,7 @@ def test_results_and_settings_that_are_damaged_or_of_another_run_are_named(copie
     own, others = (output / "results" / NAME.replace("0", n) / "result.json" for n in "01")
     for content in (read_json(others), read_json(own) | {"process": "another"}):
         write_json(own, content)
-        refused([*words, "--resume"], rf"{NAME}/result\.json is of another run: .*--overwrite")
+        refused([*words, "--resume"], rf"{NAME}/result\.json belongs to another run: .*--overwrite")
     path = own.with_name("settings.json")
     path.unlink()
     refused([*words, "--resume"], rf"{NAME}/settings\.json is missing, damaged, .*--overwrite")

@@ -164,7 +164,7 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
     config, device = training.config, training.device
     module, optimizer = training.module, training.optimizer
 
-    # Nothing here may refer to `training`, which holds the recorded step: with a reference cycle,
+    # Nothing here may refer to `training`, which holds the captured step: with a reference cycle,
     # its GPU memory would outlive the run.
     def train_step(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with device.autocast():

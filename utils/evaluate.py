@@ -3,7 +3,7 @@
     python -m utils.evaluate output/checkpoints/TEACHER output/checkpoints/STUDENT student.onnx DATA
 
 DATA is a folder, a CSV or an archive, as for --data. If a network was trained on these photos, only
-its test photos are used; otherwise the test part if they are divided, else all. All is in float32.
+its test photos are used; otherwise the test part if they are split, else all. Runs in float32.
 """
 
 import csv
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     classes, size = abouts[0]["classes"], abouts[0]["image_size"]
     for file, about in zip(files, abouts, strict=True):
         if (about["classes"], about["image_size"]) != (classes, size):
-            raise UserError(f"{file} has other classes or pixels than {files[0]}")
+            raise UserError(f"{file} has other classes or another image size than {files[0]}")
     photos = find_photos(options.data, options.cache / "unpacked")
     if unknown := sorted({*photos.classes} - {*classes}):
         raise UserError(f"{options.data} has a class {unknown[0]!r} that the networks do not have")

@@ -8,12 +8,12 @@ from torch import Tensor
 from config import UserError
 from utils.engine import Step
 
-# Real steps before one is recorded: they create the optimizer's averages and let cuDNN choose.
+# Real steps before one is captured: they create the optimizer's averages and let cuDNN choose.
 WARM_UP = 3
 
 
 def keep_rates_on_device(optimizer: torch.optim.Optimizer) -> None:
-    """Make the learning rates tensors on the device, which a recorded step keeps reading."""
+    """Make the learning rates tensors on the device, which a captured step keeps reading."""
     for group in optimizer.param_groups:
         device = group["params"][0].device
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
@@ -27,31 +27,31 @@ def side_stream() -> torch.cuda.Stream:
 
 
 class GraphedStep:
-    """`step` recorded, then replayed, for batches of one shape; outputs are valid until the next
+    """`step` captured, then replayed, for batches of one shape; outputs are valid until the next
     call. It may use no value of the host but the learning rates, and read none back."""
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer) -> None:
         keep_rates_on_device(optimizer)
         self.step, self.seen = step, 0
-        self.recorded: torch.cuda.CUDAGraph | None = None
+        self.captured: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         self.seen += 1
-        if self.seen <= WARM_UP:  # on another stream, as recording requires
+        if self.seen <= WARM_UP:  # on another stream, as capturing requires
             here, stream = torch.cuda.current_stream(), side_stream()
             stream.wait_stream(here)
             with torch.cuda.stream(stream):
                 outputs = self.step(images, labels)
             here.wait_stream(stream)
             return outputs
-        self.recorded = self.recorded or self.record(images, labels)
+        self.captured = self.captured or self.capture(images, labels)
         self.images.copy_(images)
         self.labels.copy_(labels)
-        self.recorded.replay()
+        self.captured.replay()
         return self.outputs
 
-    def record(self, images: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph:
-        """Record the step, with copies of this batch as its inputs; nothing runs before a replay.
+    def capture(self, images: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph:
+        """Capture the step, with copies of this batch as its inputs; nothing runs before a replay.
         Raises UserError if CUDA refuses, for example because the step reads a value back."""
         self.images, self.labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
@@ -63,7 +63,7 @@ class GraphedStep:
         except RuntimeError as problem:
             cause = problem.__context__ or problem  # a failure inside makes another at the end
             raise UserError(
-                "the training step cannot be recorded as a CUDA graph: --eager trains without\n"
+                "the training step cannot be captured as a CUDA graph: --eager trains without\n"
                 + str(cause).partition("\n")[0]
             ) from problem
         return graph

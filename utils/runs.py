@@ -125,7 +125,7 @@ class Run:
         paths = [self.path("results", f"{name}.json") for name in ("result", "settings")]
         result, settings = map(read_json, paths)
         if (result["run"], result.get("process")) != (self.name, settings.get("process")):
-            raise UserError(f"{paths[0]} is of another run: {self.name} needs --overwrite")
+            raise UserError(f"{paths[0]} belongs to another run: {self.name} needs --overwrite")
         return result
 
     def check_taught_by(self, digest: str) -> None:
@@ -326,7 +326,7 @@ def forecast(run: Run, others: float, seconds: float, left: float) -> None:
     seconds *= 1.1  # for validation: only forward passes, and fewer photos
     text = f"about {duration(seconds * left)} for this run"
     if others:
-        text += f", {duration(seconds * (left + others))} for all that are left"
+        text += f", {duration(seconds * (left + others))} for all remaining runs"
     if run.device.device.type == "cpu" and seconds > 1800 and run.config.image_size > 128:
         text += "; on a CPU, --image-size 64 takes a fraction of that"
     tqdm.write(text)
@@ -364,7 +364,7 @@ def check_owner(run: Run) -> None:
     """Raise UserError if another process has started this run since this process did."""
     settings = read_json(run.path("results", "settings.json"))
     if settings["process"] != PROCESS["process"]:
-        raise UserError(f"{run.name}: another process has started it, too; this one stops")
+        raise UserError(f"{run.name}: another process is training it, too; this one stops")
 
 
 def load_finished(run: Run) -> Result:

@@ -41,7 +41,7 @@ def run_script(
     except UserError as problem:
         status, says = 2, f"error: {shown(problem)}"
     except BrokenPipeError:  # as after `| head -1`
-        status, says = 141, f"stopped, as nothing reads its output{hint}"
+        status, says = 141, f"stopped: nothing reads its output{hint}"
     except OSError as problem:  # a full disk, a folder that may not be written, too many files
         what = f"{problem.filename}: " if problem.filename else ""
         status, says = 2, f"error: {shown(f'{what}{problem.strerror or problem}')}{hint}"

@@ -70,7 +70,7 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
         if found := teacher.best if teacher and teacher.finished else path:
             digest = inspect(found, student.kd, student.config.image_size)["digest"]
             if teacher and digest != teacher.result()["digest"]:
-                raise UserError(f"{found} is not of its run: train that again by train.py")
+                raise UserError(f"{found} does not belong to its run: retrain it with train.py")
             if not student.config.overwrite:
                 student.check_taught_by(digest)
         if path:
@@ -105,7 +105,7 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
     model, description = load(path, student.kd, student.config.image_size)
     if weights_digest(model) != expected:
         hint = "start again or, if that does not help, train the teacher again"
-        raise UserError(f"{path} has changed since it was measured: {hint}")
+        raise UserError(f"{path} has changed since it was evaluated: {hint}")
     model = channels_last(model, student.device.device)
     about = {
         "run": path.resolve().parent.name,

@@ -35,7 +35,7 @@ class Tracker(ExitStack):
             self.files[part] = self.enter_context(path.open("xb"))
         how = (settings.get(name) for name in ("teacher", "method", "alpha", "temperature"))
         columns = {name: settings.get(name) for name in ("arch", "epochs", "lr")}
-        columns["taught by"] = " ".join(str(part) for part in how if part is not None) or "none"
+        columns["teacher"] = " ".join(str(part) for part in how if part is not None) or "none"
         *start, self.session_end = summary.hparams(columns, dict.fromkeys(METRICS))
         code = "\n".join(f"    {name}: {value!r}" for name, value in settings.items())
         text = summary.text("settings", code)  # to Markdown, what is indented is code
