@@ -10,6 +10,7 @@ import posixpath
 import re
 import tarfile
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -62,9 +63,9 @@ def find_given_split(root: Path, names: list[str], files: list[str]) -> Photos |
     return parts
 
 
-def part_of(name: str) -> str:
+def part_of(name: str, find: Callable[[str], re.Match[str] | None] = PART.search) -> str:
     """The part that a folder name stands for: "train" for `seg_train`; "" for any other name."""
-    found = PART.search(re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    found = find(re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
     return MEANT.get(found[1], found[1]) if found else ""
 
 
@@ -73,14 +74,15 @@ def _of_parts(root: Path, names: list[str]) -> Photos | None:
     folders; others have the same classes or, if they have none, are left out. None for any other
     folders. Raises UserError if it is not clear which is which, or training lacks a class."""
     inside: dict[str, dict[str, str]] = {}  # of each folder, its class folders by their paths
-    for name in names:
+    known = list[str]()  # classes, which may have sub-folders
+    for name in sorted(names, key=lambda name: part_of(name) != "train"):
         folder = Path(name)
-        while (
-            len(inner := next(walk(root / folder))[1]) == 1
-            and next(walk(root / folder / inner[0]))[1]
-        ):
+        while len(inner := next(walk(root / folder))[1]) == 1 and inner[0] not in known:
+            if not next(walk(root / folder / inner[0]))[1]:
+                break
             folder /= inner[0]
         inside[name] = {(folder / one).as_posix(): one for one in inner}
+        known = known or inner
     training = [name for name in names if part_of(name) == "train" and len(inside[name]) > 1]
     if not training or len(names) < 2:
         return None
@@ -110,19 +112,23 @@ def _of_parts(root: Path, names: list[str]) -> Photos | None:
 def of_classes(root: Path, folders: dict[str, str]) -> Photos:
     """Photos of a class for each of `folders`, by their paths below the root."""
     classes = sorted(set(folders.values()))
-    found: list[tuple[str, int]] = []
+    found, folders_in = list[tuple[str, int]](), list[set[str]]()
     for folder, name in folders.items():
         photos = [(path, classes.index(name)) for path in photos_below(root, folder)]
         if not photos:
-            raise UserError(f"no photo (*.jpg, *.png, ...) in class folder {str(root / folder)!r}")
+            what = f"no photo (*.jpg, *.png, ...) in class folder {str(root / folder)!r}"
+            raise UserError(f"{what}: delete or move it if it is no class")
         below = [path[len(folder) + 1 :].split("/") for path, _ in photos]
         inside = {first for first, *more in below if more}
         if "train" in map(part_of, inside) and len(inside) > 1 and all(map(part_of, inside)):
             what = f"{str(root / folder)!r} is split into {', '.join(sorted(inside))}"
             raise UserError(f"{what}; {LAYOUTS}")
         found += photos
+        folders_in.append(inside)
     paths, labels = zip(*sorted(found), strict=True)
-    return Photos(root, tuple(classes), paths, np.array(labels, np.int64))
+    same = ", ".join(sorted(set.intersection(*folders_in)))
+    note = f"each class has the folders {same}: if those are the classes, list the photos in a CSV"
+    return Photos(root, (*classes,), paths, np.array(labels), None, (note,) * ("," in same))
 
 
 def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, str]]]:
@@ -137,7 +143,7 @@ def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, st
             row = next(csv.reader([head], delimiter=mark), [])
             names[mark] = [name.strip().lower() for name in row]
         mark = max(names, key=lambda mark: len({"path", "class"} & {*names[mark]}))
-        rows = csv.DictReader(file, names[mark], restval="", delimiter=mark, strict=True)
+        rows = csv.DictReader(file, names[mark], "\0", "", delimiter=mark, strict=True)
         return names[mark], [r for r in rows if any(r[n] for n in names[mark])] if whole else []
 
 
@@ -154,13 +160,16 @@ def of_table(table: Path) -> Photos:
         columns, rows = _read(table)
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{str(table)!r} cannot be read as a table: {error}") from error
-    if not {"path", "class"} <= {*columns}:
+    if [*map(columns.count, ("path", "class", "split"))] not in ([1, 1, 0], [1, 1, 1]):
         found = f"has the columns {', '.join(columns)}" if columns else "is empty"
-        raise UserError(f"{str(table)!r} {found}: the columns path and class are needed")
+        raise UserError(f"{str(table)!r} {found}: the columns path and class are needed, once")
     for row in rows:
         row["class"] = row["class"].strip()
         if not row["path"] or not row["class"] or "\0" in row["path"]:
             raise UserError(f"{str(table)!r}: no path or no class in the line {str(row)[:100]}")
+        if any(row.get("\0", "")):
+            what = f"more cells than columns in the line {str(row)[:100]}"
+            raise UserError(f"{str(table)!r}: {what}; quote a cell that contains a comma")
         row["path"] = posixpath.normpath(row["path"])
     rows = sorted(rows, key=itemgetter("path"))
     for row, after in pairwise(rows):
@@ -171,14 +180,14 @@ def of_table(table: Path) -> Photos:
         raise UserError(f"{str(table)!r}: at least two classes are needed, {len(classes)} found")
     if not any(os.path.exists(table.parent / row["path"]) for row in rows):
         what = f"none of its {len(rows):,} files exists, such as {rows[0]['path']!r}"
-        raise UserError(f"{str(table)!r}: {what}: paths start from the folder of the CSV")
+        raise UserError(f"{str(table)!r}: {what}: paths start from the folder of the CSV, with /")
     others = ", ".join(name for name in columns if name not in ("path", "class", "split"))
     hint = "" if "split" in columns else " (one called split would be)"
     notes = (f"columns of {table.name} that are not used{hint}: {others}",) if others else ()
     given = None
     if "split" in columns:
-        texts = [row["split"].strip().lower() for row in rows]
-        given = np.array([part_of(text) or text for text in texts])
+        texts = [re.sub("(?<=[a-z])[ _-]", "", row["split"].strip().lower()) for row in rows]
+        given = np.array([part_of(text, PART.fullmatch) or text for text in texts])
         folds = {str(number) for number in range(len(set(texts)))}
         wrong = sorted({*given.tolist()} - {*PARTS, UNLABELLED})
         if wrong and {*texts} != folds:
@@ -191,7 +200,7 @@ def of_table(table: Path) -> Photos:
 
 def unpack(archive: Path, into: Path) -> Path:
     """Unpack a zip or tar (.gz, .bz2, .xz) archive into a new folder under into, and return it; the
-    same one (path, size, mtime) once, and again if unpacked files have changed. Returns a folder as
+    same one (path, size, times) once, and again if unpacked files have changed. Returns a folder as
     it is. Raises UserError if it is no archive, encrypted or broken, leads out of the folder, has a
     device, symbolic link or name twice, or is far larger than packed, and if the disk is full."""
     if os.path.isdir(archive):
@@ -200,7 +209,8 @@ def unpack(archive: Path, into: Path) -> Path:
         raise UserError(f"{str(archive)!r} does not exist, or is neither a folder nor an archive")
     try:
         status = archive.stat()
-        key = ascii((str(archive.resolve()), status.st_size, status.st_mtime_ns)).encode()
+        times = status.st_mtime_ns, status.st_ctime_ns, status.st_ino  # cp -p keeps the first
+        key = ascii((str(archive.resolve()), status.st_size, times)).encode()
         name = f"{archive.name.split('.')[0][:40]}-{hashlib.sha256(key).hexdigest()[:12]}"
         return build_once(into / name, lambda folder: _extract(archive, folder))
     except Exception as error:  # the decoders raise errors of many kinds on data that are broken

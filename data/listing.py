@@ -58,7 +58,8 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     note = f"photos beside the class folders are left out: {len(beside)}, such as "
     notes = [f"{note}{name!r}" for name in beside[:1]]
     notes += [f"{name!r} is a class here, not a part of a split" for name in names if part_of(name)]
-    return replace(photos, notes=tuple(notes))
+    notes += [f"{n} is not used: it lacks columns path, class" for n in files if n.endswith(".csv")]
+    return replace(photos, notes=(*notes, *photos.notes))
 
 
 def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

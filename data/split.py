@@ -39,8 +39,7 @@ class Split:
     @cached_property
     def held_out(self) -> str:
         """As `hash`, of the validation and test photos alone: the same for few and all labels."""
-        lines = self.manifest.splitlines()
-        kept = [line for line in lines if line.endswith((b",val", b",test"))]
+        kept = [x for x in self.manifest.splitlines() if x.endswith((b",val", b",test"))]
         return hashlib.sha256(b"\n".join(kept)).hexdigest()[:16]
 
     def indices(self, part: str) -> np.ndarray:

@@ -15,7 +15,6 @@ from config import LARGEST, SMALLEST, UserError, network_name
 from data.files import atomic_write, lacks_memory, open_regular
 from models.factory import create_model, names, source_digest
 
-MOST_CLASSES = 100_000  # that a file may claim
 FORMAT = 5  # raised whenever a reader of older files would misread newer ones
 
 
@@ -78,7 +77,7 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
             "photos": str(),
             "recipe": dict(recipe),
         }:
-            fits = SMALLEST <= side <= LARGEST and len(classes) <= MOST_CLASSES
+            fits = SMALLEST <= side <= LARGEST and len(classes) <= 100_000
             fits &= "." in arch or arch in names()
             fits &= all(isinstance(name, str) for name in (*classes, *recipe))
             fits &= all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True))

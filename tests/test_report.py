@@ -41,7 +41,8 @@ def result(model: str = "resnet18", seed: int = 0, wrong: Any = (), **more: Any)
 
 def student_of(alone: Made, wrong: Any, **how: Any) -> Made:
     """The KD student compared with a baseline; its teacher gets half of the photos right."""
-    made: Made = copy.deepcopy(kept()["weather-64px-resnet18-from-densenet169-kd-a0.7-T2-seed0"])
+    name = "weather-64px-resnet18-from-resnet50.60epochs-kd-a0.7-T2-seed0"
+    made: Made = copy.deepcopy(kept()[name])
     made["distillation"] |= {"baseline": alone["run"], **how}
     half = result("resnet50", alone["seed"], range(5))
     made["teacher"] |= {key: half[key] for key in ("run", "digest", "val", "test", "recipe")}

@@ -89,7 +89,8 @@ def test_it_ends_with_the_seven_rows_and_says_where_things_are(finished):
     assert len(re.findall(r"^epoch +\d/2 ", printed, re.M)) == 4
     assert re.findall(r"^(\d of \d)  ", printed, re.M) == ["1 of 2", "2 of 2"]
     assert "tensorboard --logdir=" in printed
-    times = [re.sub(r"\d+ s", "T", line) for line in re.findall(r"^about .*$", printed, re.M)]
+    lines = re.findall(r"^about .*$", printed, re.M)
+    times = [re.sub(r"\d:\d\d:\d\d", "T", line) for line in lines]
     assert times == ["about T for this run, T for all remaining runs", "about T for this run"]
 
 

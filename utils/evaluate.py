@@ -120,9 +120,8 @@ def select_photos(
         others = any(about["photos"] != decoded.digest for about in abouts)
         unsure = ", assuming the other networks were not trained on them" * others
         return places, f"{len(places):,} test photos of split {split}{unsure}"
-    if photos.given is not None and "test" in photos.given:
-        places = np.flatnonzero(photos.given == "test")
-        return places, f"{len(places):,} photos, the given test part"
+    if len(places := np.flatnonzero(photos.given == "test")):
+        return places, f"{len(places):,} photos, the given test part, assuming none was trained on"
     return np.arange(len(photos)), f"all {len(photos):,} photos, assuming none was trained on"
 
 

@@ -69,8 +69,7 @@ def photos_at(given: Iterable[str]) -> Iterator[str]:
     """Paths of photos: as given, in given folders (sorted, without hidden ones), or from stdin."""
     for name in given:
         if name == "-":
-            lines = sys.stdin.buffer if sys.stdin else ()
-            yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in lines)
+            yield from (os.fsdecode(x.rstrip(b"\r\n")) for x in getattr(sys.stdin, "buffer", ()))
         elif os.path.isdir(name):
             inside = [os.path.join(name, path) for path in photos_below(Path(name), ".")]
             yield from inside or [name]

@@ -22,7 +22,7 @@ from utils.tables import Result, aligned, cell, escaped, grouped, points, settin
 COLUMNS = ("settings", "val/accuracy", "test/accuracy", "test/loss", "parameters", "seconds")
 COMPARISON_NOTE = """\
 KD − baseline, KD − teacher: points of test accuracy over the run of the same fold and seed, with
-95 % intervals: over folds, else seeds and photos, or photos. Agreement: with the teacher, on test photos.
+95 % intervals: over folds, else seeds and photos, or photos. Agreement: with the teacher, on test.
 A KD student's final training loss has other terms and cannot be compared with the others.
 """
 

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -180,6 +181,8 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
         if same and about.get("held_out") != run.data.split.held_out:
             why = "was trained on another split of these photos and may have seen test photos of"
             raise UserError(f"--weights {config.weights} {why} {run.name}")
+    if about.get("photos") not in (None, runs[0].data.decoded.digest):
+        print("NOTE     --weights are of other photos, which may include these test photos\n")
     return runs
 
 
@@ -324,19 +327,8 @@ def forecast(run: Run, others: float, seconds: float, left: float) -> None:
     """Print the time left for this run and for all runs. `seconds` is for all steps of this run,
     `left` is the share still to do, `others` the other unfinished runs' `work` relative to it."""
     seconds *= 1.1  # for validation: only forward passes, and fewer photos
-    text = f"about {duration(seconds * left)} for this run"
-    if others:
-        text += f", {duration(seconds * (left + others))} for all remaining runs"
-    if run.device.device.type == "cpu" and seconds > 1800 and run.config.image_size > 128:
-        text += "; on a CPU, --image-size 64 takes a fraction of that"
-    tqdm.write(text)
-
-
-def duration(seconds: float) -> str:
-    """In the unit that a person would use: 45 s, 12 min or 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    this, every = (timedelta(seconds=round(seconds * share)) for share in (left, left + others))
+    tqdm.write(f"about {this} for this run" + f", {every} for all remaining runs" * bool(others))
 
 
 def resume(run: Run, training: Training, header: dict[str, Any]) -> None:

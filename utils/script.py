@@ -89,15 +89,13 @@ def describe(runs: Sequence["Run"]) -> None:
         left_out = f"{copies:,} copies of val and test photos are left out"
         print(f"NOTE     {len(rows):,} unlabelled photos, used only for distillation; {left_out}")
     if config.data == "sample":
-        print("NOTE     synthetic weather: these numbers show that the code works, nothing else;")
-        print("         --data FOLDER uses yours, docs/usage.md says where to get some")
+        print("NOTE     synthetic photos, which say nothing about real ones: give --data FOLDER")
     if unreadable:
         print(f"WARNING  {len(unreadable)} files cannot be read; unreadable.csv of a run has all:")
         for path, reason in unreadable[:5]:
             print(f"         {path!r}: {reason}")
     looks = [normalize("NFKC", name).casefold() for name in photos.classes]
-    if len(looks) > len(set(looks)):
-        alike = [ascii(photos.classes[i]) for i, look in enumerate(looks) if looks.count(look) > 1]
+    if alike := [ascii(n) for i, n in enumerate(photos.classes) if looks.count(looks[i]) > 1]:
         print(f"WARNING  classes that look the same: {', '.join(alike)}")
     for note in describe_duplicates(data.split, data.groups):
         print(f"         {note}")
