@@ -116,8 +116,7 @@ def of_classes(root: Path, folders: dict[str, str]) -> Photos:
     for folder, name in folders.items():
         photos = [(path, classes.index(name)) for path in photos_below(root, folder)]
         if not photos:
-            what = f"no photo (*.jpg, *.png, ...) in class folder {str(root / folder)!r}"
-            raise UserError(f"{what}: delete or move it if it is no class")
+            raise UserError(f"no photo (*.jpg, *.png, ...) in class folder {str(root / folder)!r}")
         below = [path[len(folder) + 1 :].split("/") for path, _ in photos]
         inside = {first for first, *more in below if more}
         if "train" in map(part_of, inside) and len(inside) > 1 and all(map(part_of, inside)):
@@ -126,9 +125,9 @@ def of_classes(root: Path, folders: dict[str, str]) -> Photos:
         found += photos
         folders_in.append(inside)
     paths, labels = zip(*sorted(found), strict=True)
-    same = ", ".join(sorted(set.intersection(*folders_in)))
-    note = f"each class has the folders {same}: if those are the classes, list the photos in a CSV"
-    return Photos(root, (*classes,), paths, np.array(labels), None, (note,) * ("," in same))
+    same = sorted(set.intersection(*folders_in))
+    note = f"each class has the folders {', '.join(same)}: if those are the classes, use a CSV"
+    return Photos(root, (*classes,), paths, np.array(labels), None, (note,) * (len(same) > 1))
 
 
 def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, str]]]:
@@ -162,14 +161,13 @@ def of_table(table: Path) -> Photos:
         raise UserError(f"{str(table)!r} cannot be read as a table: {error}") from error
     if [*map(columns.count, ("path", "class", "split"))] not in ([1, 1, 0], [1, 1, 1]):
         found = f"has the columns {', '.join(columns)}" if columns else "is empty"
-        raise UserError(f"{str(table)!r} {found}: the columns path and class are needed, once")
+        raise UserError(f"{str(table)!r} {found}: the columns path and class are needed, each once")
     for row in rows:
         row["class"] = row["class"].strip()
         if not row["path"] or not row["class"] or "\0" in row["path"]:
             raise UserError(f"{str(table)!r}: no path or no class in the line {str(row)[:100]}")
-        if any(row.get("\0", "")):
-            what = f"more cells than columns in the line {str(row)[:100]}"
-            raise UserError(f"{str(table)!r}: {what}; quote a cell that contains a comma")
+        if any(map(str.strip, row.get("\0", ""))):
+            raise UserError(f"{str(table)!r}: too many cells for {row['path']!r}; quote any comma")
         row["path"] = posixpath.normpath(row["path"])
     rows = sorted(rows, key=itemgetter("path"))
     for row, after in pairwise(rows):
@@ -181,7 +179,7 @@ def of_table(table: Path) -> Photos:
     if not any(os.path.exists(table.parent / row["path"]) for row in rows):
         what = f"none of its {len(rows):,} files exists, such as {rows[0]['path']!r}"
         raise UserError(f"{str(table)!r}: {what}: paths start from the folder of the CSV, with /")
-    others = ", ".join(name for name in columns if name not in ("path", "class", "split"))
+    others = ", ".join(name for name in columns if name not in ("", "path", "class", "split"))
     hint = "" if "split" in columns else " (one called split would be)"
     notes = (f"columns of {table.name} that are not used{hint}: {others}",) if others else ()
     given = None
@@ -189,7 +187,8 @@ def of_table(table: Path) -> Photos:
         texts = [re.sub("(?<=[a-z])[ _-]", "", row["split"].strip().lower()) for row in rows]
         given = np.array([part_of(text, PART.fullmatch) or text for text in texts])
         folds = {str(number) for number in range(len(set(texts)))}
-        wrong = sorted({*given.tolist()} - {*PARTS, UNLABELLED})
+        known = np.isin(given, (*PARTS, UNLABELLED))
+        wrong = sorted({row["split"] for row, fits in zip(rows, known, strict=True) if not fits})
         if wrong and {*texts} != folds:
             may = "it may have train, val and test, or the numbers of folds, from 0"
             raise UserError(f"{str(table)!r}: its column split has {wrong[0]!r}; {may}")

@@ -48,7 +48,7 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
         if photos := find_given_split(root, names, files):
             return photos
         _, deeper, inside = next(walk(root / names[0])) if len(names) == 1 else ("", [], [])
-        if not deeper and not any(name.lower().endswith(".csv") for name in inside):
+        if not deeper and not (inside and find_given_split(root / names[0], [], inside)):
             break
         root /= names[0]
     if len(names) < 2:
@@ -58,7 +58,7 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     note = f"photos beside the class folders are left out: {len(beside)}, such as "
     notes = [f"{note}{name!r}" for name in beside[:1]]
     notes += [f"{name!r} is a class here, not a part of a split" for name in names if part_of(name)]
-    notes += [f"{n} is not used: it lacks columns path, class" for n in files if n.endswith(".csv")]
+    notes += [f"{n} is not used as a list of photos" for n in files if n.lower().endswith(".csv")]
     return replace(photos, notes=(*notes, *photos.notes))
 
 

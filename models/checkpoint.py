@@ -15,7 +15,7 @@ from config import LARGEST, SMALLEST, UserError, network_name
 from data.files import atomic_write, lacks_memory, open_regular
 from models.factory import create_model, names, source_digest
 
-FORMAT = 5  # raised whenever a reader of older files would misread newer ones
+FORMAT = 6  # raised whenever a reader of older files would misread newer ones
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -182,7 +182,7 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
             why = "was trained on another split of these photos and may have seen test photos of"
             raise UserError(f"--weights {config.weights} {why} {run.name}")
     if about.get("photos") not in (None, runs[0].data.decoded.digest):
-        print("NOTE     --weights are of other photos, which may include these test photos\n")
+        print("NOTE     --weights was trained on other photos, perhaps on these test photos\n")
     return runs
 
 

@@ -97,6 +97,8 @@ def check_teacher(path: Path, student: Run) -> None:
             "Train one on this split with train.py or, to use a --teacher-checkpoint from another "
             "split anyway, give --allow-other-split: the tables will carry a warning"
         )
+    if has["split"] not in ("", wanted["split"]) and not of_other_split(has, student):
+        print(f"NOTE     {path}: this teacher was trained on other labels of this split\n")
 
 
 def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
