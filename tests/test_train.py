@@ -208,7 +208,7 @@ def test_a_run_that_another_process_uses_or_trains_is_left_to_it(shared, how, co
         other.communicate("\n")
 
 
-@pytest.mark.parametrize("says", ["missing", "another process has started it"])
+@pytest.mark.parametrize("says", ["missing", "another process is training it"])
 def test_a_run_whose_folder_is_taken_ends_without_a_result(says, photos, tmp_path, monkeypatch):
     """As where somebody deletes it, and on a disk without locks, where two train the same run."""
     results = tmp_path / "output" / "results" / NAME
