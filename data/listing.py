@@ -48,7 +48,9 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
         if photos := find_given_split(root, names, files):
             return photos
         _, deeper, inside = next(walk(root / names[0])) if len(names) == 1 else ("", [], [])
-        if not deeper and not (inside and find_given_split(root / names[0], [], inside)):
+        if not deeper and inside and (photos := find_given_split(root / names[0], [], inside)):
+            return photos
+        if not deeper:
             break
         root /= names[0]
     if len(names) < 2:

@@ -129,6 +129,13 @@ def test_a_closed_pipe_ends_the_command(best, photos):
     assert run == (141, [], ["stopped: nothing reads its output"])
 
 
+@pytest.mark.parametrize("name", ["cut.pt", "missing.pt", "."])
+def test_an_unusable_checkpoint_is_one_line(name, best, tmp_path):
+    (tmp_path / "cut.pt").write_bytes(best.read_bytes()[:10_000])
+    with pytest.raises(UserError, match=f"^{tmp_path}.*$"):
+        main([str(tmp_path / name), "no/photo/here.jpg"])
+
+
 @pytest.mark.parametrize("words", ["--top 0", "--top two", "--to 2", "--device cuda"])
 def test_wrong_flags_are_refused(words):
     with pytest.raises(UserError, match=words.split()[0]):
@@ -218,10 +225,7 @@ def test_photos_that_were_trained_on_are_not_measured_as_if_they_were_new(best, 
     assert errors == [f"error: {tmp_path}/others has a class 'sun' that the networks do not have"]
     (tmp_path / "others" / "sun").rename(tmp_path / "others" / "snow")
     status, lines, _ = command("utils.evaluate", copy, tmp_path / "others", *where)
-    assert (status, lines[0].split(";")[0]) == (
-        0,
-        "all 2 photos, assuming none was trained on",
-    )
+    assert (status, lines[0].split(";")[0]) == (0, "all 2 photos, assuming none was trained on")
 
 
 @pytest.mark.parametrize("name", ["x.onnx", "x.pt2"])

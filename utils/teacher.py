@@ -90,14 +90,14 @@ def check_teacher(path: Path, student: Run) -> None:
         if has[name] != wanted[name]:
             what = f"this teacher has {name} {has[name]}, the student {wanted[name]}"
             raise UserError(f"{path}: {what}; train one on these photos and at this --image-size")
-    if of_other_split(has, student) and not student.kd.allow_other_split:
+    if (elsewhere := of_other_split(has, student)) and not student.kd.allow_other_split:
         raise UserError(
             f"{path}: this teacher was trained on another split or on other photos of the same "
             "names: it may have seen the student's test photos.\n"
             "Train one on this split with train.py or, to use a --teacher-checkpoint from another "
             "split anyway, give --allow-other-split: the tables will carry a warning"
         )
-    if has["split"] not in ("", wanted["split"]) and not of_other_split(has, student):
+    if not elsewhere and has["split"] != wanted["split"]:
         print(f"NOTE     {path}: this teacher was trained on other labels of this split\n")
 
 
