@@ -312,9 +312,7 @@ def _kd_configs(
     """The student's network and a KDConfig for each combination; their flags leave `given`."""
     reverse = given.pop("reverse", False)
     if reverse and {"teacher", "student", "teacher_checkpoint"} & given.keys():
-        raise UserError(
-            "--reverse swaps the experiment's two models: omit it and give --teacher and --student"
-        )
+        raise UserError("--reverse excludes --teacher, --student and --teacher-checkpoint: omit it")
     if {"teacher_tag", "teacher_checkpoint"} <= given.keys():
         raise UserError("--teacher-tag and --teacher-checkpoint exclude each other: give one")
     if "allow_other_split" in given and "teacher_checkpoint" not in given:

@@ -13,7 +13,6 @@ from config import Config
 # Of ImageNet, as its weights expect; also used from scratch.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-EVAL_BATCH = 128
 TRIES = 10  # to draw a crop that fits, as in torchvision
 
 
@@ -21,6 +20,11 @@ def cached_side(image_size: int) -> int:
     """The resolution to decode to for networks that see `image_size` pixels: 256 for the usual 224,
     and twice the size of small images, so that a crop shows detail and not just larger pixels."""
     return max(round(image_size * 8 / 7), min(2 * image_size, 256))
+
+
+def eval_batch(side: int) -> int:
+    """How many photos of `side` decoded pixels to evaluate at a time: 128, fewer of large ones."""
+    return max(1, min(128, 128 * 256**2 // side**2))
 
 
 def to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
@@ -179,8 +183,8 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images (B, 3, size, size) float32 and labels (B,) int64."""
-        labels = self.labels.split(EVAL_BATCH)
-        for rows, truth in zip(self.rows.split(EVAL_BATCH), labels, strict=True):
+        count = eval_batch(self.pixels.shape[1])
+        for rows, truth in zip(self.rows.split(count), self.labels.split(count), strict=True):
             photos = gather(self.pixels, rows, self.device)
             yield whole_images(photos, self.size, self.normalise), truth
 

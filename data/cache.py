@@ -69,9 +69,7 @@ def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:
     if photos.given is not None:  # without its photos, a part would be drawn from the others
         named["part"] = photos.given.tolist()
     for kind, names in named.items():
-        for name in sorted({*names} - {names[row] for row in decoded.rows}):
-            if (kind, name) == ("part", UNLABELLED):
-                continue  # never drawn
+        for name in sorted({*names} - {names[row] for row in decoded.rows} - {UNLABELLED}):
             path = photos.paths[names.index(name)]
             what = f"no photo can be read, the first is {path!r} ({dict(decoded.unreadable)[path]})"
             raise UserError(f"{kind} {name!r}: {what}")

@@ -1,7 +1,7 @@
 """From settings to photos on the device, split into train, val and test."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -74,6 +74,8 @@ def load_datasets(
 
         photos = with_unlabelled(photos, config.kd.unlabelled, config.cache / "unpacked")
     decoded = decode_photos(photos, cached_side(config.image_size), config.cache)
+    if config.duplicates == "off":  # nor are unlabelled photos taken for copies
+        decoded = replace(decoded, together=np.arange(len(decoded.together)))
     pixels = to_device(decoded.pixels, device)
     apart = np.arange(len(decoded.photos))
     groups = {"near": decoded.groups, "exact": decoded.equal, "off": apart}[config.duplicates]

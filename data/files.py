@@ -170,10 +170,8 @@ def read_json(path: Path) -> dict[str, Any]:
             content = dict(json.loads(file.read(1 << 28)))
         if content.pop("sum", "") == _checksum(path, content):
             return content
-    raise UserError(
-        f"{path} is missing, damaged, edited or of another version: train its run again with "
-        "--overwrite (baselines and teachers by train.py)"
-    )
+    hint = "train its run again with --overwrite (baselines and teachers by train.py)"
+    raise UserError(f"{path} is missing, damaged, edited or of another version: {hint}")
 
 
 def _checksum(path: Path, content: dict[str, Any]) -> str:

@@ -215,10 +215,9 @@ def unpack(archive: Path, into: Path) -> Path:
     except Exception as error:  # the decoders raise errors of many kinds on data that are broken
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise UserError(f"{str(into)!r}: {error.strerror}; {FREE_SPACE}") from error
-        raise UserError(
-            f"{str(archive)!r} cannot be unpacked as tar or zip ({one_line(error, 1000)}): "
-            "get it again, or unpack it by hand and give the folder"
-        ) from error
+        what = f"{str(archive)!r} cannot be unpacked as tar or zip ({one_line(error, 1000)})"
+        hint = "get it again, or unpack it by hand and give the folder"
+        raise UserError(f"{what}: {hint}") from error
 
 
 def _extract(archive: Path, folder: Path) -> None:

@@ -166,11 +166,9 @@ def make_split(
     own, photos = np.count_nonzero(held[:, label]), held[:, label].sum()
     fewer = ", or give fewer --folds" if len(fractions) > len(PARTS) else ""
     fewer += "; --duplicates exact or off may split shots of one scene" if photos > own else ""
-    raise UserError(
-        f"class {classes[label]!r} has too few photos: {own} different ones ({photos} with "
-        f"duplicates); {len(fractions)} are needed that are not duplicates of other classes' "
-        f"photos, one for each part of the split{fewer}"
-    )
+    has = f"has too few photos: {own} different ones ({photos} with duplicates)"
+    needs = f"{len(fractions)} are needed that no other class shares, one for each part{fewer}"
+    raise UserError(f"class {classes[label]!r} {has}; {needs}")
 
 
 def _deal(held: np.ndarray, fractions: Sequence[float], rng: np.random.Generator) -> np.ndarray:

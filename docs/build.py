@@ -66,7 +66,9 @@ def keep(output: Path) -> int:
         result["val"].pop("confusion", None)
     files: dict[str, list[str]] = {}  # of less than a megabyte each
     for _, run in sorted((kept() | {result["run"]: result for result in found}).items()):
-        name = f"{run['photos']['image_size']}px{'-folds' if run['photos']['folds'] else ''}.jsonl"
+        of = run["photos"]
+        kind = "labels" if of.get("labels_per_class") else "folds" if of["folds"] else "seeds"
+        name = f"{of['image_size']}px-{kind}.jsonl"
         files.setdefault(name, []).append(json.dumps(run, separators=(",", ":")) + "\n")
     for name, lines in files.items():
         atomic_write(RESULTS / name, "".join(lines))
@@ -160,7 +162,7 @@ def draw_confusions(path: Path, columns: Columns) -> None:
         axes.set_xticks(range(len(counts)), classes, rotation=60, ha="right", fontsize=8)
         axes.set_yticks(range(len(counts)), classes, fontsize=8)
         title = f"{name}: {np.trace(counts) / counts.sum():.1%}"
-        axes.set(title=title, xlabel="predicted", ylabel="true")
+        axes.set(title=title, xlabel="predicted", ylabel="true, % of each row")
     figure.savefig(path)
 
 
@@ -174,7 +176,7 @@ def draw_accuracies(path: Path, rows: Rows) -> None:
         axes.annotate(f"{mean:.1f}", (mean, place), (0, 6), textcoords="offset points", ha="center")
     axes.set_yticks(range(len(rows)), [title for title, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.8)
-    axes.set_xlabel("test accuracy of ResNet18, %, with 95 % intervals; orange: with a teacher")
+    axes.set_xlabel("test accuracy, %, with 95 % intervals; orange: with a teacher")
     figure.savefig(path)
 
 

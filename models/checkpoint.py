@@ -52,10 +52,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as problem:  # torch can raise anything on a file that it did not write
         if isinstance(problem, OSError) or lacks_memory(problem):
             raise
-        raise UserError(
-            f"{path}: truncated, damaged, or not a checkpoint of this version of train.py or "
-            "knowledge_distillation.py; use another copy, or train it again"
-        ) from problem
+        why = "truncated, damaged, or not a checkpoint of this version of the scripts"
+        raise UserError(f"{path}: {why}; use another copy, or train it again") from problem
     return dict(content)
 
 

@@ -90,6 +90,8 @@ def check_network(
     if not all(isinstance(v, torch.Tensor) for v in values) or logits.shape != (2, classes):
         found = getattr(logits, "shape", type(logits).__name__)
         raise UserError(f"{network} must return logits (2, {classes}) of 2 images, not {found}")
+    if wrong := [name for name, v in model.state_dict().items() if not v.isfinite().all()]:
+        raise UserError(f"{network}: {wrong[0]} is not finite: register it with persistent=False")
 
 
 @cache

@@ -69,10 +69,9 @@ def feature_layers(network: str, image_size: int, strides: Sequence[int]) -> lis
     found = _layers(network, image_size) if strides else {}
     for stride in strides:
         if stride not in found:
-            raise UserError(
-                f"{network} has no feature maps of stride {stride} at {image_size} px (it has: "
-                f"{', '.join(map(str, found)) or 'none'}): use a logits-based method, such as kd"
-            )
+            what = f"{network} has no feature maps of stride {stride} at {image_size} px"
+            has = ", ".join(map(str, found)) or "none"
+            raise UserError(f"{what} (it has: {has}): use a logits-based method, such as kd")
     return [found[stride] for stride in strides]
 
 

@@ -26,10 +26,8 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
     last, heads = [*own][-1].rpartition(".")[0], {k.rpartition(".")[0] for k in rows}
     wrong = {k for k in others if not k.startswith(f"{last}.")}
     if wrong and not (wrong == rows == others and len(heads) == 1):
-        raise UserError(
-            f"{where}: not the weights of this {network}: {len(wrong)} tensors are missing, "
-            f"unexpected or of another shape, such as {min(wrong)}"
-        )
+        why = f"{len(wrong)} tensors are missing, unexpected or of another shape, e.g. {min(wrong)}"
+        raise UserError(f"{where}: not the weights of this {network}: {why}")
     try:
         model.load_state_dict(fits, strict=False)
     except RuntimeError as problem:  # of sparse or quantised tensors
@@ -63,7 +61,5 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
     try:
         return models.get_model(name, weights="DEFAULT").state_dict()
     except Exception as problem:  # no connection, a full disk, or a damaged file
-        raise UserError(
-            f"--pretrained: no weights of {name} ({one_line(problem, 200)}). "
-            f"Put {url} at {file} by hand, or omit --pretrained."
-        ) from problem
+        what = f"--pretrained: no weights of {name} ({one_line(problem, 200)})"
+        raise UserError(f"{what}. Put {url} at {file} by hand, or omit --pretrained.") from problem

@@ -30,7 +30,7 @@ BAD = [
     ("--mixup nan", "--mixup: 'nan' is not a number from 0"),
     ("--device cuda:-1", "--device: 'cuda:-1' is not auto, cpu, cuda or cuda:N"),
     ("--resume --overwrite", "--resume keeps .*--overwrite deletes.* give one"),
-    ("--reverse --teacher resnet50", "--reverse swaps .*omit it"),
+    ("--reverse --teacher resnet50", "--reverse excludes .*omit it"),
     ("--teacher-tag x --teacher-checkpoint y", "--teacher-tag and --teacher-checkpoint exclude"),
     ("--allow-other-split", "--allow-other-split needs --teacher-checkpoint"),
     ("--method sp kd --weight 3", "--weight: kd has no term .*--alpha"),

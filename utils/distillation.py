@@ -42,10 +42,7 @@ class Method:
 # large as the cross-entropy at the end. RepDistiller's (Tian et al. 2020,
 # https://arxiv.org/abs/1910.10699), 100, 10, 10 and 30 times as large, were worse on validation.
 METHODS = {
-    "kd": Method(
-        "Hinton et al. 2015",
-        logits_loss=lambda s, t, _labels, temperature, _weight: losses.kd_loss(s, t, temperature),
-    ),
+    "kd": Method("Hinton et al. 2015", logits_loss=lambda s, t, _, T, w: losses.kd_loss(s, t, T)),
     # beta of the authors' code for ResNet32x4 to ResNet8x4
     "dkd": Method("Zhao et al. 2022", logits_loss=losses.dkd_loss, weight=8.0, hard_labels=True),
     "dist": Method(  # beta and gamma of the paper

@@ -101,28 +101,39 @@ def select_photos(
     decoded: Decoded, files: Sequence[Path], abouts: Sequence[Result]
 ) -> tuple[np.ndarray, str]:
     """Indices of the photos to measure on, and a description of them in words. Raises UserError if
-    networks were trained on these photos and their test photos are unknown, or not the same."""
-    photos, tests = decoded.photos, dict[str, frozenset[str]]()
+    networks were trained on these photos and their test photos are unknown, or not the same. Warns
+    if they were trained on others and some of these have the paths of training photos."""
+    photos, tests, seen = decoded.photos, dict[str, frozenset[str]](), dict[str, set[str]]()
     for file, about in zip(files, abouts, strict=True):
+        run, rows = file.resolve().parent, list[dict[str, str]]()
+        path = run.parent.parent / "results" / run.name / "split.csv"
+        if path.exists() and file_digest(path) == about["split"]:
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+                rows = [*csv.DictReader(lines)]
+        test = frozenset(row["path"] for row in rows if row["split"] == "test")
         if about["photos"] == decoded.digest:
-            run, test = file.resolve().parent, tests.get(about["split"], frozenset())
-            path = run.parent.parent / "results" / run.name / "split.csv"
-            if path.exists() and file_digest(path) == about["split"]:
-                with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-                    rows = [*csv.DictReader(lines)]
-                test = frozenset(row["path"] for row in rows if row["split"] == "test")
+            test = test or tests.get(about["split"], frozenset())
             tests[about["split"]] = test if test <= {*photos.paths} else frozenset()
+        else:
+            seen[run.name] = {row["path"] for row in rows} - test
     if tests and (len({*tests.values()}) > 1 or not any(tests.values())):
         hint = "their test photos are unknown or differ: give run folders in output/, of one split"
         raise UserError(f"networks were trained on {photos.root}, and {hint}")
-    for split, test in tests.items():
+    places, which = np.flatnonzero(photos.given == "test"), "photos of the given test part"
+    if tests:
+        split, test = next(iter(tests.items()))
         places = np.flatnonzero([path in test for path in photos.paths])
-        others = any(about["photos"] != decoded.digest for about in abouts)
-        unsure = ", assuming the other networks were not trained on them" * others
-        return places, f"{len(places):,} test photos of split {split}{unsure}"
-    if len(places := np.flatnonzero(photos.given == "test")):
-        return places, f"{len(places):,} photos, the given test part, assuming none was trained on"
-    return np.arange(len(photos)), f"all {len(photos):,} photos, assuming none was trained on"
+        which = f"test photos of split {split}"
+    elif not len(places):
+        places, which = np.arange(len(photos)), "photos"
+    measured = {photos.paths[place] for place in places}
+    for run_name, paths in seen.items():
+        if common := len(paths & measured):
+            what = f"{common:,} of these photos have the paths of training photos of {run_name}"
+            print(f"WARNING: {what}: it may score too well", file=sys.stderr)
+    if seen:
+        which += f", assuming that no {'other ' * bool(tests)}network was trained on them"
+    return places, f"{len(places):,} {which}"
 
 
 def measure_costs(

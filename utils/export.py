@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from config import Parser, UserError, checkpoint, one_line
-from data.batches import EVAL_BATCH, Normalise, cached_side, resampling, whole_images
+from data.batches import Normalise, cached_side, eval_batch, resampling, whole_images
 from data.cache import read_square
+from data.files import lacks_memory
 from data.listing import photos_below
 from data.photos import UnreadablePhoto, open_rgb
 from models.checkpoint import load_classifier
@@ -73,7 +74,9 @@ def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
     except ImportError as problem:
         what = f"{one_line(problem)}: pip install onnx onnxscript onnxruntime"
         raise UserError(what) from problem
-    except (RuntimeError, ValueError) as problem:  # torch's, of what it cannot trace
+    except Exception as problem:  # torch can raise anything on what it cannot trace
+        if isinstance(problem, OSError) or lacks_memory(problem):
+            raise
         raise UserError(f"this network cannot be exported ({one_line(problem)})") from problem
 
 
@@ -122,7 +125,7 @@ def load_any(path: Path, network: str = "", device: str = "cpu") -> tuple[Classi
 def probabilities(classify: Classify, photos: Tensor) -> Tensor:
     """Probabilities (N, classes) of photos (N, H, W, 3) uint8. Raises UserError if not finite."""
     with torch.inference_mode():
-        rows = torch.cat([classify(some) for some in photos.split(EVAL_BATCH)])
+        rows = torch.cat([classify(some) for some in photos.split(eval_batch(photos.shape[1]))])
     if not rows.isfinite().all():
         raise UserError("the network's outputs are not finite: its weights cannot be right")
     return rows
@@ -160,6 +163,8 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{to}: {to.stat().st_size / 1e6:.1f} MB" + f", opset {OPSET}" * (to.suffix == ".onnx"))
     print(f"{same} of {len(found)} photos have the class that the checkpoint gives them;")
     print(f"probabilities differ by {(expected - found).abs().max():.4f} at most")
+    if same < 0.9 * len(found):
+        raise UserError(f"{to} is not the same network: do not use it")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from config import UserError
+from config import UserError, one_line
 from utils.engine import Step
 
 # Real steps before one is captured: they create the optimizer's averages and let cuDNN choose.
@@ -62,8 +62,6 @@ class GraphedStep:
             raise
         except RuntimeError as problem:
             cause = problem.__context__ or problem  # a failure inside makes another at the end
-            raise UserError(
-                "the training step cannot be captured as a CUDA graph: --eager trains without\n"
-                + str(cause).partition("\n")[0]
-            ) from problem
+            what = "the training step cannot be captured as a CUDA graph: --eager trains without"
+            raise UserError(f"{what}\n{one_line(cause)}") from problem
         return graph

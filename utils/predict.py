@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from config import Parser, UserError, checkpoint, number, shown
-from data.batches import EVAL_BATCH, cached_side
+from data.batches import cached_side, eval_batch
 from data.cache import read_square
 from data.listing import photos_below
 from data.photos import UnreadablePhoto
@@ -81,10 +81,10 @@ def classify_paths(
     classify: Classify, paths: Iterable[str], image_size: int
 ) -> Iterator[tuple[str, Tensor | str]]:
     """Each path and the probabilities (classes,) of its photo, or why it cannot be read."""
-    paths, read = iter(paths), partial(_read, cached_side(image_size))
+    paths, side = iter(paths), cached_side(image_size)
     with ThreadPoolExecutor() as pool:
-        while some := list(islice(paths, EVAL_BATCH)):
-            squares = list(pool.map(read, some))
+        while some := list(islice(paths, eval_batch(side))):
+            squares = list(pool.map(partial(_read, side), some))
             good = [square for square in squares if not isinstance(square, str)]
             each = iter(probabilities(classify, torch.from_numpy(np.stack(good))) if good else ())
             for path, square in zip(some, squares, strict=True):

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,8 @@ def init_distributed() -> Iterator[None]:
         return
     if not dist.is_torchelastic_launched():
         raise UserError("WORLD_SIZE is set, but not by torchrun: unset it")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backends, timeout=timedelta(days=1))  # others may decode for hours
     with redirect_stdout(sys.stdout if is_first() else io.StringIO()):
         yield
     # Not after an error: it would wait for the other ranks.

@@ -116,7 +116,7 @@ class Run:
             "std": list(STD),
             "split": self.data.split.hash,
             "photos": self.data.decoded.digest,
-            "recipe": self.config.recipe,
+            "recipe": self.config.recipe | {"precision": self.device.precision},  # not auto
             "distillation": self.distillation,
         }
 
@@ -206,10 +206,8 @@ def lock_runs(
 
         def hold(run: Run, keep: bool) -> None:
             if not hold_name(run.name, shared=keep) or (keep and not run.finished):
-                raise UserError(
-                    f"{run.name} is being trained or used by another process: wait for it, or give "
-                    "this run a name of its own with --tag NAME"
-                )
+                hint = "wait for it, or give this run a name of its own with --tag NAME"
+                raise UserError(f"{run.name} is being trained or used by another process: {hint}")
 
         for run in teachers:
             hold(run, keep=True)
@@ -237,10 +235,8 @@ def check_earlier(run: Run, *, used: bool) -> None:
         return
     if not run.config.resume and not used:
         state = "is finished" if run.finished else "was started before"
-        raise UserError(
-            f"{run.name} {state}: --resume keeps what exists and does the rest, --overwrite does "
-            "it again, --tag NAME makes a new run beside it"
-        )
+        hint = "--overwrite does it again, --tag NAME makes a new run beside it"
+        raise UserError(f"{run.name} {state}: --resume keeps what exists and does the rest, {hint}")
     if not run.finished and not os.path.lexists(run.last):
         raise UserError(f"{run.name}: last.pt or result.json is gone: --overwrite trains it again")
     path = run.path("results", "settings.json")
@@ -259,11 +255,8 @@ def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) ->
             other = f"{key} {found}, not {value}"
             if key in ("classes", "split", "photos"):  # which cannot be read off their hashes
                 other = "other photos, or another split of them"
-            raise UserError(
-                f"{path} was written with {other}: give the same settings, or "
-                "--overwrite to start over (baselines and teachers by train.py), or --tag NAME for "
-                "a new run beside it"
-            )
+            hint = "--overwrite to start over (baselines and teachers by train.py) or another --tag"
+            raise UserError(f"{path} was written with {other}: give the same settings, or {hint}")
 
 
 def train_and_test(
@@ -283,8 +276,8 @@ def train_and_test(
         more = sum(work(other) / work(run) for other in runs if other != run and not other.finished)
         training.forecast = partial(forecast, run, more)
     header = run.settings | {
-        "held_out": data.split.held_out,
-        "computed_in": device.precision,  # which the recipe may leave to the machine
+        # Its own students may not see the photos that its teacher may have seen.
+        "held_out": "" if teacher and teacher.about["other_split"] else data.split.held_out,
         "teacher_digest": teacher.about["digest"] if teacher else None,
     }
     resume(run, training, header)

@@ -61,10 +61,9 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
         path, tag = student.kd.teacher_checkpoint, student.kd.teacher_tag
         if teacher and tag:
             if not teacher.finished:
-                raise UserError(
-                    f"--teacher-tag {tag}: there is no finished run {teacher.name}; first train "
-                    f"it on the same photos: train.py --models {student.kd.teacher} --tag {tag}"
-                )
+                how = f"train.py --models {student.kd.teacher} --tag {tag} on the same photos"
+                what = f"there is no finished run {teacher.name}; first train it: {how}"
+                raise UserError(f"--teacher-tag {tag}: {what}")
             recipes.setdefault(str(teacher.result()["recipe"]), teacher.name)
             path = teacher.best
         if found := teacher.best if teacher and teacher.finished else path:
@@ -91,12 +90,9 @@ def check_teacher(path: Path, student: Run) -> None:
             what = f"this teacher has {name} {has[name]}, the student {wanted[name]}"
             raise UserError(f"{path}: {what}; train one on these photos and at this --image-size")
     if (elsewhere := of_other_split(has, student)) and not student.kd.allow_other_split:
-        raise UserError(
-            f"{path}: this teacher was trained on another split or on other photos of the same "
-            "names: it may have seen the student's test photos.\n"
-            "Train one on this split with train.py or, to use a --teacher-checkpoint from another "
-            "split anyway, give --allow-other-split: the tables will carry a warning"
-        )
+        why = "on another split or on other photos: it may have seen the student's test photos"
+        hint = "--allow-other-split uses a --teacher-checkpoint anyway, and tables say so"
+        raise UserError(f"{path}: trained {why}.\nTrain one on this split, or {hint}")
     if not elsewhere and has["split"] != wanted["split"]:
         print(f"NOTE     {path}: this teacher was trained on other labels of this split\n")
 
