@@ -17,6 +17,7 @@ from data.batches import (
     cached_side,
     crop_by_matmul,
     crop_on_cpu,
+    eval_batch,
     random_boxes,
     to_device,
 )
@@ -56,6 +57,7 @@ def test_any_crop_is_pillows_within_two_grey_levels(crop, data, side, size, mirr
 
 def test_photos_are_decoded_at_the_size_of_the_images_or_larger():
     assert [cached_side(size) for size in (8, 64, 128, 224, 448)] == [16, 128, 256, 256, 512]
+    assert [eval_batch(side) for side in (16, 256, 512, 1170, 4681)] == [128, 128, 32, 6, 1]
 
 
 def test_on_the_cpu_photos_stay_in_their_file(tmp_path):

@@ -188,6 +188,8 @@ def test_a_weak_teacher_and_one_of_another_split_are_warned_of(given, copied):
     assert "WARNING  this teacher is worse than its student" in printed
     assert "WARNING  this teacher was trained on another split" in printed
     assert "WARNING: the teacher" in printed.partition("###")[2]
+    (best,) = copied[0].glob("checkpoints/*-from-resnet50.*/best.pt")
+    assert torch.load(best, weights_only=True)["held_out"] == ""  # it may not teach these photos
     # Of its past nothing is known but what was measured.
     assert re.search(r"^\| Final training loss +\| +– \|", printed, re.M)
     assert re.search(r"^\| Best validation accuracy +\| +25\.00% \|", printed, re.M)

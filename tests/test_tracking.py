@@ -15,19 +15,9 @@ from utils.tracking import METRICS, Tracker
 
 CLASSES = ["frost", "rain", "snow"]
 COUNTS = [[5, 1, 0], [0, 7, 2], [3, 0, 4]]
-TAUGHT = {
-    "arch": "resnet18",
-    "teacher": "resnet50",
-    "method": "kd",
-    "alpha": 0.7,
-    "temperature": 2.0,
-}
-SETTINGS = TAUGHT | {
-    "lr": 0.5,
-    "pretrained": False,
-    "limit": None,
-    "classes": ["*x*|<b>", "雪 \udcff"],
-}
+SETTINGS = {"arch": "resnet18", "teacher": "resnet50", "method": "kd", "alpha": 0.7} | {
+    "temperature": 2.0, "lr": 0.5, "pretrained": False, "classes": ["*x*|<b>", "雪 \udcff"],
+}  # fmt: skip
 CURVES = ("lr", "loss/train", "loss/val", "accuracy/train", "accuracy/val", "kd/train", "kd/val")
 EPOCHS = [
     {"epoch": n, "wall_time": 1e9 + n} | {tag: n + i / 8 for i, tag in enumerate(CURVES)}

@@ -42,7 +42,9 @@ def places(tmp_path_factory) -> tuple[Path, Path]:
 def test_copies_of_held_out_photos_are_dropped_and_labelled_photos_unchanged(places, tmp_path):
     words = training(places[0], tmp_path, "--batch-size", 4, "--folds", 4)
     plain = load_datasets(parse(words, ""), CPU)
-    both = load_datasets(parse([*words, "--unlabelled", str(places[1])], "", METHODS), CPU)
+    words += ["--unlabelled", str(places[1])]
+    both = load_datasets(parse(words, "", METHODS), CPU)
+    off = load_datasets(parse([*words, "--duplicates", "off"], "", METHODS), CPU)
     for fold, dataset in both.items():
         other = plain[fold]
         assert dataset.decoded.digest == other.decoded.digest
@@ -60,6 +62,7 @@ def test_copies_of_held_out_photos_are_dropped_and_labelled_photos_unchanged(pla
         photos = {dataset.pixels[row].numpy().tobytes() for row in held_out}
         assert not photos & {dataset.pixels[row].numpy().tobytes() for row in unlabelled}
         assert len(other.unlabelled[0]) == 0
+        assert len(off[fold].unlabelled[0]) == 32 + 24
         assert dataset.decoded.unreadable[-1][0] == f"{places[1].resolve()}/broken.jpg"
 
 
