@@ -195,10 +195,10 @@ class Config:
     clip_norm: float = setting(0.0, number(float, 0), "clip gradients to this norm; 0 is off")
     pretrained: bool = setting(False, bool, "start from torchvision's ImageNet weights")
     weights: Path | None = setting(None, checkpoint, "start from a file of weights (a state_dict)")
-    precision: str = setting("auto", ("auto", "bf16", "float32"), "auto: bf16 where it is faster")
 
     # Machine and files
     device: str = setting("auto", DEVICE, "cpu, cuda or cuda:N; auto is the GPU if there is one")
+    precision: str = setting("auto", ("auto", "bf16", "float32"), "auto: bf16 where it is faster")
     eager: bool = setting(False, bool, "no CUDA graphs: launch kernel by kernel, for debugging")
     output: Path = setting(ROOT / "output", PATH, "folder of all results (default: output)")
     cache: Path = setting(ROOT / "output" / "cache", PATH, "folder for decoded photos, 200 kB each "

@@ -74,7 +74,7 @@ def check_network(
     if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):
         raise UserError(f"{network}: lazy layers cannot be initialised from a seed")
     try:
-        images = torch.zeros(2, 3, image_size, image_size)
+        images = torch.rand(2, 3, image_size, image_size)  # zeros have no standard deviation
         if trained:
             if isinstance(logits := model.train()(images), tuple | dict):
                 raise TypeError("it has several outputs in training")

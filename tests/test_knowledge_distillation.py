@@ -219,7 +219,7 @@ def test_a_finished_student_is_kept_with_the_teacher_that_it_was_started_with(co
     resume, best = [*words, *PAIR, "--resume"], best_of(output, KD)
     path = output / "results" / name_of(KD) / "result.json"
     student = read_json(path)
-    done = student["recipe"]["precision"]  # what auto means here
+    done = student["environment"]["precision"]  # what auto means here
     assert printed_by([*resume, "--precision", done]).count("already finished") == 3
     other = "bf16" if done == "float32" else "float32"
     refused([*resume, "--precision", other], f"with precision {done}, not {other}: give the same")

@@ -225,11 +225,11 @@ def test_photos_that_were_trained_on_are_not_measured_as_if_they_were_new(best, 
     assert errors == [f"error: {tmp_path}/others has a class 'sun' that the networks do not have"]
     (tmp_path / "others" / "sun").rename(tmp_path / "others" / "snow")
     status, lines, errors = command(words[0], copy, best.parent, tmp_path / "others", *where)
-    assert (status, lines[0].split(", ")[0]) == (0, "2 photos")
+    assert (status, lines[0].split(";")[0]) == (0, "2 photos")
     split = photos.parent / "output/results" / best.parent.name / "split.csv"
     rows = csv.DictReader(split.read_text("utf-8").splitlines())
     old = {row["path"] for row in rows if row["split"] != "test"} & {"rain/0.jpg", "snow/0.jpg"}
-    assert f"{len(old)} of these photos have the paths of training photos" in errors[0]
+    assert f"{len(old)} of these photos have the paths of a network's training photos" in errors[0]
 
 
 @pytest.mark.parametrize("name", ["x.onnx", "x.pt2"])

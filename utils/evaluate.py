@@ -39,7 +39,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "File, MB": ("megabytes", ".1f"),
     "Multiply-adds, millions": ("multiply_adds", ",.1f"),
     "One photo, ms": ("milliseconds", ".2f"),
-    "Photos per second, 32 at a time": ("throughput", ",.0f"),
+    "Photos per second, up to 32 at a time": ("throughput", ",.0f"),
 }
 
 
@@ -103,7 +103,7 @@ def select_photos(
     """Indices of the photos to measure on, and a description of them in words. Raises UserError if
     networks were trained on these photos and their test photos are unknown, or not the same. Warns
     if they were trained on others and some of these have the paths of training photos."""
-    photos, tests, seen = decoded.photos, dict[str, frozenset[str]](), dict[str, set[str]]()
+    photos, tests, seen = decoded.photos, dict[str, frozenset[str]](), set[str]()
     for file, about in zip(files, abouts, strict=True):
         run, rows = file.resolve().parent, list[dict[str, str]]()
         path = run.parent.parent / "results" / run.name / "split.csv"
@@ -115,7 +115,7 @@ def select_photos(
             test = test or tests.get(about["split"], frozenset())
             tests[about["split"]] = test if test <= {*photos.paths} else frozenset()
         else:
-            seen[run.name] = {row["path"] for row in rows} - test
+            seen |= {row["path"] for row in rows if row["split"] in ("train", "val")}
     if tests and (len({*tests.values()}) > 1 or not any(tests.values())):
         hint = "their test photos are unknown or differ: give run folders in output/, of one split"
         raise UserError(f"networks were trained on {photos.root}, and {hint}")
@@ -126,12 +126,10 @@ def select_photos(
         which = f"test photos of split {split}"
     elif not len(places):
         places, which = np.arange(len(photos)), "photos"
-    measured = {photos.paths[place] for place in places}
-    for run_name, paths in seen.items():
-        if common := len(paths & measured):
-            what = f"{common:,} of these photos have the paths of training photos of {run_name}"
-            print(f"WARNING: {what}: it may score too well", file=sys.stderr)
-    if seen:
+    if common := len(seen & {photos.paths[place] for place in places}):
+        what = f"{common:,} of these photos have the paths of a network's training photos"
+        print(f"WARNING: {what}: it may score too well", file=sys.stderr)
+    elif any(about["photos"] != decoded.digest for about in abouts):
         which += f", assuming that no {'other ' * bool(tests)}network was trained on them"
     return places, f"{len(places):,} {which}"
 

@@ -163,7 +163,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{to}: {to.stat().st_size / 1e6:.1f} MB" + f", opset {OPSET}" * (to.suffix == ".onnx"))
     print(f"{same} of {len(found)} photos have the class that the checkpoint gives them;")
     print(f"probabilities differ by {(expected - found).abs().max():.4f} at most")
-    if same < 0.9 * len(found):
+    if same < 0.9 * len(found) and (expected - found).abs().max() > 0.1:
         raise UserError(f"{to} is not the same network: do not use it")
 
 

@@ -34,8 +34,8 @@ def comparison(results: Sequence[Result], others: Sequence[Result] = ()) -> str:
         if run.get("distillation"):
             baseline = by_name.get(run["distillation"]["baseline"], {})
             # It may have been trained again since, on other photos or by another recipe.
-            keys = ("photos", "recipe", "source")
-            same = all(baseline.get(key) == run.get(key) for key in keys)
+            same = all(baseline.get(key) == run.get(key) for key in ("photos", "source"))
+            same = same and run["recipe"].items() <= baseline["recipe"].items()
             added = {"baseline": baseline if same else None}
             students.append(run | added | {"taught_by": teacher_result(run, by_name)})
     return "\n".join(map(pair_tables, grouped(students, heading).values()))

@@ -116,7 +116,7 @@ class Run:
             "std": list(STD),
             "split": self.data.split.hash,
             "photos": self.data.decoded.digest,
-            "recipe": self.config.recipe | {"precision": self.device.precision},  # not auto
+            "recipe": self.config.recipe,
             "distillation": self.distillation,
         }
 
@@ -179,8 +179,9 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
     for run in runs:
         same = about.get("photos") == run.data.decoded.digest
         if same and about.get("held_out") != run.data.split.held_out:
-            why = "was trained on another split of these photos and may have seen test photos of"
-            raise UserError(f"--weights {config.weights} {why} {run.name}")
+            why = "or its teacher was trained on another split of these photos"
+            hint = "and may have seen test photos of"
+            raise UserError(f"--weights {config.weights} {why}, {hint} {run.name}")
     if about.get("photos") not in (None, runs[0].data.decoded.digest):
         print("NOTE     --weights was trained on other photos, perhaps on these test photos\n")
     return runs
@@ -242,7 +243,8 @@ def check_earlier(run: Run, *, used: bool) -> None:
     path = run.path("results", "settings.json")
     check_settings(path, read_json(path), run.settings)
     if run.finished:
-        run.result()  # raises UserError if it is damaged
+        found = run.result()["environment"]  # raises UserError if it is damaged
+        check_settings(path.with_name("result.json"), found, {"precision": run.device.precision})
 
 
 def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -276,6 +278,7 @@ def train_and_test(
         more = sum(work(other) / work(run) for other in runs if other != run and not other.finished)
         training.forecast = partial(forecast, run, more)
     header = run.settings | {
+        "computed_in": device.precision,  # which the settings may leave to the machine
         # Its own students may not see the photos that its teacher may have seen.
         "held_out": "" if teacher and teacher.about["other_split"] else data.split.held_out,
         "teacher_digest": teacher.about["digest"] if teacher else None,
@@ -284,7 +287,7 @@ def train_and_test(
     if loaded and not training.history:
         print(f"weights  {loaded}")
     # All ranks train; the first one measures and writes.
-    plain = run.settings | config.recipe | (run.distillation or {})
+    plain = header | config.recipe | (run.distillation or {})
     plain = {key: value for key, value in plain.items() if not isinstance(value, dict)}
     logs = run.path("logs")
     with Tracker(logs, training.history, plain) if ranks.is_first() else nullcontext() as tracker:

@@ -80,8 +80,7 @@ def section(results: Sequence[Result]) -> str:
 def settings(run: Result) -> str:
     """The settings that are not the default ones, and the number of processes."""
     default, ranks = Config().recipe, run.get("environment", {}).get("ranks", 1)
-    default["precision"] = run["recipe"].get("precision")  # that of the device, if not given
-    changed = [f"{k} {v}" for k, v in run["recipe"].items() if v != default.get(k)]
+    changed = [f"{k} {v}" for k, v in run["recipe"].items() if v != default.get(k, v)]
     return ", ".join([*changed, *[f"{ranks} processes"] * (ranks > 1)])
 
 

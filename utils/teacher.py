@@ -90,9 +90,10 @@ def check_teacher(path: Path, student: Run) -> None:
             what = f"this teacher has {name} {has[name]}, the student {wanted[name]}"
             raise UserError(f"{path}: {what}; train one on these photos and at this --image-size")
     if (elsewhere := of_other_split(has, student)) and not student.kd.allow_other_split:
-        why = "on another split or on other photos: it may have seen the student's test photos"
+        why = "it, or its own teacher, was trained on another split or on other photos"
         hint = "--allow-other-split uses a --teacher-checkpoint anyway, and tables say so"
-        raise UserError(f"{path}: trained {why}.\nTrain one on this split, or {hint}")
+        seen = "it may have seen the student's test photos"
+        raise UserError(f"{path}: {why}: {seen}.\nTrain one on this split, or {hint}")
     if not elsewhere and has["split"] != wanted["split"]:
         print(f"NOTE     {path}: this teacher was trained on other labels of this split\n")
 
