@@ -86,8 +86,6 @@ def test_help_shows_the_text_of_each_setting(capsys):
 
 
 def test_the_recipe_is_every_setting_but_those_of_name_photos_and_machine():
-    others = (
-        "model seed tag kd data image_size folds fold duplicates labels_per_class device precision "
-    )
-    others += "eager output cache resume overwrite"
+    others = "model seed tag kd data image_size folds fold duplicates labels_per_class device "
+    others += "precision eager output cache resume overwrite"
     assert Config().recipe.keys() ^ others.split() == {f.name for f in fields(Config)} | {"crops"}

@@ -224,6 +224,8 @@ def test_photos_that_were_trained_on_are_not_measured_as_if_they_were_new(best, 
     _, _, errors = command("utils.evaluate", copy, tmp_path / "others", *where)
     assert errors == [f"error: {tmp_path}/others has a class 'sun' that the networks do not have"]
     (tmp_path / "others" / "sun").rename(tmp_path / "others" / "snow")
+    _, lines, _ = command("utils.evaluate", copy, tmp_path / "others", *where)
+    assert lines[0].split("; ")[0] == "2 photos, assuming that no network was trained on them"
     status, lines, errors = command(words[0], copy, best.parent, tmp_path / "others", *where)
     assert (status, lines[0].split(";")[0]) == (0, "2 photos")
     split = photos.parent / "output/results" / best.parent.name / "split.csv"

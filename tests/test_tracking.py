@@ -38,12 +38,9 @@ class Board:
     def __init__(self, address):
         self.address = address
 
-    def fetch(self, route, **query):
-        with urlopen(f"{self.address}/data{route}?{urlencode(query)}", timeout=30) as answer:
-            return answer.read()
-
     def ask(self, route, **query):
-        return json.loads(self.fetch(route, **query))
+        with urlopen(f"{self.address}/data{route}?{urlencode(query)}", timeout=30) as answer:
+            return json.load(answer)
 
     def scalars(self, run, tag):
         """The points of a curve: wall time, step, value."""

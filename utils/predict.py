@@ -82,9 +82,10 @@ def classify_paths(
 ) -> Iterator[tuple[str, Tensor | str]]:
     """Each path and the probabilities (classes,) of its photo, or why it cannot be read."""
     paths, side = iter(paths), cached_side(image_size)
+    read, count = partial(_read, side), eval_batch(side)
     with ThreadPoolExecutor() as pool:
-        while some := list(islice(paths, eval_batch(side))):
-            squares = list(pool.map(partial(_read, side), some))
+        while some := list(islice(paths, count)):
+            squares = list(pool.map(read, some))
             good = [square for square in squares if not isinstance(square, str)]
             each = iter(probabilities(classify, torch.from_numpy(np.stack(good))) if good else ())
             for path, square in zip(some, squares, strict=True):

@@ -35,7 +35,7 @@ def comparison(results: Sequence[Result], others: Sequence[Result] = ()) -> str:
             baseline = by_name.get(run["distillation"]["baseline"], {})
             # It may have been trained again since, on other photos or by another recipe.
             same = all(baseline.get(key) == run.get(key) for key in ("photos", "source"))
-            same = same and run["recipe"].items() <= baseline["recipe"].items()
+            same = same and run["recipe"].items() <= baseline["recipe"].items()  # or has more
             added = {"baseline": baseline if same else None}
             students.append(run | added | {"taught_by": teacher_result(run, by_name)})
     return "\n".join(map(pair_tables, grouped(students, heading).values()))
