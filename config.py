@@ -103,17 +103,13 @@ def matching(pattern: str, what: str, kind: type = str) -> Callable[[str], Any]:
 # An empty path, from an unset shell variable, would be the current folder.
 PATH = matching(r"(?s:.+)", "a path", Path)
 TAG = matching(r"[\w.]{1,60}", "1 to 60 letters, digits, '.' or '_'")
-MODEL = matching(
-    r"[a-z]\w*|(?s:.+)\.py:[a-zA-Z_]\w*", "a network of torchvision or FILE.py:FUNCTION"
-)
+MODEL = matching(r"[a-z]\w*|(?s:.+)\.py:[a-zA-Z_]\w*", "a network's name or FILE.py:FUNCTION")
+DEVICE = matching("auto|cpu|cuda(:[1-9]?[0-9])?", "auto, cpu, cuda or cuda:N")
 
 
 def checkpoint(text: str) -> Path:
     """An argparse type: the path of a checkpoint, or of a run's folder, whose best.pt it takes."""
     return path / "best.pt" if (path := PATH(text)).is_dir() else path
-
-
-DEVICE = matching("auto|cpu|cuda(:[1-9]?[0-9])?", "auto, cpu, cuda or cuda:N")
 
 
 def setting(default: Any, kind: Callable[[str], Any] | Sequence[str], text: str) -> Any:

@@ -128,9 +128,7 @@ class TrainBatches:
         device: torch.device,
         shard: slice = slice(None),
     ) -> None:
-        self.pixels, self.device = pixels, device
-        self.rows = torch.from_numpy(rows).to(pixels.device)
-        self.labels = torch.from_numpy(labels).to(device)
+        self.pixels, self.rows, self.labels, self.device = pixels, rows, labels, device
         self.classes, self.config, self.known = classes, config, labels >= 0
         self.shard = range(*shard.indices(config.batch_size))
         # Labelled photos per batch: equally many per shard, because the shards' means are averaged.
@@ -155,10 +153,10 @@ class TrainBatches:
         # To be mixed, a photo needs the one before it in the batch, and the first needs the last.
         places = np.arange(self.shard.start - bool(alpha), self.shard.stop) % batch_size
         mine = (np.arange(0, count, batch_size)[:, None] + places).ravel()
-        which = torch.from_numpy(order[mine]).to(self.rows.device)
+        which = order[mine]
         boxes = torch.from_numpy(drawn[mine]).to(self.device).split(len(places))
-        labels = self.labels[which.to(self.device)].split(len(places))
-        batches = self.rows[which].split(len(places))
+        labels = torch.from_numpy(self.labels[which]).to(self.device).split(len(places))
+        batches = torch.from_numpy(self.rows[which]).to(self.pixels.device).split(len(places))
         for rows, box, truth, lam in zip(batches, boxes, labels, lams, strict=True):
             photos = gather(self.pixels, rows, self.device)
             images = self.normalise(crop_and_resize(photos, box, self.config.image_size))

@@ -48,12 +48,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if content["format"] != FORMAT or "model" not in content:
             raise ValueError("another format")
     except FileNotFoundError as problem:
-        raise UserError(f"{path}: no such checkpoint: --resume its run, or repeat it") from problem
+        hint = "--resume its run, or repeat it by --overwrite"
+        raise UserError(f"{path}: no such checkpoint: {hint}") from problem
     except Exception as problem:  # torch can raise anything on a file that it did not write
         if isinstance(problem, OSError) or lacks_memory(problem):
             raise
         why = "truncated, damaged, or not a checkpoint of this version of the scripts"
-        raise UserError(f"{path}: {why}; use another copy, or train it again") from problem
+        raise UserError(f"{path}: {why}; use another copy, or --overwrite its run") from problem
     return dict(content)
 
 

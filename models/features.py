@@ -75,7 +75,7 @@ def feature_layers(network: str, image_size: int, strides: Sequence[int]) -> lis
     return [found[stride] for stride in strides]
 
 
-def forward_with_features(
+def logits_and_maps(
     model: nn.Module, layers: Sequence[Layer], images: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Logits (N, classes) of images (N, 3, S, S), and the feature maps (N, channels, H, W) of

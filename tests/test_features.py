@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.factory import create_model
-from models.features import feature_layers, forward_with_features
+from models.features import feature_layers, logits_and_maps
 from tests.toys import resnet_by_hand
 
 STRIDES = (4, 8, 16, 32)
@@ -18,7 +18,7 @@ def test_maps_match_a_handwritten_forward_and_no_hooks_are_left(name):
     _, written_out = resnet_by_hand(model, IMAGES)
     expected = [written_out[stride] for stride in backwards]
     layers = feature_layers(name, 75, backwards)
-    logits, maps = forward_with_features(model, layers, IMAGES)
+    logits, maps = logits_and_maps(model, layers, IMAGES)
     assert all(map(torch.equal, maps, expected))
     assert torch.equal(logits, model(IMAGES))
     totals = [torch.stack([features.sum() for features in each]).sum() for each in (maps, expected)]
@@ -26,7 +26,7 @@ def test_maps_match_a_handwritten_forward_and_no_hooks_are_left(name):
     torch.testing.assert_close(*(torch.autograd.grad(total, kernels)[0] for total in totals))
     assert [layer.channels for layer in layers] == [len(each[0]) for each in expected]
     with pytest.raises(RuntimeError, match="channels"):
-        forward_with_features(model, layers, IMAGES[:, :2])
+        logits_and_maps(model, layers, IMAGES[:, :2])
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -46,7 +46,7 @@ def test_the_maps_of_any_network_are_those_of_its_stages(name):
     images = torch.zeros(1, 3, 64, 64)
     layers = feature_layers(name, 64, STRIDES)
     assert [layer.module for layer in layers] == FAMILIES[name].split()
-    _, maps = forward_with_features(create_model(name, 3, 64, seed=0).eval(), layers, images)
+    _, maps = logits_and_maps(create_model(name, 3, 64, seed=0).eval(), layers, images)
     for layer, stride, features in zip(layers, STRIDES, maps, strict=True):
         assert features.shape == (1, layer.channels, 64 // stride, 64 // stride)
 

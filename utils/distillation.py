@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from config import Config, KDConfig, UserError
-from models.features import feature_layers, forward_with_features
+from models.features import feature_layers, logits_and_maps
 from utils import losses
 from utils.engine import CrossEntropy, Output, hard_loss
 
@@ -111,10 +111,8 @@ class Distillation(CrossEntropy):
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Output:
         method, kd, weight = self.method, self.kd, float(self.kd.weight or 0)
         with torch.no_grad():
-            teacher_logits, teacher_maps = forward_with_features(
-                self.teacher_model, self.teacher, images
-            )
-        logits, maps = forward_with_features(model, self.student, images)
+            teacher_logits, teacher_maps = logits_and_maps(self.teacher_model, self.teacher, images)
+        logits, maps = logits_and_maps(model, self.student, images)
         for place, adapter in enumerate(self.adapters.values()):
             maps[place] = adapter(maps[place])
         with torch.autocast(images.device.type, enabled=False):  # the losses are in float32

@@ -10,6 +10,8 @@ from utils.engine import Step
 
 # Real steps before one is captured: they create the optimizer's averages and let cuDNN choose.
 WARM_UP = 3
+# One for all runs, since cuBLAS keeps a workspace for each stream that it has seen.
+side_stream = cache(torch.cuda.Stream)
 
 
 def keep_rates_on_device(optimizer: torch.optim.Optimizer) -> None:
@@ -18,12 +20,6 @@ def keep_rates_on_device(optimizer: torch.optim.Optimizer) -> None:
         device = group["params"][0].device
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
         group["capturable"] = True
-
-
-@cache
-def side_stream() -> torch.cuda.Stream:
-    """One for all runs, since cuBLAS keeps a workspace for each stream that it has seen."""
-    return torch.cuda.Stream()
 
 
 class GraphedStep:

@@ -34,18 +34,14 @@ def dkd_loss(
     suppresses NCKD exactly where the teacher is confident. Of logits (N, C) of three classes or
     more and labels (N,), one for each photo: utils/distillation.py refuses others."""
     log_s, log_t = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
-    # All classes but the label's, by arithmetic: indexing with a mask would wait for the GPU.
-    label = labels[:, None]
-    others = torch.arange(student.shape[1] - 1, device=labels.device).expand(len(labels), -1)
-    others = others + (others >= label).long()
+    is_label = labels[:, None] == torch.arange(student.shape[1], device=labels.device)
 
-    def label_or_not(log_p: Tensor) -> Tensor:
-        rest = log_p.gather(1, others).logsumexp(1, keepdim=True)
-        return torch.cat([log_p.gather(1, label), rest], 1)
+    def divided(log_p: Tensor) -> tuple[Tensor, Tensor]:  # (label, any other), among the others
+        others = log_p.masked_fill(is_label, torch.finfo(log_p.dtype).min)  # not -inf: 0 · inf
+        rest = others.logsumexp(1, keepdim=True)
+        return torch.cat([log_p.gather(1, labels[:, None]), rest], 1), F.log_softmax(others, 1)
 
-    target = _kl(label_or_not(log_s), label_or_not(log_t))
-    others_s, others_t = log_s.gather(1, others), log_t.gather(1, others)
-    non_target = _kl(F.log_softmax(others_s, 1), F.log_softmax(others_t, 1))
+    target, non_target = map(_kl, divided(log_s), divided(log_t))
     return temperature**2 * (target + beta * non_target)
 
 

@@ -269,10 +269,9 @@ def train_and_test(
     if run.finished:
         return load_finished(run)
     config, data, device = run.config, run.data, run.device
-    model, loaded = initial_model(
-        config.model, len(data.classes), config.image_size, seed=config.seed,
-        weights=config.pretrained or config.weights,
-    )  # fmt: skip
+    size, classes = config.image_size, len(data.classes)
+    weights = config.pretrained or config.weights
+    model, loaded = initial_model(config.model, classes, size, seed=config.seed, weights=weights)
     training = Training(channels_last(model, device.device), objective, config, device)
     if ranks.is_first():  # counted now, as building networks draws random numbers
         more = sum(work(other) / work(run) for other in runs if other != run and not other.finished)
@@ -332,10 +331,7 @@ def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
     if not os.path.lexists(run.last):
         print(run.name)
         return
-    try:
-        state = load_checkpoint(run.last)
-    except UserError as problem:
-        raise UserError(f"{problem}\n--overwrite trains {run.name} again") from problem
+    state = load_checkpoint(run.last)
     check_settings(run.last, state, header)
     try:
         training.load_state(state)

@@ -51,12 +51,10 @@ class Tracker(ExitStack):
             if name not in ("epoch", "wall_time", "seconds"):
                 self._write(part or "train", row["wall_time"], summary.scalar(name, value))
 
-    def finish(
-        self, metrics: Row, confusion: Sequence[Sequence[int]], classes: Sequence[str]
-    ) -> None:
+    def finish(self, metrics: Row, counts: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
         """Write the test results: metrics by name, and counts (C, C) with rows = true class."""
         scalars = [summary.scalar(tag, value) for tag, value in metrics.items()]
-        matrix = summary.text("test/confusion", confusion_table(confusion, classes, ""))
+        matrix = summary.text("test/confusion", confusion_table(counts, classes, ""))
         self._write("", time.time(), *scalars, matrix, self.session_end)
 
     def _write(self, part: str, wall_time: float, *contents: Summary) -> None:
