@@ -158,9 +158,8 @@ def _decode_into(folder: Path, photos: Photos, side: int, name: str) -> None:
     groups = together = group_duplicates(signatures[readable & labelled])
     if not labelled.all():  # unlabelled photos must not affect the groups of labelled ones
         together = group_duplicates(signatures[readable])
-    made = {"name": np.array(name), "pixel_sum": np.array(pixel_sum)}
-    made |= {"reasons": reasons, "sums": sums, "groups": groups, "together": together}
-    np.savez(folder / "index.npz", allow_pickle=False, **made)
+    made = {"reasons": reasons, "sums": sums, "groups": groups, "together": together}
+    np.savez(folder / "index.npz", allow_pickle=False, name=name, pixel_sum=pixel_sum, **made)
 
 
 def _decode(side: int, path: Path) -> tuple[str, np.ndarray, int, np.ndarray]:

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from config import UserError
+from config import UserError, one_line
 
 FREE_SPACE = "free some space or point --cache to another disk"
 try:
@@ -183,3 +183,15 @@ def lacks_memory(problem: Exception) -> bool:
     """Whether memory or threads ran out, for which torch and Python may raise a RuntimeError."""
     text = "out of memory|allocate memory|start new thread|create a primitive"
     return isinstance(problem, MemoryError) or bool(re.search(text, str(problem), re.I))
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Raise UserError for any exception inside, as of torch on files that it did not write, but for
+    errors of the disk and a lack of memory."""
+    try:
+        yield
+    except Exception as problem:
+        if isinstance(problem, OSError) or lacks_memory(problem):
+            raise
+        raise UserError(f"{what} ({one_line(problem) or repr(problem)})") from problem

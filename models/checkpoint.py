@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from config import LARGEST, SMALLEST, UserError, network_name
-from data.files import atomic_write, lacks_memory, open_regular
+from data.files import atomic_write, explained, open_regular
 from models.factory import create_model, names, source_digest
 
 FORMAT = 6  # raised whenever a reader of older files would misread newer ones
@@ -43,18 +43,15 @@ def read_tensors(path: Path) -> Any:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, its tensors on the CPU; code hidden in a file is never run.
     Raises UserError for a file that is missing, damaged, or no checkpoint of this version."""
+    why = "truncated, damaged, or not a checkpoint of this version of the scripts"
     try:
-        content = read_tensors(path)
-        if content["format"] != FORMAT or "model" not in content:
-            raise ValueError("another format")
+        with explained(f"{path}: {why}; use another copy, or --overwrite its run"):
+            content = read_tensors(path)
+            if content["format"] != FORMAT or "model" not in content:
+                raise ValueError("another format")
     except FileNotFoundError as problem:
         hint = "--resume its run, or repeat it by --overwrite"
         raise UserError(f"{path}: no such checkpoint: {hint}") from problem
-    except Exception as problem:  # torch can raise anything on a file that it did not write
-        if isinstance(problem, OSError) or lacks_memory(problem):
-            raise
-        why = "truncated, damaged, or not a checkpoint of this version of the scripts"
-        raise UserError(f"{path}: {why}; use another copy, or --overwrite its run") from problem
     return dict(content)
 
 
@@ -91,17 +88,12 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
     # On meta, it is no larger than the file; RegNets look at values while they are built.
     with nullcontext() if own or arch.startswith("regnet") else torch.device("meta"):
         model = create_model(network if own else arch, len(classes), side, seed=0)
-    try:
+    with explained(f"{path}: its weights are not those of a {arch} with {len(classes)} classes"):
         for name, made in model.state_dict().items():
             value = weights[name]
             if (value.shape, value.dtype) != (made.shape, made.dtype) or not value.isfinite().all():
                 raise ValueError(f"another {name}")
         model.load_state_dict(weights, assign=True)
-    except Exception as problem:  # a malformed state_dict can raise anything
-        if lacks_memory(problem):
-            raise
-        what = f"{path}: its weights are not those of a {arch} with {len(classes)} classes"
-        raise UserError(what) from problem
     return model.eval(), content
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from config import UserError, file_digest, one_line, unchanged
-from data.files import lacks_memory
+from data.files import explained
 
 
 def names() -> list[str]:
@@ -73,19 +73,14 @@ def check_network(
     model, _ = initial_model(network, classes, image_size, seed=0, weights=weights)
     if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):
         raise UserError(f"{network}: lazy layers cannot be initialised from a seed")
-    try:
+    hint = "another --image-size or network may help"
+    with explained(f"{network} does not work on images of {image_size} pixels; {hint}"):
         images = torch.rand(2, 3, image_size, image_size)  # zeros have no standard deviation
         if trained:
             if isinstance(logits := model.train()(images), tuple | dict):
                 raise TypeError("it has several outputs in training")
             logits.sum().backward()
         logits = model.eval()(images)
-    except Exception as problem:  # shapes, batch norm, patch size; user code can raise anything
-        if lacks_memory(problem):
-            raise
-        what = f"{network} does not work on images of {image_size} pixels"
-        why = f"({one_line(problem)}); another --image-size or network may help"
-        raise UserError(f"{what} {why}") from problem
     values = [logits, *model.state_dict().values()]
     if not all(isinstance(v, torch.Tensor) for v in values) or logits.shape != (2, classes):
         found = getattr(logits, "shape", type(logits).__name__)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from config import UserError, one_line, unchanged
+from data.files import explained
 from models.checkpoint import read_tensors
 
 
@@ -28,10 +29,8 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
     if wrong and not (wrong == rows == others and len(heads) == 1):
         why = f"{len(wrong)} tensors are missing, unexpected or of another shape, e.g. {min(wrong)}"
         raise UserError(f"{where}: not the weights of this {network}: {why}")
-    try:
+    with explained(where):  # some tensors are sparse or quantised
         model.load_state_dict(fits, strict=False)
-    except RuntimeError as problem:  # of sparse or quantised tensors
-        raise UserError(f"{where}: {one_line(problem)}") from problem
     if not all(model.state_dict()[k].isfinite().all() for k in fits):
         raise UserError(f"{where}: some of its values are not finite")
     new = ", ".join(sorted({*own} & others)) or "nothing"
@@ -40,16 +39,13 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state_dict in a file: alone, or as `model` or `state_dict` of a checkpoint."""
-    try:
+    with explained(f"{path}: not a file of weights that can be read"):
         state = read_tensors(path)
         for key in ("model", "state_dict"):
             state = state.get(key, state) if isinstance(state.get(key), dict) else state
         state = {str(k).removeprefix("module."): v for k, v in state.items()}
         if not state or not all(isinstance(v, Tensor) for v in state.values()):
             raise ValueError("not a dict of named tensors")
-    except Exception as problem:  # torch can raise anything on a file that it did not write
-        what = f"{path}: not a file of weights that can be read ({one_line(problem, 100)})"
-        raise UserError(what) from problem
     return state
 
 

@@ -158,8 +158,8 @@ def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
     check_network("resnet18", 32)
     for network, side, says in (
         ("resnet19", 32, "no such network; `python -m models.factory` lists the names"),
-        ("alexnet", 32, "alexnet does not work on images of 32 pixels .*small"),
-        ("googlenet", 64, "googlenet does not work on images of 64 pixels .*several outputs"),
+        ("alexnet", 32, "alexnet does not work on images of 32 pixels; .*small"),
+        ("googlenet", 64, "googlenet does not work on images of 64 pixels; .*several outputs"),
         ("vit_b_16", 40, "vit_b_16: does not take images of 40 pixels .*patch size"),
         (f"{file}:number", 32, "own.py:number must return a torch.nn.Module, not int"),
         (f"{file}:five", 32, r"own.py:five must return logits \(2, 7\) of 2 images, not .*2, 5"),

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from config import Config, KDConfig, UserError, network_name, plain_name
 from data.batches import MEAN, STD, EvalBatches, TrainBatches
 from data.dataset import Dataset, load_datasets
-from data.files import atomic_write, csv_text, lacks_memory, locks, read_json, remove, write_json
+from data.files import atomic_write, csv_text, explained, locks, read_json, remove, write_json
 from data.split import list_duplicates
 from models.checkpoint import load_checkpoint, read_tensors, save_checkpoint, weights_digest
 from models.factory import channels_last, check_network, initial_model, multiply_adds, source_digest
@@ -333,12 +333,8 @@ def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
         return
     state = load_checkpoint(run.last)
     check_settings(run.last, state, header)
-    try:
+    with explained(f"{run.last} cannot be resumed: --overwrite trains it again"):
         training.load_state(state)
-    except Exception as problem:  # torch's optimizers raise errors of all kinds
-        if lacks_memory(problem):
-            raise
-        raise UserError(f"{run.last} cannot be resumed: --overwrite trains it again") from problem
     print(f"{run.name}: resumed after epoch {len(training.history)}")
     if state["device"] != str(run.device):
         print(f"NOTE     started on {state['device']}: the result may differ by rounding errors")
