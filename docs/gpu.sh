@@ -48,7 +48,7 @@ def lite0(classes):
     model._fc = nn.Linear(model._fc.in_features, classes)
     return model
 END
-: "${ARMS:=pretrained fitnet maps experiment_1 experiment_2 longer longer_taught controls small_taught small methods causes reversed few10 few5 few25}"
+: "${ARMS:=pretrained fitnet maps experiment_1 experiment_2 longer longer_taught longer_students controls small_taught small methods causes reversed few10 few5 few25}"
 
 left() { echo $((limit - SECONDS)); }
 
@@ -116,6 +116,15 @@ longer() {
 longer_taught() {
   local fold=(--folds 10 --fold "$@")
   tuned && taught --student resnet18 "${long[@]}" --method fitnet
+}
+
+# The students of the ResNet18 of 60 epochs that train as long as it, or half as long.
+longer_students() {
+  local fold=(--folds 10 --fold "$@")
+  local by=(--teacher resnet18 --teacher-tag 60epochs --student resnet18 --method fitnet kd)
+  train --models resnet18 "${long[@]}" "${fold[@]}" &&
+    distil "${by[@]}" --epochs 30 --mixup 0.2 --tag 30epochs "${fold[@]}" &&
+    distil "${by[@]}" "${long[@]}" "${fold[@]}"
 }
 
 # Self-distillation; label smoothing; 15 epochs with mixup and 30 without.
