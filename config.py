@@ -9,6 +9,7 @@ that take several values (`--seeds 0 1 2`) make one Config, and so one run, for 
 import argparse
 import hashlib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -44,7 +45,7 @@ def one_line(problem: object, most: int = 150) -> str:
 
 def plain_name(path: Path) -> str:
     """The name of a file or folder without endings, safe in file names."""
-    stem = path.resolve().name.split(".")[0] or "photos"
+    stem = os.path.basename(os.path.realpath(path)).split(".")[0] or "photos"
     return "".join(c if c.isalnum() and c.isascii() else "_" for c in stem)[:60]
 
 

@@ -86,6 +86,10 @@ def load_datasets(
         fold: Dataset(name, decoded, pixels, groups, split.fold(fold).with_labels(*few), division)
         for fold in dict.fromkeys(config.fold for config in configs)
     }
+    wanted = config.kd and config.kd.unlabelled
+    if wanted and not all(len(data.unlabelled[0]) for data in datasets.values()):
+        why = "none of its photos can be used: they are unreadable, or copies of val or test photos"
+        raise UserError(f"--unlabelled: {why}")
     size, train = config.batch_size, min(d.counts["train"] for d in datasets.values())
     if size > train:
         why = f"{len(decoded.photos)} photos leave {train} to train on, fewer than a step takes"

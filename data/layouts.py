@@ -213,7 +213,8 @@ def unpack(archive: Path, into: Path) -> Path:
         name = f"{archive.name.split('.')[0][:40]}-{hashlib.sha256(key).hexdigest()[:12]}"
         return build_once(into / name, lambda folder: _extract(archive, folder))
     except Exception as error:  # the decoders raise errors of many kinds on data that are broken
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        disk = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES
+        if isinstance(error, OSError) and error.errno in disk and error.filename != str(archive):
             raise UserError(f"{str(into)!r}: {error.strerror}; {FREE_SPACE}") from error
         what = f"{str(archive)!r} cannot be unpacked as tar or zip ({one_line(error, 1000)})"
         hint = "get it again, or unpack it by hand and give the folder"
@@ -225,7 +226,7 @@ def _extract(archive: Path, folder: Path) -> None:
     is_tar = tarfile.is_tarfile(archive)
     open_archive: Any = tarfile.open if is_tar else zipfile.ZipFile
     with open_archive(archive) as packed:
-        packed.extraction_filter = tarfile.data_filter  # refuses devices, and what would lead out
+        packed.extraction_filter = is_tar and tarfile.data_filter  # no devices, nothing outside
         for entry in tqdm(packed if is_tar else packed.infolist(), "unpacking", disable=None):
             left -= 512 + (entry.size if is_tar else entry.file_size)
             if left < 0:

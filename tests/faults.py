@@ -1,5 +1,4 @@
-"""Helpers for the fault tests, which run in part by default, and in full with FAULTS=whole in the
-environment."""
+"""The fault tests run in part by default, and in full with FAULTS=whole in the environment."""
 
 import math
 import os

@@ -205,8 +205,7 @@ class Batches(list[Any]):
 
 @each_method
 def test_no_step_reads_a_number_back_from_the_device(method):
-    """It would stall the GPU, and the step could not be captured as a CUDA graph. Fake tensors show
-    it on any machine: they have no values, so reading one raises an error."""
+    """It would stall the GPU and prevent CUDA graphs. Reading a fake tensor's value raises."""
     config, steps = replace(with_kd(method), clip_norm=1.0), []
     real = network(1), distillation(config, "resnet50")
     with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as fake:

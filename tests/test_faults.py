@@ -56,8 +56,7 @@ def finish(run: str, photos: Path, folder: Path) -> None:
 def interrupted(
     run: str, photos: Path, folder: Path, ending: int, number: int, wait: float, name: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command and send it the signal `ending`, `wait` milliseconds after change `number` to
-    a file or folder with `name` in its path."""
+    """Run the command; send it a signal `wait` ms after change `number` to a path with `name`."""
     folder.mkdir(exist_ok=True)
     program = ("-m", "tests.killed_program", folder, name, int(ending), number, wait)
     return python(*program, *words(run, photos, folder))

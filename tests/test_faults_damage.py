@@ -122,8 +122,7 @@ def run(name: str, folder: Path, how: str = "--resume") -> tuple[int, set[str], 
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory) -> tuple[Path, dict[str, set[str]]]:
-    """Baselines of two seeds, a student distilled from the first, a killed run, and the numbers
-    that each command gives when nothing is damaged."""
+    """Baselines of two seeds, a student of the first, a killed run, and what commands print."""
     folder = tmp_path_factory.mktemp("damage") / "before"
     photos = make_photos(folder / "weather", per_class=6)
     shutil.make_archive(str(photos), "zip", photos)
@@ -167,8 +166,7 @@ def cases(folder: Path) -> list[tuple[Path, str, Path]]:
 
 
 def failures(folder: Path, expected: dict[str, set[str]], others: bool) -> list[object]:
-    """How the commands fail on a damaged folder. With `others`, files were swapped, and predict may
-    use another run's network: its output does not say which."""
+    """How the commands fail on a damaged folder. With `others`, predict may use another's network."""
     found: list[object] = []
     for command, needed in expected.items():
         try:

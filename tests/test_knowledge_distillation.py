@@ -62,8 +62,7 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(photos, tmp_path_factory) -> tuple[Path, list[str], str]:
-    """The output folder of a command with two seeds and two methods, run when only one baseline
-    existed; the arguments that all commands share; what the command printed."""
+    """The output of two seeds and two methods after one baseline; arguments; what was printed."""
     folder = tmp_path_factory.mktemp("runs")
     words = training(photos, folder, "--batch-size", 14)
     train.main([*words, "--models", "resnet18", "--seeds", "1"])

@@ -128,6 +128,7 @@ def test_a_member_of_each_family_trains_for_three_steps_and_loads(name, tmp_path
     content = ABOUT | {"arch": name, "classes": [*"abcde"[:CLASSES]], "model": model.state_dict()}
     checkpoint.save_checkpoint(tmp_path / "best.pt", content)
     assert weights_digest(load_classifier(tmp_path / "best.pt")[0]) == weights_digest(model)
+    assert weights_digest(model.bfloat16()) != weights_digest(model.half())
 
 
 OWN = """

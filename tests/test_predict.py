@@ -235,7 +235,8 @@ def test_photos_that_were_trained_on_are_not_measured_as_if_they_were_new(best, 
 
 
 @pytest.mark.parametrize("name", ["x.onnx", "x.pt2"])
-def test_a_file_that_is_no_export_is_one_line(name, tmp_path):
+def test_a_file_that_is_no_export_is_one_line(name, tmp_path, caplog):
     (tmp_path / name).write_bytes(b"no network")
     with pytest.raises(UserError, match=f"{name}: not a file of utils.export"):
         main([str(tmp_path / name), "photo.jpg"])
+    assert not caplog.records

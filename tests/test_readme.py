@@ -1,5 +1,4 @@
-"""The commands of README and docs/ are understood as they stand there, and some of each kind are
-run, with small settings added at the end; code blocks are executed."""
+"""The commands of README and docs/ are understood as they stand there; some are run, as is code."""
 
 import re
 import shlex

@@ -22,8 +22,7 @@ Made = dict[str, Any]
 
 
 def result(model: str = "resnet18", seed: int = 0, wrong: Any = (), **more: Any) -> Made:
-    """A baseline on ten test photos, `wrong` of which were not recognised; `recipe_lr` and the like
-    lead to inner values."""
+    """A baseline on ten test photos, `wrong` of them missed; `recipe_lr` is an inner value."""
     made: Made = copy.deepcopy(kept()["weather-64px-resnet18-seed0"])
     made |= {"run": f"{model} {more} seed{seed}".replace("/", ""), "model": model, "seed": seed}
     made["recipe"] = Config().recipe

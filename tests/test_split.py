@@ -92,8 +92,7 @@ def test_groups_do_not_depend_on_the_order(order):
 
 
 def check_split(labels, groups, part, fractions=FRACTIONS):
-    """Assert that no group is divided and, per class, that each part holds its share of the photos
-    to within the largest group, and one at least."""
+    """No group is divided; parts have their share of each class, within its largest group."""
     assert part.dtype == np.int8
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     assert np.array_equal(part, part[first][group])

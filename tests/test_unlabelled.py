@@ -123,6 +123,11 @@ def test_a_command_distils_with_few_labels_and_unlabelled_photos(places, tmp_pat
     assert "| no teacher" in printed  # the broken file is no part of what is compared
     assert f"and more {result['distillation']['unlabelled_digest'][:4]} " in printed
     assert result["photos"]["counts"]["train"] == 16
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "1.jpg").touch()
+    words = training(places[0], tmp_path, "--unlabelled", tmp_path / "bad")
+    with pytest.raises(UserError, match="--unlabelled: none of its photos can be used"):
+        knowledge_distillation.main(words)
     (tmp_path / "output" / "results" / name / "result.json").unlink()
     (tmp_path / "output" / "checkpoints" / name / "last.pt").touch()
     (places[1] / "rain12.jpg").unlink()

@@ -54,6 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
     parser.add_argument("--cache", type=Path, default=ROOT / "output" / "cache")
     options = parser.parse_args(arguments)
+    options.mistakes.parent.mkdir(parents=True, exist_ok=True)
     device = find_device(Config(device=options.device, precision="float32"))
     files = options.networks
     loaded = [load_any(file, options.network, str(device.device)) for file in files]

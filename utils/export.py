@@ -8,6 +8,7 @@ It is compared with the checkpoint on photos of the folder.
 """
 
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -86,6 +87,7 @@ def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
     try:
         if path.suffix == ".pt2":
             facts: dict[str, Any] = dict.fromkeys(FACTS, "")
+            logging.getLogger("torch.export").setLevel(logging.ERROR)  # it prints a traceback
             with warnings.catch_warnings(action="ignore"):
                 classify: Classify = torch.export.load(path, extra_files=facts).module()
         else:
@@ -141,10 +143,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
     options = parser.parse_args(arguments)
     path: Path = options.checkpoint
+    model, about = load_classifier(path, options.network)
     to = options.output or Path(f"{path.resolve().parent.name}.{options.format}")
     if to.suffix != f".{options.format}":
         raise UserError(f"--output {to}: its name must end in .{options.format}")
-    model, about = load_classifier(path, options.network)
     before, side = load_any(path, options.network)[0], cached_side(about["image_size"])
     names = [*map(options.photos.joinpath, photos_below(options.photos, "."))]
     squares, photos = [], []

@@ -123,7 +123,7 @@ def leaderboard(lines: Sequence[dict[str, Any]], sort: str) -> str:
         value = line.get(sort)
         return value is None, 0 if isinstance(value, str | None) else -value, str(value)
 
-    names = ["run", *dict.fromkeys([*COLUMNS, sort])]
+    names = [*dict.fromkeys(["run", *COLUMNS, sort])]
     rows = ([line.get(name) for name in names] for line in sorted(lines, key=order))
     cut = [[f"{v:.{4 if abs(v) < 1 else 6}g}" if type(v) is float else v for v in r] for r in rows]
     return aligned(names, [["–" if v is None else str(v) for v in row] for row in cut])

@@ -267,6 +267,7 @@ def train_and_test(
     """Train one of the runs, from its last checkpoint if it has one, test it once, return its
     result; of a finished run, only that. Prints how long it will take, and all of the runs."""
     if run.finished:
+        remove(run.last)  # of a run that was killed at its very end
         return load_finished(run)
     config, data, device = run.config, run.data, run.device
     size, classes = config.image_size, len(data.classes)
@@ -314,7 +315,7 @@ def work(run: Run) -> float:
     """Multiply-adds of a run's steps; a backward pass costs two forward passes."""
     config, data, kd = run.config, run.data, run.config.kd
     passes = [config.model] * 3 + ([str(kd.teacher)] if kd else [])
-    each = sum(multiply_adds(name, len(data.classes), config.image_size) for name in passes)
+    each = sum(multiply_adds(name, len(data.classes), config.image_size) for name in passes) or 1
     return config.epochs * each * (data.counts["train"] + len(data.unlabelled[0]) * bool(kd))
 
 

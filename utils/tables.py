@@ -71,7 +71,8 @@ def section(results: Sequence[Result]) -> str:
         text.append(table(columns, SEVEN_ROWS))
         if folds:
             lines = [[k, points([(r, None) for r in runs], sign="")] for k, runs in columns.items()]
-            text.append(aligned(["", "Test accuracy over all photos, % [95 %]"], lines))
+            over = "all photos" if here == folds else "these folds"
+            text.append(aligned(["", f"Test accuracy over {over}, % [95 %]"], lines))
         recall = {f"Test recall, {name}": ("test", "recall", name, ".1%") for name in names}
         text.append(table(columns, {**MORE_ROWS, **recall}))
     return "\n".join(text)
