@@ -166,7 +166,7 @@ def cases(folder: Path) -> list[tuple[Path, str, Path]]:
 
 
 def failures(folder: Path, expected: dict[str, set[str]], others: bool) -> list[object]:
-    """How the commands fail on a damaged folder. With `others`, predict may use another's network."""
+    """How the commands fail on a damaged folder. With `others`, predict may use another network."""
     found: list[object] = []
     for command, needed in expected.items():
         try:
