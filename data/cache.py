@@ -25,7 +25,7 @@ from data.files import FREE_SPACE, atomic_folder, lock, open_regular
 from data.listing import UNLABELLED, Photos
 from data.photos import FOREIGN, UnreadablePhoto, decode_rgb, open_rgb, read_photo
 
-VERSION = 8  # raised whenever the same photos would decode to other pixels or groups
+VERSION = 9  # raised whenever the same photos would decode to other pixels or groups
 SIGNATURE_SIDE = 256  # signatures must not depend on the cached resolution, or the split would
 ROUND = 256  # photos at a time: the decoded ones wait in memory for the slowest
 

@@ -74,6 +74,8 @@ def load_datasets(
 
         photos = with_unlabelled(photos, config.kd.unlabelled, config.cache / "unpacked")
     decoded = decode_photos(photos, cached_side(config.image_size), config.cache)
+    if config.kd and config.kd.unlabelled and not len(decoded.unlabelled):
+        raise UserError(f"--unlabelled: no photo in {str(config.kd.unlabelled)!r} can be read")
     if config.duplicates == "off":  # nor are unlabelled photos taken for copies
         decoded = replace(decoded, together=np.arange(len(decoded.together)))
     pixels = to_device(decoded.pixels, device)
@@ -86,10 +88,6 @@ def load_datasets(
         fold: Dataset(name, decoded, pixels, groups, split.fold(fold).with_labels(*few), division)
         for fold in dict.fromkeys(config.fold for config in configs)
     }
-    wanted = config.kd and config.kd.unlabelled
-    if wanted and not all(len(data.unlabelled[0]) for data in datasets.values()):
-        why = "none of its photos can be used: they are unreadable, or copies of val or test photos"
-        raise UserError(f"--unlabelled: {why}")
     size, train = config.batch_size, min(d.counts["train"] for d in datasets.values())
     if size > train:
         why = f"{len(decoded.photos)} photos leave {train} to train on, fewer than a step takes"

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from config import UserError, one_line
 
-FREE_SPACE = "free some space or point --cache to another disk"
+FREE_SPACE = "point --cache to a folder with enough space that you can write"
 try:
     import fcntl
 except ImportError:  # Windows: two processes are not kept apart there
@@ -187,11 +187,12 @@ def lacks_memory(problem: Exception) -> bool:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Raise UserError for any exception inside, as of torch on files that it did not write, but for
-    errors of the disk and a lack of memory."""
+    """Raise UserError for any exception inside, as of torch on files that it did not write, except
+    disk errors and lack of memory, which pass through."""
     try:
         yield
     except Exception as problem:
-        if isinstance(problem, OSError) or lacks_memory(problem):
+        of_disk = isinstance(problem, OSError) and problem.errno != errno.EINVAL  # a bad offset
+        if of_disk or lacks_memory(problem):
             raise
         raise UserError(f"{what} ({one_line(problem) or repr(problem)})") from problem

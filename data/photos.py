@@ -57,7 +57,8 @@ def read_photo(path: Path) -> bytes:
 def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
     """`open_rgb` of a file that has been read, and whose name ended in `suffix`."""
     is_jpeg = data.startswith(b"\xff\xd8\xff")
-    if not _has_end(data):
+    cut = data.startswith(b"\x89PNG") and b"IEND" not in data
+    if cut or (is_jpeg and not _has_end(data)):
         raise UnreadablePhoto("truncated")
     if suffix.lower() in FOREIGN and not is_jpeg:
         how = "pip install pillow-heif" if suffix.lower() in HEIF else "save it as JPEG"
@@ -83,18 +84,14 @@ def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
         raise UnreadablePhoto(one_line(error, 120) or repr(error)) from error
 
 
-def _has_end(data: bytes) -> bool:
-    """Whether the end of a JPEG, PNG, WebP or AVIF is there. Pillow detects truncation, but decodes
-    zeros, which a broken download may leave at the end, as the rest of the picture."""
-    if data.startswith(b"\x89PNG"):
-        return b"IEND" in data
-    if not data.startswith(b"\xff\xd8\xff"):
-        return (not data.startswith(b"RIFF") and data[4:8] != b"ftyp") or any(data[-256:])
-    position = 2  # of a JPEG: an end marker must follow the beginning of the first scan
-    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
-        fill = data[position + 1 : position + 2] == b"\xff"
-        position += 1 if fill else 2 + int.from_bytes(data[position + 2 : position + 4])
-    return data.find(b"\xff\xd9", position) >= 0
+def _has_end(jpeg: bytes) -> bool:
+    """Whether an end marker follows the beginning of the first scan. Pillow detects truncation, but
+    decodes zeros, which a broken download may leave at the end, as the rest of the picture."""
+    position = 2
+    while jpeg[position : position + 1] == b"\xff" and jpeg[position + 1 : position + 2] != b"\xda":
+        fill = jpeg[position + 1 : position + 2] == b"\xff"
+        position += 1 if fill else 2 + int.from_bytes(jpeg[position + 2 : position + 4])
+    return jpeg.find(b"\xff\xd9", position) >= 0
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -88,7 +88,7 @@ def test_over_seeds_and_photos_the_interval_matches_an_analysis_of_variance(shif
 @pytest.mark.parametrize("scatter", [0, 2, 4])
 @pytest.mark.parametrize(("splits", "seeds"), [(10, 1), (10, 3), (3, 1), (1, 2), (1, 5)])
 def test_the_interval_holds_the_true_gain_in_95_of_100_experiments(splits, seeds, scatter):
-    """Photos differ in how likely they are recognised, and runs by `scatter` points."""
+    """Photos differ in how likely they are to be recognised, and runs by `scatter` points."""
     draw, photos, gain, held = np.random.default_rng(splits), 371, 0.02, 0
     for _ in range(300):
         chance = draw.beta(2, 0.7, (splits, 1, photos)) * 0.9 + 0.05

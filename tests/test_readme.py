@@ -1,4 +1,5 @@
-"""The commands of README and docs/ are understood as they stand there; some are run, as is code."""
+"""The commands of README and docs/ are understood as they stand there, and some of each kind are
+run, with small settings added at the end; code blocks are executed."""
 
 import re
 import shlex

@@ -92,7 +92,7 @@ def test_groups_do_not_depend_on_the_order(order):
 
 
 def check_split(labels, groups, part, fractions=FRACTIONS):
-    """No group is divided; parts have their share of each class, within its largest group."""
+    """No group is divided; parts have one of each class and its share, to within a group."""
     assert part.dtype == np.int8
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     assert np.array_equal(part, part[first][group])
