@@ -8,7 +8,8 @@ from typing import Any
 
 from tests.photo_folders import ROOT
 
-ARMS = ("experiment_1", "experiment_2", "controls", "longer", "small", "reversed", "causes")
+ARMS = ["experiment_1", "experiment_2", "longer", "longer_students", "controls", "small"]
+ARMS += ["reversed", "causes"]
 ALL = ["speed_test -", "speeds -", "other_tests -"]
 ALL += [f"{arm} {fold}" for arm in ARMS for fold in range(10)]
 
