@@ -188,11 +188,11 @@ def lacks_memory(problem: Exception) -> bool:
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """Raise UserError for any exception inside, as of torch on files that it did not write, except
-    disk errors and lack of memory, which pass through."""
+    UserError itself, disk errors and lack of memory, which pass through."""
     try:
         yield
     except Exception as problem:
         of_disk = isinstance(problem, OSError) and problem.errno != errno.EINVAL  # a bad offset
-        if of_disk or lacks_memory(problem):
+        if of_disk or lacks_memory(problem) or isinstance(problem, UserError):
             raise
         raise UserError(f"{what} ({one_line(problem) or repr(problem)})") from problem

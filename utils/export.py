@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from config import Parser, UserError, checkpoint, one_line
 from data.batches import Normalise, cached_side, eval_batch, resampling, whole_images
 from data.cache import read_square
-from data.files import lacks_memory
+from data.files import explained
 from data.listing import photos_below
 from data.photos import UnreadablePhoto, open_rgb
 from models.checkpoint import load_classifier
@@ -59,8 +59,9 @@ def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
     sizes = {i: torch.export.Dim(name) for i, name in enumerate(("photos", "height", "width"))}
     example = torch.zeros(2, 97, 101, 3, dtype=torch.uint8)
     facts = {name: json.dumps(about[name]) for name in FACTS}
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of deprecations inside of torch
+    # Warnings are of deprecations inside of torch.
+    with explained("this network cannot be exported"), warnings.catch_warnings(action="ignore"):
+        try:
             classifier = PhotoClassifier(model, about).eval()
             program = torch.export.export(classifier, (example,), dynamic_shapes=(sizes,))
             if path.suffix == ".pt2":
@@ -69,16 +70,12 @@ def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
             made = torch.onnx.export(
                 program, output_names=["probabilities"], opset_version=OPSET, verbose=False
             )
-        assert made
-        made.model.metadata_props.update(facts)
-        made.save(path, external_data=False)
-    except ImportError as problem:
-        what = f"{one_line(problem)}: pip install onnx onnxscript onnxruntime"
-        raise UserError(what) from problem
-    except Exception as problem:  # torch can raise anything on what it cannot trace
-        if isinstance(problem, OSError) or lacks_memory(problem):
-            raise
-        raise UserError(f"this network cannot be exported ({one_line(problem)})") from problem
+            assert made
+            made.model.metadata_props.update(facts)
+            made.save(path, external_data=False)
+        except ImportError as problem:
+            what = f"{one_line(problem)}: pip install onnx onnxscript onnxruntime"
+            raise UserError(what) from problem
 
 
 def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
