@@ -195,4 +195,4 @@ def explained(what: str) -> Iterator[None]:
         of_disk = isinstance(problem, OSError) and problem.errno != errno.EINVAL  # a bad offset
         if of_disk or lacks_memory(problem) or isinstance(problem, UserError):
             raise
-        raise UserError(f"{what} ({one_line(problem) or repr(problem)})") from problem
+        raise UserError(f"{what} ({one_line(problem)})") from problem

@@ -81,7 +81,7 @@ def decode_rgb(data: bytes, suffix: str, short_side: int) -> Image.Image:
         raise UnreadablePhoto("not an image, or a corrupt header") from error
     except Exception as error:  # Pillow's plug-ins can raise anything on broken data
         bytes(needed)  # MemoryError: some decoders say "broken" where memory is too little
-        raise UnreadablePhoto(one_line(error, 120) or repr(error)) from error
+        raise UnreadablePhoto(one_line(error)) from error
 
 
 def _has_end(jpeg: bytes) -> bool:

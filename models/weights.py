@@ -57,5 +57,5 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
     try:
         return models.get_model(name, weights="DEFAULT").state_dict()
     except Exception as problem:  # no connection, a full disk, or a damaged file
-        what = f"--pretrained: no weights of {name} ({one_line(problem, 200)})"
+        what = f"--pretrained: no weights of {name} ({one_line(problem)})"
         raise UserError(f"{what}. Put {url} at {file} by hand, or omit --pretrained.") from problem
