@@ -50,9 +50,7 @@ def hard_loss(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor,
     def loss(logits: Tensor, smoothing: float) -> Tensor:
         if labels.ndim == 1:
             return cross_entropy(logits, labels, ignore_index=-1, label_smoothing=smoothing)
-        mass = labels.sum(1, keepdim=True)
-        targets = labels * (1 - smoothing) + mass * (smoothing / labels.shape[1])
-        return -(targets * logits.log_softmax(1)).sum() / len(labels)
+        return cross_entropy(logits, labels.lerp(labels.mean(1, keepdim=True), smoothing))
 
     smooth = loss(logits, smoothing)
     return smooth, loss(logits.detach(), 0.0) if smoothing else smooth.detach()
