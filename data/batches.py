@@ -201,7 +201,7 @@ def draw_order(
     for here, kind in ((places, known), (~places, ~known)):
         photos, count = np.flatnonzero(kind), steps * here.sum()
         passes = [rng.permutation(photos) for _ in range(-(-count // len(photos)))]
-        order[:, here] = np.concatenate([*passes, photos[:0]])[:count].reshape(steps, -1)
+        order[:, here] = np.concatenate(passes)[:count].reshape(steps, -1)
     return order.ravel()
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from config import UserError, one_line
 from data.files import FREE_SPACE, build_once
-from data.listing import LAYOUTS, PARTS, UNLABELLED, Photos, photos_below, walk
+from data.listing import ALL_PARTS, LAYOUTS, PARTS, UNLABELLED, Photos, photos_below, walk
 
 PART = re.compile(  # as in seg_train, training_set, Testdata, TrainImages, unlabelled
     r"(?<![a-z])(train|test|eval|val|dev|unlabel)(ing|uation|id|idation|l?ed|val)?"
@@ -187,7 +187,7 @@ def of_table(table: Path) -> Photos:
         texts = [re.sub("(?<=[a-z])[ _-]", "", row["split"].strip().lower()) for row in rows]
         given = np.array([part_of(text, PART.fullmatch) or text for text in texts])
         folds = {str(number) for number in range(len(set(texts)))}
-        known = np.isin(given, (*PARTS, UNLABELLED))
+        known = np.isin(given, ALL_PARTS)
         wrong = sorted({row["split"] for row, fits in zip(rows, known, strict=True) if not fits})
         if wrong and {*texts} != folds:
             may = "it may have train, val and test, or the numbers of folds, from 0"

@@ -12,6 +12,7 @@ from data.photos import is_named_as_photo
 
 PARTS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # the part of those photos whose class is known, but not used
+ALL_PARTS = (*PARTS, UNLABELLED)
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "@Recycle", "#recycle"}  # of macOS and of a NAS
 LAYOUTS = "a folder with one sub-folder per class works; or one split into train, val and test,\n"
 LAYOUTS += "a CSV with columns path, class and perhaps split, or an archive of any of these"

@@ -9,7 +9,7 @@ import numpy as np
 
 from config import UserError
 from data.files import csv_text
-from data.listing import PARTS, UNLABELLED, Photos
+from data.listing import ALL_PARTS, PARTS, UNLABELLED, Photos
 
 FRACTIONS = (0.7, 0.2, 0.1)
 DRAWS = 20  # tried where photos with two labels tie the classes to each other
@@ -21,7 +21,7 @@ class Split:
 
     photos: Photos
     part: np.ndarray  # (N,) int8, index into `names`; of folds, the one that tests the photo
-    names: tuple[str, ...] = (*PARTS, UNLABELLED)  # or the numbers of the folds
+    names: tuple[str, ...] = ALL_PARTS  # or the numbers of the folds
 
     @cached_property
     def manifest(self) -> bytes:
@@ -55,7 +55,7 @@ class Split:
         after = (self.part - number) % folds
         val = max(1, round(FRACTIONS[1] * folds))
         part = np.select([after == 0, after <= val], [2, 1], 0).astype(np.int8)
-        return replace(self, part=part, names=(*PARTS, UNLABELLED)).checked()
+        return Split(self.photos, part).checked()
 
     def checked(self) -> "Split":
         """The split; raises UserError for a class without a training photo."""
@@ -85,7 +85,7 @@ def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | Non
     `folds` folds. Raises UserError for settings that do not fit a given split."""
     given = photos.given
     if given is None:
-        names = (*PARTS, UNLABELLED) if folds is None else tuple(map(str, range(folds)))
+        names = ALL_PARTS if folds is None else tuple(map(str, range(folds)))
         fractions = FRACTIONS if folds is None else (1 / folds,) * folds
         part = make_split(photos.labels, groups, photos.classes, seed, fractions)
         return Split(photos, part, names)
@@ -100,7 +100,7 @@ def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | Non
     if folds or (seed and len(drawn) == 1):
         flag = "--folds" if folds else "--split-seed"
         raise UserError(f"{flag} would draw a new split, but these photos have one: omit it")
-    part = np.array([(*PARTS, UNLABELLED).index(name) for name in given], np.int8)
+    part = np.array([ALL_PARTS.index(name) for name in given], np.int8)
     train = Split(photos, part).checked().indices("train")
     shares = np.array(FRACTIONS)[drawn]
     labels, fractions = photos.labels[train], tuple(shares / shares.sum())
@@ -110,7 +110,7 @@ def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | Non
 
 def describe_duplicates(split: Split, groups: np.ndarray) -> list[str]:
     """How many photos are duplicates, which have two labels, which are in several given parts."""
-    photos, copied = split.photos, np.bincount(groups, minlength=1)[groups] > 1
+    photos, copied = split.photos, np.bincount(groups)[groups] > 1
     if not copied.any():
         return []
     pictures = len(np.unique(groups[copied]))
@@ -132,7 +132,7 @@ def describe_duplicates(split: Split, groups: np.ndarray) -> list[str]:
 
 def list_duplicates(split: Split, groups: np.ndarray) -> list[tuple[object, ...]]:
     """The photos that are duplicates: number of the picture, path, class, and part of the split."""
-    photos, copied = split.photos, np.bincount(groups, minlength=1)[groups] > 1
+    photos, copied = split.photos, np.bincount(groups)[groups] > 1
     return [
         (groups[i], photos.paths[i], photos.classes[photos.labels[i]], split.names[split.part[i]])
         for i in sorted(np.flatnonzero(copied), key=lambda i: (groups[i], i))
