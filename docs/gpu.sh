@@ -79,58 +79,48 @@ speeds() {
     --cache "$work/nothing/cache"
 }
 
-# The experiments, each over the folds that it is given. A teacher's students are trained along with it,
+# The experiments, each over the `folds` of `once`. A teacher's students are trained along with it,
 # since its weights stay on this machine. Finished runs are not repeated here; on another machine, a network
 # that several experiments need is trained again, and its result replaces the kept one.
-experiment_1() { distil --experiment experiment_1 --folds 10 --fold "$@"; }
-experiment_2() { distil --experiment experiment_2 --folds 10 --fold "$@"; }
+experiment_1() { distil --experiment experiment_1 "${folds[@]}" "$@"; }
+experiment_2() { distil --experiment experiment_2 "${folds[@]}" "$@"; }
 
-reversed() { experiment_1 "$@" --reverse && experiment_2 "$@" --reverse; }
+reversed() { experiment_1 --reverse && experiment_2 --reverse; }
+
+thirty=(--epochs 30 --mixup 0.2 --tag 30epochs)
+sixty=(--epochs 60 --mixup 0.2 --tag 60epochs)
 
 # EfficientNet-Lite0 with ImageNet weights, and what it teaches ResNet18 in 15 and 30 epochs.
-tuned() { train --models "$lite" --weights "$WEIGHTS" --epochs 6 --lr 0.0003 --tag tuned "${fold[@]}"; }
-taught() { distil --teacher "$lite" --teacher-tag tuned --alpha 0.9 "${fold[@]}" "$@"; }
-pretrained() {
-  local fold=(--folds 10 --fold "$@")
-  tuned && taught --student resnet18 && taught --student resnet18 --epochs 30 --mixup 0.2 --tag 30epochs
-}
+tuned() { train --models "$lite" --weights "$WEIGHTS" --epochs 6 --lr 0.0003 --tag tuned "${folds[@]}"; }
+taught() { distil --teacher "$lite" --teacher-tag tuned --alpha 0.9 "${folds[@]}" "$@"; }
+pretrained() { tuned && taught --student resnet18 && taught --student resnet18 "${thirty[@]}"; }
 
 # The same by feature maps, too, and by these alone.
 fitnet() {
-  local fold=(--folds 10 --fold "$@")
-  tuned && taught --student resnet18 --method fitnet &&
-    taught --student resnet18 --method fitnet --epochs 30 --mixup 0.2 --tag 30epochs
+  tuned && taught --student resnet18 --method fitnet "$@" &&
+    taught --student resnet18 --method fitnet "$@" "${thirty[@]}"
 }
-maps() {
-  local fold=(--folds 10 --fold "$@")
-  tuned && taught --student resnet18 --method fitnet --alpha 0 &&
-    taught --student resnet18 --method fitnet --alpha 0 --epochs 30 --mixup 0.2 --tag 30epochs
-}
+maps() { fitnet --alpha 0; }
 
 # ResNet18 for 60 epochs, alone and with the pretrained teacher, and a student that the former teaches for 15.
-long=(--epochs 60 --mixup 0.2 --tag 60epochs)
 longer() {
-  train --models resnet18 "${long[@]}" --folds 10 --fold "$@" &&
-    distil --teacher resnet18 --student resnet18 --teacher-tag 60epochs --method kd fitnet --folds 10 --fold "$@"
+  train --models resnet18 "${sixty[@]}" "${folds[@]}" &&
+    distil --teacher resnet18 --student resnet18 --teacher-tag 60epochs --method kd fitnet "${folds[@]}"
 }
-longer_taught() {
-  local fold=(--folds 10 --fold "$@")
-  tuned && taught --student resnet18 "${long[@]}" --method fitnet
-}
+longer_taught() { tuned && taught --student resnet18 "${sixty[@]}" --method fitnet; }
 
 # The students of the ResNet18 of 60 epochs that train as long as it, or half as long.
 longer_students() {
-  local fold=(--folds 10 --fold "$@")
   local by=(--teacher resnet18 --teacher-tag 60epochs --student resnet18 --method fitnet kd)
-  train --models resnet18 "${long[@]}" "${fold[@]}" &&
-    distil "${by[@]}" --epochs 30 --mixup 0.2 --tag 30epochs "${fold[@]}" &&
-    distil "${by[@]}" "${long[@]}" "${fold[@]}"
+  train --models resnet18 "${sixty[@]}" "${folds[@]}" &&
+    distil "${by[@]}" "${thirty[@]}" "${folds[@]}" &&
+    distil "${by[@]}" "${sixty[@]}" "${folds[@]}"
 }
 
 # Self-distillation; label smoothing; 15 epochs with mixup and 30 without.
 controls() {
-  local alone=(--models resnet18 --folds 10 --fold "$@")
-  distil --teacher resnet18 --student resnet18 --method kd fitnet --folds 10 --fold "$@" &&
+  local alone=(--models resnet18 "${folds[@]}")
+  distil --teacher resnet18 --student resnet18 --method kd fitnet "${folds[@]}" &&
     train "${alone[@]}" --label-smoothing 0.1 --tag smooth &&
     train "${alone[@]}" --mixup 0.2 --tag mixup &&
     train "${alone[@]}" --epochs 30 --tag 30plain
@@ -138,31 +128,25 @@ controls() {
 
 # A share of the labels, the other photos unlabelled: alone, and taught by networks trained on the same labels.
 few() {
-  local some=(--labels-per-class "$1" --folds 10 --fold "${@:2}")
+  local some=(--labels-per-class "$1" "${folds[@]}")
   train --models resnet18 --epochs 60 --tag few60 "${some[@]}" &&
     train --models "$lite" --weights "$WEIGHTS" --epochs 30 --lr 0.0003 --tag few "${some[@]}" &&
     distil --teacher "$lite" --teacher-tag few --student resnet18 --alpha 0.9 --method kd fitnet --tag few "${some[@]}" &&
     distil --teacher resnet18 --teacher-tag few60 --student resnet18 --alpha 0.9 --tag few "${some[@]}"
 }
-few10() { few 0.1 "$@"; }
-few5() { few 0.05 "$@"; }
-few25() { few 0.25 "$@"; }
+few10() { few 0.1; }
+few5() { few 0.05; }
+few25() { few 0.25; }
 
-small() { distil --teacher resnet50 --student mobilenet_v3_small --folds 10 --fold "$@"; }
-small_taught() {
-  local fold=(--folds 10 --fold "$@")
-  tuned && taught --student mobilenet_v3_small --method fitnet kd
-}
+small() { distil --teacher resnet50 --student mobilenet_v3_small "${folds[@]}"; }
+small_taught() { tuned && taught --student mobilenet_v3_small --method fitnet kd; }
 
-methods() {
-  local fold=(--folds 10 --fold "$@")
-  tuned && taught --student resnet18 --method kd dkd dist fitnet attention rkd sp
-}
+methods() { tuned && taught --student resnet18 --method kd dkd dist fitnet attention rkd sp; }
 
 # What hurts a student and what helps it (docs/experiment_1).
 causes() {
-  local pair=(--experiment experiment_1 --folds 10 --fold "$@")
-  local alone=(--models densenet169 --folds 10 --fold "$@")
+  local pair=(--experiment experiment_1 "${folds[@]}")
+  local alone=(--models densenet169 "${folds[@]}")
   local found=(--schedule constant --crop-scale 1)
   train "${alone[@]}" "${found[@]}" --epochs 3 --tag 3epochs &&
     distil "${pair[@]}" --teacher-tag 3epochs &&
@@ -184,14 +168,15 @@ archive() {
 # Runs a task for those of its folds that are not done, all in one command, as starting one takes as long
 # as a short run. Skipped if less than 15 s are left. Its output is appended to the log when it ends.
 once() {
-  local task=$1 started=$SECONDS status=0 todo=() fold log
+  local task=$1 started=$SECONDS status=0 todo=() folds fold log
   shift
   for fold in "${@:--}"; do # "-" for a task without folds
     grep -qxF -- "$task $fold" "$out/done.txt" || todo+=("$fold")
   done
   if [ ${#todo[@]} -eq 0 ] || [ "$(left)" -lt 15 ]; then return; fi
   log=$work/$task-${todo[0]}.log
-  "$task" "${todo[@]}" >"$log" 2>&1 || status=$?
+  folds=(--folds 10 --fold "${todo[@]}")
+  "$task" >"$log" 2>&1 || status=$?
   {
     flock 9
     echo "== $task ${todo[*]}: status $status after $((SECONDS - started)) s, at $(date +%T)"

@@ -1,4 +1,4 @@
-"""docs/gpu.sh, which is for a machine with a GPU, on this one: small, and on the CPU."""
+"""docs/gpu.sh, which is for a machine with a GPU, without one: what it refuses and reports."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def test_bad_arguments_and_failed_runs_are_reported(tmp_path):
         assert run.stderr.startswith(says)
     missing = "reversed 9"
     (out / "done.txt").write_text("\n".join([*ALL, ""]).replace(f"{missing}\n", ""))
-    run = start(60, out, work, "--data", tmp_path / "nowhere")
+    run = start(250, out, work, "--data", tmp_path / "nowhere")
     assert run.returncode == 1
     assert "nowhere' does not exist" in run.stdout
     assert missing not in (out / "done.txt").read_text()
