@@ -81,15 +81,17 @@ def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
 def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
     """Load a file of save_exported: a function that classifies photos, and the FACTS in the file.
     Raises UserError for any other file, and if onnxruntime is missing."""
-    try:
+    with explained(f"{path}: not a file of utils.export"):
         if path.suffix == ".pt2":
             facts: dict[str, Any] = dict.fromkeys(FACTS, "")
             logging.getLogger("torch.export").setLevel(logging.ERROR)  # it prints a traceback
             with warnings.catch_warnings(action="ignore"):
                 classify: Classify = torch.export.load(path, extra_files=facts).module()
         else:
-            import onnxruntime  # in the optional group export
-
+            try:
+                import onnxruntime  # in the optional group export
+            except ImportError as problem:
+                raise UserError(f"{path}: to use it here, pip install onnxruntime") from problem
             session = onnxruntime.InferenceSession(path)
             facts = session.get_modelmeta().custom_metadata_map
 
@@ -97,10 +99,6 @@ def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
                 return torch.tensor(session.run(None, {"photos": photos.numpy()})[0])
 
         return classify, {name: json.loads(facts[name]) for name in FACTS}
-    except ImportError as problem:
-        raise UserError(f"{path}: to use it here, pip install onnxruntime") from problem
-    except Exception as problem:  # for other files, both libraries raise many kinds of errors
-        raise UserError(f"{path}: not a file of utils.export ({one_line(problem)})") from problem
 
 
 def load_any(path: Path, network: str = "", device: str = "cpu") -> tuple[Classify, dict[str, Any]]:
