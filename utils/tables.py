@@ -98,7 +98,7 @@ def gain_over(pairs: Pairs, part: str = "test") -> np.ndarray:
     for pair in pairs:
         hits = [1.0 - np.isin(range(r[part]["photos"]), r[part]["wrong"]) for r in pair if r]
         splits.setdefault(pair[0]["photos"]["split"], []).append(hits[0] - sum(hits[1:]))
-    least = -1 if pair[1] else 0
+    least = -1 if pairs[0][1] else 0
     return np.clip(mean_interval([np.stack(seeds) for seeds in splits.values()]), least, 1)
 
 
