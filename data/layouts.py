@@ -37,7 +37,7 @@ MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
 def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
     """The photos, then those of a folder or archive, without classes; UserError if it has none."""
     root = unpack(path, unpack_into).resolve()
-    more = sorted(f"{root.as_posix()}/{inner}" for inner in photos_below(root, "."))
+    more = sorted(f"{root.as_posix()}/{inner}" for inner in photos_below(root))
     if not more:
         raise UserError(f"--unlabelled: no photo (*.jpg, *.png, ...) in {str(path)!r}")
     labels = np.concatenate([photos.labels, np.full(len(more), -1)])

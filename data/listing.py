@@ -77,7 +77,8 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         yield Path(folder), inner, files
 
 
-def photos_below(root: Path, name: str) -> Iterator[str]:
+def photos_below(root: Path, name: str = ".") -> Iterator[str]:
+    """Paths below the root of the photos in a folder of it; raises UserError for a linked one."""
     for folder, inner, files in walk(root / name):
         for link in filter(Path.is_symlink, map(folder.joinpath, inner)):
             raise UserError(f"{str(link)!r} is a link to a folder: only class folders may be links")

@@ -143,7 +143,7 @@ def main(arguments: Sequence[str]) -> None:
     if to.suffix != f".{options.format}":
         raise UserError(f"--output {to}: its name must end in .{options.format}")
     before, side = load_any(path, options.network)[0], cached_side(about["image_size"])
-    names = [*map(options.photos.joinpath, photos_below(options.photos, "."))]
+    names = [*map(options.photos.joinpath, photos_below(options.photos))]
     squares, photos = [], []
     for name in names[:: 1 + len(names) // COMPARED]:
         with suppress(UnreadablePhoto):
