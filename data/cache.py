@@ -43,7 +43,7 @@ class Decoded:
     unreadable: tuple[tuple[str, str], ...]  # path and reason of each photo that was left out
     unlabelled: np.ndarray  # (U,) int64, rows of `pixels`
     together: np.ndarray  # (N + U,) int64, as `groups`, of both
-    unlabelled_digest: str = ""
+    unlabelled_digest: str  # as `digest`, of the U files; "" if there are none
 
 
 def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:

@@ -69,13 +69,13 @@ def load_datasets(
         path = Path(config.data)
         name = "sample_folder" if plain_name(path) == "sample" else plain_name(path)
     photos = find_photos(path, config.cache / "unpacked")
-    if config.kd and config.kd.unlabelled:
-        from data.layouts import with_unlabelled  # rarely needed
+    if unlabelled := config.kd and config.kd.unlabelled:
+        from data.layouts import with_unlabelled
 
-        photos = with_unlabelled(photos, config.kd.unlabelled, config.cache / "unpacked")
+        photos = with_unlabelled(photos, unlabelled, config.cache / "unpacked")
     decoded = decode_photos(photos, cached_side(config.image_size), config.cache)
-    if config.kd and config.kd.unlabelled and not len(decoded.unlabelled):
-        raise UserError(f"--unlabelled: no photo in {str(config.kd.unlabelled)!r} can be read")
+    if unlabelled and not len(decoded.unlabelled):
+        raise UserError(f"--unlabelled: no photo in {str(unlabelled)!r} can be read")
     if config.duplicates == "off":  # nor are unlabelled photos taken for copies
         decoded = replace(decoded, together=np.arange(len(decoded.together)))
     pixels = to_device(decoded.pixels, device)
