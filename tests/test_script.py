@@ -1,4 +1,4 @@
-"""Exit statuses, errors in one line, how long the other runs will take, and other systems."""
+"""Exit statuses, errors in one line, and other systems."""
 
 import errno
 import io
