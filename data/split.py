@@ -114,7 +114,7 @@ def describe_duplicates(split: Split, groups: np.ndarray) -> list[str]:
     if not copied.any():
         return []
     pictures = len(np.unique(groups[copied]))
-    notes = [f"duplicates: {copied.sum():,} photos show {pictures:,} pictures"]
+    notes = [f"NOTE     duplicates: {copied.sum():,} photos show {pictures:,} pictures"]
     if photos.given is None:
         notes[0] += "; photos of one picture are kept in one part of the split"
     given = np.full(len(photos), "") if photos.given is None else photos.given
@@ -126,7 +126,7 @@ def describe_duplicates(split: Split, groups: np.ndarray) -> list[str]:
         if len(apart):
             same = np.flatnonzero(groups == apart[0])
             shown = " = ".join(repr(photos.paths[photo]) for photo in same)
-            notes.append(f"WARNING: pictures that {what}: {len(apart):,}, such as {shown}")
+            notes.append(f"WARNING  pictures that {what}: {len(apart):,}, such as {shown}")
     return notes
 
 

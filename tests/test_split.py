@@ -189,7 +189,7 @@ def test_copies_are_reported_and_the_seed_is_passed_on():
     given = replace(photos, given=np.array(["train", "test"] * 20))
     across = split_photos(given, groups, 0)
     how_many, _, in_parts = describe_duplicates(across, groups)
-    assert how_many == "duplicates: 3 photos show 1 pictures"
+    assert how_many == "NOTE     duplicates: 3 photos show 1 pictures"
     assert f"pictures that are in several parts of the given split: 1, {same}" in in_parts
     copies = np.array([0, 1, 2, 2, *range(4, 40)])  # in folds 2 and 3, which both train in fold 0
     own = split_photos(replace(photos, given=np.array([*"0123"] * 10)), copies, 0, 4).fold(0)

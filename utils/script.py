@@ -98,7 +98,7 @@ def describe(runs: Sequence["Run"]) -> None:
     if alike := [ascii(n) for i, n in enumerate(photos.classes) if looks.count(looks[i]) > 1]:
         print(f"WARNING  classes that look the same: {', '.join(alike)}")
     for note in describe_duplicates(data.split, data.groups):
-        print(f"         {note}")
+        print(note)
     print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
 
 
