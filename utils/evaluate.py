@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
         scores = probabilities(network, squares)
         log = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
         test = measure(log, torch.from_numpy(labels), tuple(classes))
-        columns[name] = [cost | {"test": test, "photos": {"fold": None}}]
+        columns[name] = [cost | {"test": test}]
         matrices.append(confusion_table(test["confusion"], classes, f"{name}: "))
         for place in test["wrong"]:
             probability, guess = scores[place].max(0)

@@ -112,9 +112,11 @@ def table(columns: Columns, rows: Rows) -> str:
     """A Markdown table with one column for each of `columns` and one row for each of `rows`."""
     head = [""]
     for name, runs in columns.items():
-        folds = {run["photos"]["fold"] for run in runs} - {None}
-        what = "seeds" if not folds else "folds" if len(folds) == len(runs) else "runs"
-        head.append(f"{name}, {len(runs)} {what}" if len(runs) > 1 else name)
+        if len(runs) > 1:
+            folds = {run["photos"]["fold"] for run in runs} - {None}
+            what = "seeds" if not folds else "folds" if len(folds) == len(runs) else "runs"
+            name = f"{name}, {len(runs)} {what}"
+        head.append(name)
     lines = [[name, *(cell(runs, row) for runs in columns.values())] for name, row in rows.items()]
     return aligned(head, lines)
 
