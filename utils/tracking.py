@@ -1,7 +1,7 @@
 """TensorBoard for one run: curves, settings, and the confusion matrix of the test photos."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
+from utils.engine import Row
 from utils.tables import confusion_table
 
-Row = Mapping[str, float]
 # The results in the HParams tab, after four settings: more would push them out of the window.
 METRICS = ("test/accuracy", "test/loss", "test/macro_f1", "best/accuracy/val")
 
