@@ -62,7 +62,7 @@ def distil(
     path = teacher_run.best if teacher_run else student.kd.teacher_checkpoint
     assert path
     known = results[teacher_run.name] if teacher_run else None
-    expected = (known or inspect(path, student.kd, student.config.image_size))["digest"]
+    expected = (known or inspect(path, student.config))["digest"]
     if student.finished:
         student.check_taught_by(expected)
         return load_finished(student)

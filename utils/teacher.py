@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from config import Config, KDConfig, UserError, network_name
+from config import Config, UserError, network_name
 from data.batches import MEAN, STD
 from models.checkpoint import load_classifier, read_tensors, weights_digest
 from models.factory import channels_last, create_model, initial_model
@@ -25,7 +25,7 @@ def with_teacher(configs: list[Config]) -> list[Config]:
     INSPECTED.clear()  # the file may be another one by now
     kd = configs[0].kd
     if kd and kd.teacher_checkpoint:
-        about = inspect(kd.teacher_checkpoint, kd, configs[0].image_size)
+        about = inspect(kd.teacher_checkpoint, configs[0])
         found = kd.teacher or about["arch"]
         configs = [replace(c, kd=replace(c.kd, teacher=found)) for c in configs if c.kd]
     for config in configs:
@@ -38,7 +38,7 @@ def with_name(student: Run) -> Run:
     check_method(student.config, len(student.data.classes), len(student.data.unlabelled[0]))
     teacher, path = network_name(str(student.kd.teacher)), student.kd.teacher_checkpoint
     if path:
-        teacher += f".{inspect(path, student.kd, student.config.image_size)['digest'][:8]}"
+        teacher += f".{inspect(path, student.config)['digest'][:8]}"
     if student.kd.teacher_tag:
         teacher += f".{student.kd.teacher_tag}"
     return replace(student, teacher=teacher)
@@ -67,7 +67,7 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
             recipes.setdefault(str(teacher.result()["recipe"]), teacher.name)
             path = teacher.best
         if found := teacher.best if teacher and teacher.finished else path:
-            digest = inspect(found, student.kd, student.config.image_size)["digest"]
+            digest = inspect(found, student.config)["digest"]
             if teacher and digest != teacher.result()["digest"]:
                 raise UserError(f"{found} does not belong to its run: retrain it with train.py")
             if not student.config.overwrite:
@@ -82,7 +82,7 @@ def check_teachers(students: Sequence[Run], teachers: Sequence[Run | None]) -> N
 def check_teacher(path: Path, student: Run) -> None:
     """Raise UserError when a teacher's classes, resolution or normalisation are not the student's,
     and, without --allow-other-split, when it was trained on another split."""
-    has, wanted = inspect(path, student.kd, student.config.image_size), student.settings
+    has, wanted = inspect(path, student.config), student.settings
     if isinstance(has["classes"], int):  # of weights alone
         wanted["classes"] = len(wanted["classes"])
     for name in ("classes", "image_size", "mean", "std"):
@@ -101,7 +101,7 @@ def check_teacher(path: Path, student: Run) -> None:
 def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
     """Load a teacher onto the device and measure it on the student's validation photos. Raises
     UserError if its digest is not `expected`, that of the weights that were checked before."""
-    model, description = load(path, student.kd, student.config.image_size)
+    model, description = load(path, student.config)
     if weights_digest(model) != expected:
         hint = "start again or, if that does not help, train the teacher again"
         raise UserError(f"{path} has changed since it was evaluated: {hint}")
@@ -124,18 +124,19 @@ def of_other_split(description: dict[str, Any], student: Run) -> bool:
     return (description["photos"], description.get("held_out")) != ours
 
 
-def inspect(checkpoint: Path, kd: KDConfig, image_size: int) -> dict[str, Any]:
+def inspect(checkpoint: Path, config: Config) -> dict[str, Any]:
     """What the teacher's checkpoint says about itself, and the digest of its weights."""
     if checkpoint not in INSPECTED:
-        model, description = load(checkpoint, kd, image_size)
+        model, description = load(checkpoint, config)
         INSPECTED[checkpoint] = description | {"digest": weights_digest(model)}
     return INSPECTED[checkpoint]
 
 
-def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
+def load(checkpoint: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]:
     """Load a run's checkpoint or, given --teacher and --allow-other-split, a file of weights, which
     is assumed to have the student's class order, image size and normalisation."""
-    network, ours = kd.teacher or "", True
+    assert config.kd
+    network, image_size, ours = config.kd.teacher or "", config.image_size, True
     with suppress(Exception):  # load_classifier says why it cannot be read
         ours = "format" in read_tensors(checkpoint)
     if ours:
@@ -143,7 +144,7 @@ def load(checkpoint: Path, kd: KDConfig, image_size: int) -> tuple[nn.Module, di
         if network and network_name(network) != about["arch"]:
             raise UserError(f"{checkpoint} is for {about['arch']}, not for {network_name(network)}")
         return model, about
-    if not (network and kd.allow_other_split):
+    if not (network and config.kd.allow_other_split):
         raise UserError(f"{checkpoint} has only weights: give --teacher and --allow-other-split")
     two, state = create_model(network, 2, image_size, seed=0).state_dict(), read_weights(checkpoint)
     same = {k: v for k, v in state.items() if k in two and v.shape[1:] == two[k].shape[1:]}
