@@ -17,7 +17,6 @@ from typing import Any
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
-
 folder, name = sys.argv[1:3]
 ending, number = map(int, sys.argv[3:5])
 seconds = float(sys.argv[5]) / 1000
