@@ -30,13 +30,21 @@ def create_model(network: str, classes: int, image_size: int, *, seed: int) -> n
     torch.manual_seed(seed)
     file, _, function = network.rpartition(":")
     if file:
-        path = unchanged(Path(file))
-        sys.path += [str(path.parent)] * (str(path.parent) not in sys.path)  # for what it imports
+        path, known, places = unchanged(Path(file)).absolute(), {*sys.modules}, [*sys.path]
+        sys.path.append(str(path.parent))  # for what it imports
         try:
-            model = runpy.run_path(str(path))[function](classes)
+            made_by = runpy.run_path(str(path))[function]
+            torch.manual_seed(seed)  # the file may have set another
+            model = made_by(classes)
         except (Exception, SystemExit) as problem:  # user code can raise anything
             why = f"{type(problem).__name__}: {one_line(problem)}"
             raise UserError(f"{network}: {why}") from problem
+        finally:  # a file in another folder may import other modules of the same names
+            sys.path[:] = places
+            for name in {*sys.modules} - known:
+                place = getattr(sys.modules[name], "__file__", None) or ""
+                if path.parent in Path(place).parents and "site-packages" not in place:
+                    del sys.modules[name]
         if not isinstance(model, nn.Module):
             raise UserError(f"{network} must return a torch.nn.Module, not {type(model).__name__}")
         return model
@@ -75,7 +83,8 @@ def check_network(
         raise UserError(f"{network}: lazy layers cannot be initialised from a seed")
     hint = "another --image-size or network may help"
     with explained(f"{network} does not work on images of {image_size} pixels; {hint}"):
-        images = torch.rand(2, 3, image_size, image_size)  # zeros have no standard deviation
+        images = torch.randn(2, 3, image_size, image_size)  # also negative, as ReLU may be in place
+        copy = images.clone()
         if trained:
             if isinstance(logits := model.train()(images), tuple | dict):
                 raise TypeError("it has several outputs in training")
@@ -87,6 +96,12 @@ def check_network(
         raise UserError(f"{network} must return logits (2, {classes}) of 2 images, not {found}")
     if wrong := [name for name, v in model.state_dict().items() if not v.isfinite().all()]:
         raise UserError(f"{network}: {wrong[0]} is not finite: register it with persistent=False")
+    if not images.equal(copy):
+        raise UserError(f"{network} changes its images in place: let it work on a copy")
+    margin = 0.01 * logits.nan_to_num().abs().max().item()
+    with explained(f"{network}: in eval mode, logits are random or depend on other images"):
+        alone = model(copy[:1])
+        torch.testing.assert_close(alone, logits[:1], rtol=0, atol=margin, equal_nan=True)
 
 
 @cache

@@ -143,6 +143,10 @@ def ends(classes):
     raise SystemExit(0)
 def frozen(classes):
     return small(classes).requires_grad_(False)
+def altering(classes):
+    return nn.Sequential(nn.ReLU(inplace=True), small(classes))
+def together(classes):
+    return nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), small(classes))
 def lazy(classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
 def masked(classes):
@@ -166,6 +170,8 @@ def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
         (f"{file}:five", 32, r"own.py:five must return logits \(2, 7\) of 2 images, not .*2, 5"),
         (f"{file}:ends", 32, "own.py:ends: SystemExit: 0"),
         (f"{file}:frozen", 32, "does not require grad"),
+        (f"{file}:altering", 32, "own.py:altering changes its images in place: let it"),
+        (f"{file}:together", 32, "own.py:together: in eval mode, logits are .* other images"),
         (f"{file}:lazy", 32, "own.py:lazy: lazy layers"),
         (f"{file}:masked", 32, "own.py:masked: mask is not finite: register it with persist"),
         (f"{file}:none", 32, "own.py:none: KeyError: 'none'"),
@@ -173,6 +179,17 @@ def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
     ):
         with pytest.raises(UserError, match=rf"^(?s:.)*{says}.*$"):
             check_network(network, side)
+
+
+def test_a_network_is_drawn_from_its_seed_with_the_helpers_of_its_own_folder(tmp_path):
+    net, made = "import torch, width\ntorch.manual_seed(0)\n", []
+    for width, seed in ((2, 0), (4, 0), (2, 1), (2, 0)):
+        (folder := tmp_path / f"{width}").mkdir(exist_ok=True)
+        (folder / "width.py").write_text(f"WIDTH = {width}")
+        (folder / "net.py").write_text(f"{net}net = lambda n: torch.nn.Linear(width.WIDTH, n)")
+        made.append(create_model(f"{folder}/net.py:net", 3, 32, seed=seed))
+        assert made[-1].in_features == width
+    assert weights_digest(made[0]) == weights_digest(made[3]) != weights_digest(made[2])
 
 
 CONTENT: dict[str, Any] = {
