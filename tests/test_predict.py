@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +13,13 @@ import torch
 from PIL import Image
 
 from config import UserError
-from data.cache import read_square
+from data.cache import decode_photos, read_square
 from data.files import read_json
+from data.listing import find_photos
 from models.checkpoint import load_checkpoint, save_checkpoint
-from tests.photo_folders import CLASSES, ROOT, make_photos, python, training
+from tests.photo_folders import CLASSES, make_photos, python, training
+from tests.test_readme import PYTHON
+from utils import evaluate
 from utils.export import load_any, load_exported
 from utils.predict import main
 
@@ -129,32 +130,30 @@ def test_a_closed_pipe_ends_the_command(best, photos):
     assert run == (141, [], ["stopped: nothing reads its output"])
 
 
-@pytest.mark.parametrize("name", ["cut.pt", "missing.pt", "."])
-def test_an_unusable_checkpoint_is_one_line(name, best, tmp_path):
+FILES = ("cut.pt", "missing.pt", ".", "x.onnx", "x.pt2")
+FLAGS = ("--top 0", "--top two", "--to 2", "--device cuda")
+
+
+@pytest.mark.parametrize("words", [*FILES, *map("best.pt {}".format, FLAGS)])
+def test_what_cannot_be_used_is_refused_in_a_line(words, best, tmp_path, caplog):
     (tmp_path / "cut.pt").write_bytes(best.read_bytes()[:10_000])
-    with pytest.raises(UserError, match=f"^{tmp_path}.*$"):
-        main([str(tmp_path / name), "no/photo/here.jpg"])
-
-
-@pytest.mark.parametrize("words", ["--top 0", "--top two", "--to 2", "--device cuda"])
-def test_wrong_flags_are_refused(words):
-    with pytest.raises(UserError, match=words.split()[0]):
-        main(["best.pt", "photo.jpg", *words.split()])
+    for name in ("x.onnx", "x.pt2"):
+        (tmp_path / name).write_bytes(b"no network")
+    file, *flags = words.split()
+    why = "not a file of utils.export" if file[0] == "x" else "truncated|no such checkpoint"
+    with pytest.raises(UserError, match=flags[0] if flags else rf"^{tmp_path / file}.*({why}).*$"):
+        main([str(tmp_path / file), "no/photo/here.jpg", *flags])
+    assert not caplog.records
 
 
 def without_repo(code, folder):
     """stdout of a script that runs in a folder of its own, without this repo on its path."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    run = [sys.executable, "-I", "-c", code]
-    return subprocess.run(
-        run, cwd=folder, env=clean, capture_output=True, text=True, check=True
-    ).stdout
+    return python("-I", "-c", code, cwd=folder, env=clean, check=True).stdout
 
 
 USE = {
-    "onnx": re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S
-    )[0],
+    "onnx": PYTHON[0],
     "pt2": """
 import json, numpy, torch
 from PIL import Image
@@ -205,38 +204,43 @@ def test_an_export_gives_the_same_probabilities_without_the_repo(kind, best, pho
     assert all(row["class"] == row["path"].split("/")[0] != row["predicted"] for row in mistakes)
 
 
-def test_photos_that_were_trained_on_are_not_measured_as_if_they_were_new(best, photos, tmp_path):
+def test_photos_that_networks_have_seen_are_not_measured_as_new(best, photos, tmp_path, capsys):
     copy = shutil.copy(best, tmp_path / "alone.pt")  # without a split.csv
     where = ("--cache", photos.parent / "cache", "--mistakes", tmp_path / "mistakes.csv")
-    words = ("utils.evaluate", copy, photos, *where)
-    status, lines, errors = command(*words)
+    status, lines, errors = command("utils.evaluate", copy, photos, *where)
     assert (status, lines, len(errors)) == (2, [], 1)
     assert "their test photos are unknown or differ" in errors[0]
+
+    def evaluated(*words):
+        evaluate.main([*map(str, (*words, *where))])
+        printed = capsys.readouterr()
+        return printed.out.partition(";")[0], printed.err
+
     runs = shutil.copytree(photos.parent / "output", tmp_path / "output")
     split = runs / "results" / best.parent.name / "split.csv"
     split.write_text(split.read_text("utf-8").replace("train", "test"), "utf-8")
-    status, _, errors = command(words[0], runs / "checkpoints" / best.parent.name, *words[2:])
-    assert (status, "are unknown or differ" in errors[0]) == (2, True)
-    (tmp_path / "others" / "rain").mkdir(parents=True)
-    (tmp_path / "others" / "sun").mkdir()
+    with pytest.raises(UserError, match="are unknown or differ"):
+        evaluated(runs / "checkpoints" / best.parent.name, photos)
+    others = tmp_path / "others"
     for name in ("rain", "sun"):
-        shutil.copy(photos / "rain" / "0.jpg", tmp_path / "others" / name)
-    _, _, errors = command("utils.evaluate", copy, tmp_path / "others", *where)
-    assert errors == [f"error: {tmp_path}/others has a class 'sun' that the networks do not have"]
-    (tmp_path / "others" / "sun").rename(tmp_path / "others" / "snow")
-    _, lines, _ = command("utils.evaluate", copy, tmp_path / "others", *where)
-    assert lines[0].split("; ")[0] == "2 photos, assuming that no network was trained on them"
-    status, lines, errors = command(words[0], copy, best.parent, tmp_path / "others", *where)
-    assert (status, lines[0].split(";")[0]) == (0, "2 photos")
+        (others / name).mkdir(parents=True)
+        shutil.copy(photos / "rain" / "0.jpg", others / name)
+    with pytest.raises(UserError, match=r"others has a class 'sun' that the networks do not have$"):
+        evaluated(copy, others)
+    (others / "sun").rename(others / "snow")
+    alone = "2 photos, assuming that no network was trained on them"
+    assert evaluated(copy, others)[0] == alone
+    measured, errors = evaluated(copy, best.parent, others)
+    assert measured == "2 photos"
     split = photos.parent / "output/results" / best.parent.name / "split.csv"
     rows = csv.DictReader(split.read_text("utf-8").splitlines())
     old = {row["path"] for row in rows if row["split"] != "test"} & {"rain/0.jpg", "snow/0.jpg"}
-    assert f"{len(old)} of these photos have the paths of a network's training photos" in errors[0]
-
-
-@pytest.mark.parametrize("name", ["x.onnx", "x.pt2"])
-def test_a_file_that_is_no_export_is_one_line(name, tmp_path, caplog):
-    (tmp_path / name).write_bytes(b"no network")
-    with pytest.raises(UserError, match=f"{name}: not a file of utils.export"):
-        main([str(tmp_path / name), "photo.jpg"])
-    assert not caplog.records
+    assert f"{len(old)} of these photos have the paths of a network's training photos" in errors
+    content = load_checkpoint(best)
+    digest = decode_photos(find_photos(others, tmp_path), 64, tmp_path).digest
+    for more, says in (
+        ({"held_out": ""}, ": its teacher may have seen these photos"),
+        ({"distillation": {"unlabelled_digest": digest}}, " has seen these photos without labels"),
+    ):
+        save_checkpoint(copy, content | more)
+        assert evaluated(copy, others) == (alone, f"WARNING: {copy}{says}\n")

@@ -95,8 +95,10 @@ def test_photos_resolutions_splits_and_divisions_are_not_mixed(tmp_path):
     others = [{"name": "fog"}, {"image_size": 96}, {"split": "ffff"}, {"name": "s", "sample": True}]
     others += [{"labels_per_class": 5.0}]
     plain = [result() | {"run": f"{one}", "photos": result()["photos"] | one} for one in others]
+    plain.append(result(environment_precision="float32"))
     text = report(tmp_path, result(), *plain, *on_folds(0, 1), *on_folds(0, 1, photos_digest="b"))
-    assert len(re.findall("^## .*", text, re.M)) == 8
+    assert len(re.findall("^## .*", text, re.M)) == 9
+    assert text.count("Computed in float32.") == 1
     assert text.count("Labels per class: 5.") == 1
     assert text.count("11 classes, split ffff: train 2614, val 750, test 10.") == 1
     assert text.count("Synthetic images, not photographs.") == 1
@@ -115,7 +117,7 @@ def test_the_command_leaves_out_copies_and_needs_a_finished_run(tmp_path):
         main(["--output", str(tmp_path / "nowhere")])
 
 
-@pytest.mark.parametrize("key", ["recipe_lr", "photos_split"])
+@pytest.mark.parametrize("key", ["recipe_lr", "photos_split", "environment_precision"])
 def test_a_baseline_retrained_with_another_recipe_or_split_is_not_compared(key):
     alone = result(wrong=range(2))
     changed: Made = {key: 9}
@@ -142,6 +144,8 @@ def test_folds_are_pooled_and_differences_paired_with_their_interval():
     taught = [student_of(one, range(k)) for one, k in zip(alone, (2, 0, 2), strict=True)]
     text = section([*alone, *taught]) + "\n" + comparison([*alone, *taught])
     assert "3 of 3 folds of division" in text
+    assert "Test accuracy over all photos" in text
+    assert "over the folds of each network" in section([*alone, result("b", photos_folds=3)])
     first, pooled, _, kd, (head, *rows) = tables(text)
     assert first[0] == ["", "resnet18, 3 folds"]
     hits = [np.repeat([0.0, 1], [wrong, 10 - wrong])[None] for wrong in (3, 1, 2)]

@@ -48,11 +48,11 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser("python -m utils.evaluate", allow_abbrev=False)
     what = "runs' folders, checkpoints, or files of utils.export"
     parser.add_argument("networks", nargs="+", type=checkpoint, help=what)
-    parser.add_argument("data", type=Path, help="labelled photos: a folder, a CSV, an archive")
+    parser.add_argument("data", type=PATH, help="labelled photos: a folder, a CSV, an archive")
     parser.add_argument("--mistakes", type=PATH, default=Path("mistakes.csv"), help="to be written")
     parser.add_argument("--device", type=DEVICE, default="auto", help="cpu, cuda or cuda:N")
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
-    parser.add_argument("--cache", type=Path, default=ROOT / "output" / "cache")
+    parser.add_argument("--cache", type=PATH, default=ROOT / "output" / "cache")
     options = parser.parse_args(arguments)
     options.mistakes.parent.mkdir(parents=True, exist_ok=True)
     device = find_device(Config(device=options.device, precision="float32"))
@@ -103,7 +103,7 @@ def select_photos(
 ) -> tuple[np.ndarray, str]:
     """Indices of the photos to measure on, and a description of them in words. Raises UserError if
     networks were trained on these photos and their test photos are unknown, or not the same. Warns
-    if they were trained on others and some of these have the paths of training photos."""
+    of photos that have been seen otherwise: by a teacher, unlabelled, or with these paths."""
     photos, tests, seen = decoded.photos, dict[str, frozenset[str]](), set[str]()
     for file, about in zip(files, abouts, strict=True):
         run, rows = file.resolve().parent, list[dict[str, str]]()
@@ -117,9 +117,13 @@ def select_photos(
             tests[about["split"]] = test if test <= {*photos.paths} else frozenset()
         else:
             seen |= {row["path"] for row in rows if row["split"] in ("train", "val")}
+        if (about.get("distillation") or {}).get("unlabelled_digest") == decoded.digest:
+            print(f"WARNING: {file} has seen these photos without labels", file=sys.stderr)
+        if about.get("held_out") == "":  # as of a student of --allow-other-split
+            print(f"WARNING: {file}: its teacher may have seen these photos", file=sys.stderr)
     if tests and (len({*tests.values()}) > 1 or not any(tests.values())):
-        hint = "their test photos are unknown or differ: give run folders in output/, of one split"
-        raise UserError(f"networks were trained on {photos.root}, and {hint}")
+        hint = "test photos are unknown or differ: give runs in output/ of one split and their DATA"
+        raise UserError(f"networks were trained on {photos.root}, and their {hint}")
     places, which = np.flatnonzero(photos.given == "test"), "photos of the given test part"
     if tests:
         split, test = next(iter(tests.items()))

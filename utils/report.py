@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from config import ROOT, Parser, UserError, shown
+from config import PATH, ROOT, Parser, UserError, shown
 from data.files import atomic_write, csv_text, read_json
 from utils import tables
 from utils.script import run_script
@@ -36,6 +36,7 @@ def comparison(results: Sequence[Result], others: Sequence[Result] = ()) -> str:
             # It may have been trained again since, on other photos or by another recipe.
             same = all(baseline.get(key) == run.get(key) for key in ("photos", "source"))
             same = same and run["recipe"].items() <= baseline["recipe"].items()  # or has more
+            same = same and run["environment"]["precision"] == baseline["environment"]["precision"]
             added = {"baseline": baseline if same else None}
             students.append(run | added | {"taught_by": teacher_result(run, by_name)})
     return "\n".join(map(pair_tables, grouped(students, heading).values()))
@@ -135,7 +136,7 @@ def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -
     def photos(run: Result) -> str:
         split = "division" if run["photos"]["folds"] else "split"
         keys = ("name", "image_size", "digest", "labels_per_class", split)
-        return str([run["photos"].get(key) for key in keys])
+        return str([run["environment"]["precision"], *map(run["photos"].get, keys)])
 
     results = read_results(folder)
     lines = [columns_of({"run": r["run"], "settings": settings(r), **r}) for r in results]
@@ -159,7 +160,7 @@ def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -
 def main(arguments: Sequence[str]) -> None:
     """Print and write the report of the --output that is given."""
     parser = Parser(prog="python -m utils.report", allow_abbrev=False)
-    parser.add_argument("--output", type=Path, default=ROOT / "output", help="the scripts' folder")
+    parser.add_argument("--output", type=PATH, default=ROOT / "output", help="the scripts' folder")
     parser.add_argument("--filter", default="*", help="only runs whose name matches, as '*kd*'")
     parser.add_argument("--sort", default="val/accuracy", help="a column of runs.csv")
     options = parser.parse_args(arguments)

@@ -53,7 +53,7 @@ def grouped(results: Iterable[Result], key: Callable[[Result], str]) -> dict[str
 
 
 def section(results: Sequence[Result]) -> str:
-    """About runs that share photos, resolution, and split or division: the tables of baselines."""
+    """About runs of one set of photos, resolution, split or division, and precision: baselines."""
     photos, names = results[0]["photos"], results[0]["photos"]["classes"]
     counts = ", ".join(f"{part} {count}" for part, count in photos["counts"].items())
     about = f"{len(names)} classes, split {photos['split']}: {counts}."
@@ -62,7 +62,8 @@ def section(results: Sequence[Result]) -> str:
         about = f"{len(names)} classes; {here} of {folds} folds of division {photos['division']}."
     if few := photos.get("labels_per_class"):
         about += f" Labels per class: {few:g}."
-    about += " Synthetic images, not photographs." if photos["sample"] else ""
+    about += f" Computed in {results[0]['environment']['precision']}."
+    about += " Synthetic images, not photographs." * photos["sample"]
     if (test := photos["counts"]["test"]) < 200 and not folds:
         about += f" Few test photos: each is {100 / test:.1f} points."
     once = "The test photos were used once, using the weights with the best validation accuracy.\n"
@@ -71,7 +72,8 @@ def section(results: Sequence[Result]) -> str:
         text.append(table(columns, SEVEN_ROWS))
         if folds:
             lines = [[k, points([(r, None) for r in runs], sign="")] for k, runs in columns.items()]
-            over = "all photos" if here == folds else "these folds"
+            each = [len({run["photos"]["fold"] for run in runs}) for runs in columns.values()]
+            over = "all photos" if min(each) == folds else "the folds of each network"
             text.append(aligned(["", f"Test accuracy over {over}, % [95 %]"], lines))
         recall = {f"Test recall, {name}": ("test", "recall", name, ".1%") for name in names}
         text.append(table(columns, {**MORE_ROWS, **recall}))
