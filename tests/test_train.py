@@ -89,8 +89,7 @@ def test_it_ends_with_the_seven_rows_and_says_where_things_are(finished):
     assert len(re.findall(r"^epoch +\d/2 ", printed, re.M)) == 4
     assert re.findall(r"^(\d of \d)  ", printed, re.M) == ["1 of 2", "2 of 2"]
     assert "tensorboard --logdir=" in printed
-    lines = re.findall(r"^about .*$", printed, re.M)
-    times = [re.sub(r"\d:\d\d:\d\d", "T", line) for line in lines]
+    times = re.findall(r"^about .*$", re.sub(r"\d:\d\d:\d\d", "T", printed), re.M)
     assert times == ["about T for this run, T for all remaining runs", "about T for this run"]
 
 
@@ -192,6 +191,15 @@ def test_results_and_settings_that_are_damaged_or_of_another_run_are_named(copie
     refused([*words, "--resume"], rf"{NAME}/settings\.json is missing, damaged, .*--overwrite")
 
 
+def test_a_fold_that_lacks_a_class_is_noted(tmp_path, capsys):
+    make_photos(tmp_path / "weather", per_class=6)
+    rows = [f"weather/{c}/{n}.jpg,{c},{n % (3 - (c == 'rain'))}" for c in CLASSES for n in range(6)]
+    (tmp_path / "folds.csv").write_text("\n".join(["path,class,split", *rows]))
+    main([*words_for(tmp_path / "folds.csv", tmp_path), "--folds", "3", "--epochs", "1"])
+    says = "NOTE     val of fold 1 has no photo of 1 of the classes\nNOTE     test of fold 2 has"
+    assert says in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("shared", "how"), [(True, "--overwrite"), (False, "--resume")])
 def test_a_run_that_another_process_uses_or_trains_is_left_to_it(shared, how, copied):
     pytest.importorskip("fcntl")
@@ -236,13 +244,13 @@ def test_shots_of_one_scene_are_kept_together_or_told_apart_as_asked(tmp_path):
         assert len(np.unique(dataset.groups)) == groups
 
 
+FEW = "56 photos leave 40 to train on, fewer than a step takes .57.: .* --batch-size 10"
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (
-            "--batch-size 57",
-            "56 photos leave 40 to train on, fewer than a step takes .57.: .* --batch-size 10",
-        ),
+        ("--batch-size 57", FEW),
         ("--device cuda:77", "--device cuda:77: this machine has . GPUs"),
         ("--cache {file}/below", "Not a directory: .*file/below"),
         ("--pretrained", "--pretrained: no weights of resnet18 .*by hand"),
@@ -265,6 +273,7 @@ def test_a_full_disk_and_ranks_without_torchrun_are_one_line(photos, tmp_path, m
     assert status == 2
     assert re.fullmatch(r"error: .*large; once fixed, --resume .*\n", capsys.readouterr().err)
     assert not list((tmp_path / "output").rglob("*.pt*"))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run_script(main, words) == 2
-    assert capsys.readouterr().err == "error: WORLD_SIZE is set, but not by torchrun: unset it\n"
+    says = "error: WORLD_SIZE is set, but not by torchrun: unset it\n"
+    for size in ("2", ""):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert (run_script(main, words), capsys.readouterr().err) == (2, says)

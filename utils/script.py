@@ -81,9 +81,11 @@ def describe(runs: Sequence["Run"]) -> None:
     print(f"classes  {', '.join(classes[:24])}{', ...' * (len(classes) > 24)}")
     for note in photos.notes:
         print(f"NOTE     {shown(note)}")
-    for part in PARTS[1:]:
-        if lacking := len(classes) - len({*data.rows_and_labels(part)[1].tolist()}):
-            print(f"NOTE     {part} has no photo of {lacking} of the classes")
+    for fold, each in {run.config.fold: run.data for run in runs}.items():
+        of = f" of fold {fold}" if config.folds else ""
+        for part in PARTS[1:]:
+            if lacking := len(classes) - len({*each.rows_and_labels(part)[1].tolist()}):
+                print(f"NOTE     {part}{of} has no photo of {lacking} of the classes")
     rows, copies = data.unlabelled
     if len(rows) or (config.kd and config.kd.unlabelled):
         left_out = f"{copies:,} copies of val and test photos are left out"
