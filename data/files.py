@@ -56,7 +56,7 @@ def atomic_write(path: Path, content: bytes | str | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # of a full disk, there is none
+        error.filename = str(path)  # of a full disk, there is none
         raise
     finally:
         unfinished.unlink(missing_ok=True)

@@ -81,6 +81,6 @@ def photos_below(root: Path, name: str = ".") -> Iterator[str]:
     """Paths below the root of the photos in a folder of it; raises UserError for a linked one."""
     for folder, inner, files in walk(root / name):
         for link in filter(Path.is_symlink, map(folder.joinpath, inner)):
-            raise UserError(f"{str(link)!r} is a link to a folder: only class folders may be links")
+            raise UserError(f"{str(link)!r} links to a folder, as only class folders may")
         inside = f"{folder.relative_to(root).as_posix()}/".removeprefix("./")
         yield from (f"{inside}{file}" for file in files if is_named_as_photo(file))

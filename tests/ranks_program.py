@@ -38,17 +38,12 @@ def frozen(module: nn.Module) -> nn.Module:
     return module
 
 
-def new_training() -> Training:
-    """Training of a student with an adapter."""
+def trained() -> dict[str, Any]:
+    """A student with an adapter: weights and history after two epochs on odd numbers of photos."""
     models = [create_model("resnet18", CLASSES, 64, seed=seed) for seed in (0, 1)]
     kd = KDConfig(teacher="resnet18", method="fitnet", weight=METHODS["fitnet"].weight)
     objective = Distillation(replace(CONFIG, kd=kd), models[1], CPU)
-    return Training(frozen(models[0]), objective, CONFIG, Device(CPU))
-
-
-def trained() -> dict[str, Any]:
-    """Weights and history after two epochs on odd numbers of photos."""
-    training, saved = new_training(), list[int]()
+    training, saved = Training(frozen(models[0]), objective, CONFIG, Device(CPU)), list[int]()
     train = train_batches(CONFIG, 27, ranks.shard(CONFIG.batch_size))
     val = val_batches(CONFIG, 17)
     fit(training, train, val, lambda: saved.append(len(training.history)))

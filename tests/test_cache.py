@@ -131,8 +131,7 @@ def test_a_damaged_cache_is_decoded_anew_with_a_note(photos, name, damage, capfd
     assert np.array_equal(again.pixels, before)
     assert np.array_equal(again.groups, whole.groups)
     assert (again.digest, again.unreadable) == (whole.digest, whole.unreadable)
-    says = "NOTE: .* is damaged: decoding the photos again\n"
-    assert re.fullmatch(says, capfd.readouterr().err)
+    assert re.fullmatch("NOTE: .* is damaged: decoding the photos again\n", capfd.readouterr().err)
     assert made(decode(photos)) == made(again)
 
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ class Blocked(BaseException):
     """A command hangs."""
 
 
-def stop(*_: object) -> None:
+def stop(*_: object) -> Any:
     raise Blocked
 
 
-def remove(path: Path, *_: object) -> None:
+def remove(path: Path, *_: object) -> Any:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -58,12 +59,7 @@ def swap(path: Path, other: Path) -> None:
 
 def another(make: Callable[[Path], Any]) -> Damage:
     """Put something else in the place of a path."""
-
-    def damage(path: Path, _: Path) -> None:
-        remove(path)
-        make(path)
-
-    return damage
+    return lambda path, _: (remove(path), make(path))
 
 
 OF_FILES: dict[str, Damage] = {
@@ -75,7 +71,7 @@ OF_FILES: dict[str, Damage] = {
 }
 DAMAGES: dict[str, Damage] = {
     "gone": remove,
-    "text": another(lambda path: path.write_bytes(b"something else")),
+    "text": lambda path, _: replace(path, b"something else"),
     "pipe": another(os.mkfifo),
     "link to nothing": another(lambda path: path.symlink_to("nowhere")),
     "link to a device": another(lambda path: path.symlink_to("/dev/zero")),
@@ -111,9 +107,8 @@ def run(name: str, folder: Path, how: str = "--resume") -> tuple[int, set[str], 
     finally:
         signal.alarm(0)
     printed, errors = (stream.getvalue().replace(str(folder), "") for stream in streams)
-    numbers = set(
-        re.findall(r"^\| (?:Best v|Final|Test|no teacher|kd,).*|^/weather/.*", printed, re.M)
-    )
+    lines = r"^\| (?:Best v|Final|Test|no teacher|kd,).*|^/weather/.*"
+    numbers = set(re.findall(lines, printed, re.M))
     if main is report.main and status == 0:  # of whichever runs are there
         found = report.read_results(output / "results")
         numbers = {str([r["run"], r["digest"], r["table"], r["val"]["loss"]]) for r in found}
@@ -128,7 +123,7 @@ def before(tmp_path_factory) -> tuple[Path, dict[str, set[str]]]:
     shutil.make_archive(str(photos), "zip", photos)
     assert [run(name, folder)[0] for name in ("baselines", "student")] == [0, 0]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("utils.runs.Tracker.epoch", stop_after_one)
+        patched.setattr("utils.runs.Tracker.epoch", lambda _, row: row["epoch"] > 1 and stop())
         with pytest.raises(Blocked):
             run("unfinished", folder)
     whole = copy(folder, folder.with_name("whole"))
@@ -140,13 +135,7 @@ def before(tmp_path_factory) -> tuple[Path, dict[str, set[str]]]:
     return folder, expected
 
 
-def stop_after_one(_: object, row: dict[str, float]) -> None:
-    if row["epoch"] > 1:
-        stop()
-
-
-def copy(folder: Path, to: Path) -> Path:
-    return Path(shutil.copytree(folder, to, copy_function=os.link))
+copy = partial(shutil.copytree, copy_function=os.link)
 
 
 def cases(folder: Path) -> list[tuple[Path, str, Path]]:
@@ -184,9 +173,8 @@ def failures(folder: Path, expected: dict[str, set[str]], others: bool) -> list[
                     run("baselines", folder, "--overwrite")
                 seen = run(command, folder, "--overwrite")
                 right = seen[:2] == (0, needed)
-            found += (
-                [] if right else [(command, status, errors, seen[0], seen[2], seen[1] - needed)]
-            )
+            if not right:
+                found.append((command, status, errors, seen[0], seen[2], seen[1] - needed))
         except BaseException as problem:
             found.append((command, repr(problem)))
     return found

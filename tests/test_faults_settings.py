@@ -24,7 +24,7 @@ import knowledge_distillation
 import train
 from config import Config, KDConfig, UserError, parse
 from tests.faults import WHOLE, not_finite
-from tests.photo_folders import make_photos
+from tests.photo_folders import make_photos, training
 from utils.distillation import METHODS
 
 Words = st.SearchStrategy[list[str]]
@@ -132,10 +132,8 @@ def places(tmp_path_factory) -> Iterator[dict[str, Path]]:
     names = ("text", "empty", "dangling", "nowhere", "cache", "output")
     places = {f"<{name}>": folder / name for name in names}
     places |= {"<photos>": photos, "<zip>": folder / "weather.zip"}
-    train.main(
-        f"--data {photos} --image-size {SIDE} --models resnet18 --batch-size 6 --epochs 1 "
-        f"--output {folder / 'taught'} --cache {folder / 'cache'}".split()
-    )
+    more = ("--models", "resnet18", "--batch-size", 6, "--output", folder / "taught")
+    train.main(training(photos, folder, "--image-size", SIDE, *more))
     (teacher,) = folder.glob("taught/checkpoints/*/best.pt")
     # Something to start from for ResNet18, and no way to download the others' weights.
     weights = folder / "hub" / "checkpoints" / WEIGHTS
@@ -150,10 +148,9 @@ def places(tmp_path_factory) -> Iterator[dict[str, Path]]:
 @pytest.mark.timeout(0 if WHOLE else 120)
 @pytest.mark.parametrize("distils", [False, True])
 def test_any_settings_are_refused_before_any_work_or_train_to_finite_numbers(distils, places):
-    @settings(
-        max_examples=500 if WHOLE else 7,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+    @settings(max_examples=500 if WHOLE else 7, suppress_health_check=slow)
     @given(command_lines(distils=distils))
     def try_it(words):
         shutil.rmtree(places["<output>"], ignore_errors=True)

@@ -28,7 +28,7 @@ def test_a_file_is_written_with_the_usual_permissions_and_never_through_a_link(t
         files.atomic_write(path, content)
         assert path.stat().st_mode == plain.stat().st_mode
     assert path.read_bytes() == b"text \xff"
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(OSError, match=f"directory: '{path.parent}'"):
         files.atomic_write(path.parent, "over a folder")
     path.unlink()
     path.symlink_to(plain)
@@ -90,9 +90,8 @@ def test_a_name_is_held_by_many_that_read_or_by_one_that_writes(tmp_path):
 @pytest.mark.parametrize(
     ("function", "numbers"), [("fcntl.lockf", [ENOLCK, EIO]), ("os.open", [EROFS, EACCES, EIO])]
 )
-def test_no_lock_is_taken_where_locks_are_unsupported_or_nothing_can_be_written(
-    function, numbers, tmp_path, monkeypatch, capsys
-):
+def test_no_lock_is_taken_where_none_can_be(function, numbers, tmp_path, monkeypatch, capsys):
+    """Locks are unsupported, or nothing can be written."""
     for number in numbers:
         monkeypatch.setattr(function, Mock(side_effect=OSError(number, "no")))
         expected = pytest.raises(OSError, match="no") if number == EIO else nullcontext()

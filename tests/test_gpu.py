@@ -3,6 +3,7 @@
 import io
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,9 +49,7 @@ def photos(count: int = PHOTOS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return blocks.astype(np.uint8), np.arange(count), labels
 
 
-def train_batches(
-    config: Config, device: torch.device, on: torch.device | None = None
-) -> TrainBatches:
+def train_batches(config: Config, device: torch.device, on: Any = None) -> TrainBatches:
     pixels, rows, labels = photos()
     return TrainBatches(to_device(pixels, on or device), rows, labels, CLASSES, config, device)
 
@@ -64,9 +63,7 @@ def network(seed: int, device: torch.device = GPU) -> nn.Module:
     return channels_last(create_model("resnet18", CLASSES, 64, seed=seed), device)
 
 
-def start(
-    method: str, device: Device, config: Config = CONFIG, model: nn.Module | None = None
-) -> Training:
+def start(method: str, device: Device, config: Config = CONFIG, model: Any = None) -> Training:
     """A student of this method or, for "none", a baseline."""
     objective = CrossEntropy(config.label_smoothing)
     if method != "none":
@@ -79,8 +76,7 @@ def train(training: Training, after_epoch=lambda: None) -> Training:
     """Run the training and check that its step was captured if and only if graphs are on."""
     keep_rates_on_device(training.optimizer)  # in float32, as in a captured step
     fit(training, train_batches(training.config, GPU), val_batches(PHOTOS, GPU), after_epoch)
-    captured = getattr(training.step, "captured", None)
-    assert (captured is not None) == training.device.graphs
+    assert (getattr(training.step, "captured", None) is not None) == training.device.graphs
     return training
 
 

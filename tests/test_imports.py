@@ -54,9 +54,8 @@ def test_the_engine_knows_neither_networks_nor_teachers_and_the_losses_only_torc
     while waiting:
         source = waiting.pop()
         reached.add(source)
-        names = {
-            part for name in imported_modules(source) for part in (name, name[: name.rfind(".")])
-        }
+        found = imported_modules(source)
+        names = found | {name[: name.rfind(".")] for name in found}
         files = {ROOT / (name.replace(".", "/") + ".py") for name in names}
         waiting += [path for path in files - reached if path.is_file()]
     assert ROOT / "data/batches.py" in reached

@@ -115,7 +115,7 @@ def test_links_and_special_files(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="does not exist, or is neither"):
             find_photos(path, tmp_path)
     (snow / "others").symlink_to("../rain")
-    with pytest.raises(UserError, match="others' is a link to a folder: only class folders"):
+    with pytest.raises(UserError, match="others' links to a folder, as only class folders may"):
         find_photos(snow.parent, tmp_path)
     monkeypatch.setattr("os.scandir", Mock(side_effect=PermissionError(13, "forbidden", "deep")))
     with pytest.raises(UserError, match="cannot read folder 'deep': forbidden"):

@@ -68,7 +68,6 @@ PLACES = {  # where a command runs; its exit statuses there, and how its line on
     "ulimit -n 64; {python} {words}": ({0}, ""),
     "ulimit -v 1000000; {python} {words}": ({2}, "error: "),
     "ulimit -v 4000000; {python} {words}": ({0, 2}, "error: too little memory"),
-    "WORLD_SIZE= {python} {words}": ({2}, "error: WORLD_SIZE is set, but not by torchrun"),
     "LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0 {python} {words}": ({0}, ""),
 }
 

@@ -209,8 +209,7 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
                 training.forecast = None
     photos *= ranks.count()
     row = {f"{name}/train": ranks.all_reduce(sums[name]).item() / photos for name in sums}
-    seconds = time.perf_counter() - started
-    return row | {"lr": rate, "images_per_second": photos / seconds}
+    return row | {"lr": rate, "images_per_second": photos / (time.perf_counter() - started)}
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:

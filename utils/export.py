@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import Parser, UserError, checkpoint, one_line
+from config import PATH, Parser, UserError, checkpoint, one_line
 from data.batches import Normalise, cached_side, eval_batch, resampling, whole_images
 from data.cache import read_square
 from data.files import explained
@@ -132,9 +132,9 @@ def main(arguments: Sequence[str]) -> None:
     """Write the file, compare it with the checkpoint, and print how far they differ."""
     parser = Parser("python -m utils.export", allow_abbrev=False)
     parser.add_argument("checkpoint", type=checkpoint, help="a run's folder, or a checkpoint")
-    parser.add_argument("photos", type=Path, help="a folder with photos, to compare on")
+    parser.add_argument("photos", type=PATH, help="a folder with photos, to compare on")
     parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")
-    parser.add_argument("--output", type=Path, help="the file (default: RUN.onnx or RUN.pt2)")
+    parser.add_argument("--output", type=PATH, help="the file (default: RUN.onnx or RUN.pt2)")
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
     options = parser.parse_args(arguments)
     path: Path = options.checkpoint

@@ -1,10 +1,11 @@
 """Knowledge distillation losses of logits (kd, dkd, dist), of features (fitnet, attention), and of
 the relations between the photos of a batch (rkd, sp).
 
-All are zero where student and teacher agree, and average over the batch to a scalar ≥ 0. `student`
-and `teacher` are logits (N, C), embeddings (N, D) or maps (N, C, H, W) of the same photos; the
-teacher's may have another number of channels. To be called with float32 or float64 and outside of
-autocast, as Distillation does: half precision would round the small differences away.
+All are zero where student and teacher agree, and average over the batch to a scalar ≥ 0 (but for
+rounding, in float32 by about 1e-7 · T²). `student` and `teacher` are logits (N, C), embeddings
+(N, D) or maps (N, C, H, W) of the same photos; the teacher's may have another number of channels.
+To be called with float32 or float64 and outside of autocast, as Distillation does: half precision
+would round the small differences away.
 """
 
 from functools import partial

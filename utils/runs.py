@@ -153,8 +153,7 @@ class Run:
 
     def measure(self, model: nn.Module, part: str) -> tuple[dict[str, Any], Tensor, Tensor]:
         """A model's metrics on `val` or `test`, its logits and the labels."""
-        batches = self.eval_batches(part)
-        logits, labels, _ = evaluate(model, CrossEntropy(), batches, self.device)
+        logits, labels, _ = evaluate(model, CrossEntropy(), self.eval_batches(part), self.device)
         return measure(logits, labels, self.data.classes), logits, labels
 
 
@@ -343,8 +342,7 @@ def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
 
 def check_owner(run: Run) -> None:
     """Raise UserError if another process has started this run since this process did."""
-    settings = read_json(run.path("results", "settings.json"))
-    if settings["process"] != PROCESS["process"]:
+    if read_json(run.path("results", "settings.json"))["process"] != PROCESS["process"]:
         raise UserError(f"{run.name}: another process is training it, too; this one stops")
 
 
