@@ -241,4 +241,4 @@ def test_a_finished_student_is_kept_with_the_teacher_that_it_was_started_with(co
     atomic_write(best_of(output, "resnet50", 1), "PK")
     refused([*resume, "--seeds", "0", "1"], "damaged, or not a checkpoint")
     remove(best_of(output, "resnet50"))
-    refused(resume, r"best\.pt: no such checkpoint: --resume its run, or repeat it")
+    refused(resume, r"best\.pt: no such checkpoint: --resume its run if unfinished, or repeat it")

@@ -193,10 +193,10 @@ def test_results_and_settings_that_are_damaged_or_of_another_run_are_named(copie
 
 def test_a_fold_that_lacks_a_class_is_noted(tmp_path, capsys):
     make_photos(tmp_path / "weather", per_class=6)
-    rows = [f"weather/{c}/{n}.jpg,{c},{n % (3 - (c == 'rain'))}" for c in CLASSES for n in range(6)]
+    rows = [f"weather/{c}/{n}.jpg,{c},{n % (4 - (c == 'rain'))}" for c in CLASSES for n in range(6)]
     (tmp_path / "folds.csv").write_text("\n".join(["path,class,split", *rows]))
-    main([*words_for(tmp_path / "folds.csv", tmp_path), "--folds", "3", "--epochs", "1"])
-    says = "NOTE     val of fold 1 has no photo of 1 of the classes\nNOTE     test of fold 2 has"
+    main([*words_for(tmp_path / "folds.csv", tmp_path), "--folds", "4", "--epochs", "1"])
+    says = "NOTE     val of fold 2 has no photo of 1 of the classes\nNOTE     test of fold 3 has"
     assert says in capsys.readouterr().out
 
 
