@@ -145,7 +145,7 @@ def test_folds_are_pooled_and_differences_paired_with_their_interval():
     text = section([*alone, *taught]) + "\n" + comparison([*alone, *taught])
     assert "3 of 3 folds of division" in text
     assert "Test accuracy over all photos" in text
-    assert "over the folds of each network" in section([*alone, result("b", photos_folds=3)])
+    assert "over the folds of each network" in section([*alone, *on_folds(0, tag="b")])
     first, pooled, _, kd, (head, *rows) = tables(text)
     assert first[0] == ["", "resnet18, 3 folds"]
     hits = [np.repeat([0.0, 1], [wrong, 10 - wrong])[None] for wrong in (3, 1, 2)]
