@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from config import UserError, one_line
 from data.files import FREE_SPACE, build_once
-from data.listing import ALL_PARTS, LAYOUTS, PARTS, UNLABELLED, Photos, photos_below, walk
+from data.listing import ALL_PARTS, LAYOUTS, PARTS, TABLES, UNLABELLED, Photos, photos_below, walk
 
 PART = re.compile(  # as in seg_train, training_set, Testdata, TrainImages, unlabelled
     r"(?<![a-z])(train|test|eval|val|dev|unlabel)(ing|uation|id|idation|l?ed|val)?"
@@ -47,8 +47,7 @@ def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
 def find_given_split(root: Path, names: list[str], files: list[str]) -> Photos | None:
     """The photos that a CSV in this folder lists or its sub-folders split; None for class folders.
     Raises UserError for a folder that is none of these."""
-    tables = [root / name for name in files if name.lower().endswith(".csv")]
-    if tables := list(filter(_lists_photos, tables)):
+    if tables := [t for n in files if n.lower().endswith(TABLES) and _lists_photos(t := root / n)]:
         if len(tables) > 1:
             raise UserError(f"{tables[0]} and {tables[1].name} both list photos: give one of them")
         photos = of_table(tables[0])

@@ -14,6 +14,7 @@ PARTS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # the part of those photos whose class is known, but not used
 ALL_PARTS = (*PARTS, UNLABELLED)
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "@Recycle", "#recycle"}  # of macOS and of a NAS
+TABLES = (".csv", ".tsv")
 LAYOUTS = "a folder with one sub-folder per class works; or one split into train, val and test,\n"
 LAYOUTS += "a CSV with columns path, class and perhaps split, or an archive of any of these"
 
@@ -35,12 +36,12 @@ class Photos:
 
 
 def find_photos(path: Path, unpack_into: Path) -> Photos:
-    """List the photos of a folder, a table (.csv), or an archive that is unpacked below
+    """List the photos of a folder, a table (TABLES), or an archive that is unpacked below
     unpack_into. One folder alone is a wrapper: what is in it is used. Raises UserError: none of the
     LAYOUTS, fewer than two classes, one without photos, or no access."""
     from data.layouts import find_given_split, of_classes, of_table, part_of, unpack
 
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in TABLES:
         return of_table(path)
     root, beside = unpack(path, unpack_into), list[str]()
     while True:
@@ -61,7 +62,7 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     note = f"photos beside the class folders are left out: {len(beside)}, such as "
     notes = [f"{note}{name!r}" for name in beside[:1]]
     notes += [f"{name!r} is a class here, not a part of a split" for name in names if part_of(name)]
-    notes += [f"{n} is not used as a list of photos" for n in files if n.lower().endswith(".csv")]
+    notes += [f"{n} is not used as a list of photos" for n in files if n.lower().endswith(TABLES)]
     return replace(photos, notes=(*notes, *photos.notes))
 
 

@@ -95,14 +95,13 @@ def test_a_table_gives_classes_parts_and_folds_and_reads_what_is_written(tmp_pat
     drawn = read(table(tmp_path / "drawn.csv", "path class", TABLE[::-1]), seed=3)
     (tmp_path / "split.csv").write_bytes(drawn.manifest)
     assert read(tmp_path / "split.csv").manifest == drawn.manifest
-    few = drawn.with_labels(2, 0)
-    (tmp_path / "split.csv").write_bytes(few.manifest)
+    (tmp_path / "split.csv").write_bytes((few := drawn.with_labels(2, 0)).manifest)
     assert np.array_equal(read(tmp_path / "split.csv").part, few.part)
     numbered = [(*row, n % 3) for n, row in enumerate(TABLE)]
     folds = read(table(tmp_path / "in" / "folds.csv", "path class split", numbered), folds=3)
     assert [len(folds.fold(1).indices(part)) for part in PARTS] == [6, 6, 6]
     assert folds.fold(1).indices("test").tolist() == np.flatnonzero(folds.part == 1).tolist()
-    text = (tmp_path / "in" / "folds.csv").read_text("utf-8")
+    text = (listed := tmp_path / "in" / "folds.csv").read_text("utf-8")
     (tmp_path / "in" / "a.csv").write_bytes(b"path\0class")  # in a folder of a table and others
     found = read(tmp_path / "in", folds=3)
     assert (found.hash, found.photos.notes) == (folds.hash, ("folds.csv lists the photos",))
@@ -112,8 +111,9 @@ def test_a_table_gives_classes_parts_and_folds_and_reads_what_is_written(tmp_pat
     assert len(find_photos(tmp_path / "outer", tmp_path)) == 9
     text = text.replace("split", "split,a;b;c;d")
     for mark, code in ((";", "utf-8"), ("\t", "utf-16"), (",", "utf-8-sig")):  # of spreadsheets
-        (tmp_path / "in" / "folds.csv").write_bytes(text.replace(",", mark).encode(code))
-        assert read(tmp_path / "in" / "folds.csv", folds=3).hash == folds.hash
+        listed = listed.replace(listed.with_suffix(".TSV" if mark == "\t" else ".csv"))
+        listed.write_bytes(text.replace(",", mark).encode(code))
+        assert folds.hash == read(listed, folds=3).hash == read(listed.parent, folds=3).hash
 
 
 WRONG = [
