@@ -229,7 +229,7 @@ def test_photos_that_networks_have_seen_are_not_measured_as_new(best, photos, tm
     with pytest.raises(UserError, match=says):
         evaluated(copy, others)
     (others / "sun").rename(others / "snow")
-    alone = "2 photos, assuming that no network was trained on them"
+    alone = "2 photos, assuming that no network was trained with their labels"
     assert evaluated(copy, others) == (alone, "")
     measured, errors = evaluated(copy, best.parent, others)
     assert measured == "2 photos"

@@ -135,7 +135,7 @@ def select_photos(
         what = f"{common:,} of these photos have the paths of a network's training photos"
         print(f"WARNING: {what}: it may score too well", file=sys.stderr)
     elif any(about["photos"] != decoded.digest for about in abouts):
-        which += f", assuming that no {'other ' * bool(tests)}network was trained on them"
+        which += f", assuming that no {'other ' * bool(tests)}network was trained with their labels"
     return places, f"{len(places):,} {which}"
 
 
