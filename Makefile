@@ -4,7 +4,7 @@
 #   make test    install the packages for testing as well, and check style, types and behaviour
 #   make test-faults   all the kills, full disks, odd photos and settings of which make test runs a sample
 # Options of train.py or pytest go in ARGS, another Python in PYTHON:
-#   make train ARGS="--epochs 3" PYTHON=python3.12
+#   make train ARGS="--seeds 1" PYTHON=python3.12
 
 PYTHON ?= python3
 POETRY ?= poetry

@@ -5,9 +5,9 @@
     python knowledge_distillation.py --reverse             ResNet18 teaches DenseNet169
     python knowledge_distillation.py --data FOLDER --image-size 64 --seeds 0 1 2 --teacher-tag long
 
-Teacher and student baselines that train.py left for the same photos, split, resolution and seed are
-used; those that are missing are trained first. Ends with the results of teacher, student and KD
-student, and the difference that the teacher made.
+Finished teachers and baselines of the same photos, split, resolution and seed are used. Missing
+ones are trained first, except those of --teacher-tag. Ends with the results of teacher, student and
+KD student, and the difference that the teacher made.
 """
 
 import sys

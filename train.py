@@ -6,7 +6,7 @@
     python train.py --models resnet18 --folds 10       each photo is a test photo once
 
 Without --data it uses data/weather or data/weather.zip if one exists, else synthetic weather.
-Ends with a table of validation and test results by model.
+Ends with tables of validation and test results by model.
 """
 
 import sys
