@@ -240,6 +240,10 @@ GROUPS = {
 class Parser(argparse.ArgumentParser):
     """argparse that raises UserError in one line instead of printing its usage and exiting."""
 
+    def __init__(self, description: str, program: str | None = None, **options: Any) -> None:
+        options["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        super().__init__(program, description=description, allow_abbrev=False, **options)
+
     def error(self, message: str) -> NoReturn:
         hint = "; --help lists the flags" if "unrecognized" in message else ""
         raise UserError(" ".join(message.removeprefix("argument ").split()) + hint)
@@ -247,12 +251,7 @@ class Parser(argparse.ArgumentParser):
 
 def _make_parser(description: str, methods: Iterable[str]) -> Parser:
     """The flags of train.py or, with methods, of knowledge_distillation.py; without defaults."""
-    parser = Parser(
-        description=description,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description, argument_default=argparse.SUPPRESS)
     group: Any = parser
     pairs = "; ".join(f"{name} is {t} and {s}" for name, (t, s) in EXPERIMENTS.items())
     group.add_argument("--experiment", choices=EXPERIMENTS, default="experiment_1", help=pairs)

@@ -85,8 +85,7 @@ def locks(folder: Path) -> Iterator[Callable[..., bool]]:
     process has the lock or, with `wait`, prints a line on stderr and waits. A killed process leaves
     no lock behind. Within one process, open a folder once at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    handle = os.open(folder / ".lock", flags, 0o666)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     with suppress(OSError):  # of another user
         os.chmod(handle, 0o666)
 

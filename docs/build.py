@@ -182,7 +182,7 @@ def draw_accuracies(path: Path, rows: Rows) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Fill the tables into the documents, and draw every figure at its place in docs/."""
-    parser = Parser("python -m docs.build", allow_abbrev=False)
+    parser = Parser(__doc__, "python -m docs.build")
     parser.add_argument("--keep", type=Path, help="the scripts' --output, whose runs to keep")
     if output := parser.parse_args(arguments).keep:
         print(f"kept {keep(output)} runs")

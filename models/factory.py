@@ -100,8 +100,7 @@ def check_network(
         raise UserError(f"{network} changes its images in place: let it work on a copy")
     margin = 0.01 * logits.nan_to_num().abs().max().item()
     with explained(f"{network}: in eval mode, logits are random or depend on other images"):
-        alone = model(copy[:1])
-        torch.testing.assert_close(alone, logits[:1], rtol=0, atol=margin, equal_nan=True)
+        torch.testing.assert_close(model(copy[:1]), logits[:1], rtol=0, atol=margin, equal_nan=True)
 
 
 @cache

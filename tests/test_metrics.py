@@ -40,8 +40,7 @@ def test_the_metrics_of_eight_photos():
 
 def test_students_t_is_that_of_the_tables():
     table = {1: 12.706, 2: 4.303, 3: 3.182, 5: 2.571, 9: 2.262, 30: 2.042, 1e9: 1.962}
-    found = {freedom: student_t(freedom) for freedom in table}
-    assert found == pytest.approx(table, abs=0.001)
+    assert {freedom: student_t(freedom) for freedom in table} == pytest.approx(table, abs=0.001)
 
 
 def differences(seeds: int, photos: int, seed: int) -> np.ndarray:

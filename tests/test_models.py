@@ -46,8 +46,7 @@ def test_pretrained_takes_all_but_the_head_from_the_file(name, weights_folder):
         if not key.endswith("num_batches_tracked")  # younger than the files
     }
     head = [name.removesuffix(".bias") for name in shapes][-1]
-    url = get_model_weights(name)["DEFAULT"].url
-    torch.save(state, weights_folder / url.rpartition("/")[2])
+    torch.save(state, weights_folder / get_model_weights(name)["DEFAULT"].url.rpartition("/")[2])
     model, loaded = initial_model(name, 11, 64, seed=3, weights=True)
     for key in state.keys() - {f"{head}.weight", f"{head}.bias"}:
         assert torch.equal(model.state_dict()[key], state[key]), key

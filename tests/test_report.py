@@ -76,8 +76,7 @@ def report(folder: Path, *results: Made) -> str:
 
 def test_the_rows_have_a_column_for_each_model_tag_and_recipe_and_spreads_over_seeds():
     runs = [result(seed=seed) for seed in (0, 1, 5)]
-    other = result(tag="b", recipe_lr=0.5)
-    first, more = tables(section([result("densenet169"), *runs, other]))
+    first, more = tables(section([result("densenet169"), *runs, result(tag="b", recipe_lr=0.5)]))
     assert first[0] == ["", "densenet169", "resnet18, 3 seeds", "resnet18 (b, lr 0.5)"]
     assert [title for title, *_ in first[1:]] == list(SEVEN_ROWS)
     assert more[1] == ["Parameters", *3 * ["11,182,155"]]
@@ -93,13 +92,14 @@ def test_the_rows_have_a_column_for_each_model_tag_and_recipe_and_spreads_over_s
 
 def test_photos_resolutions_splits_and_divisions_are_not_mixed(tmp_path):
     others = [{"name": "fog"}, {"image_size": 96}, {"split": "ffff"}, {"name": "s", "sample": True}]
-    others += [{"labels_per_class": 5.0}]
+    others += [{"labels_per_class": 5.0}, {"labels_per_class": 0.1}]
     plain = [result() | {"run": f"{one}", "photos": result()["photos"] | one} for one in others]
     plain.append(result(environment_precision="float32"))
     text = report(tmp_path, result(), *plain, *on_folds(0, 1), *on_folds(0, 1, photos_digest="b"))
-    assert len(re.findall("^## .*", text, re.M)) == 9
+    assert len(re.findall("^## .*", text, re.M)) == 10
     assert text.count("Computed in float32.") == 1
     assert text.count("Labels per class: 5.") == 1
+    assert text.count("Labels per class: a share of 0.1.") == 1
     assert text.count("11 classes, split ffff: train 2614, val 750, test 10.") == 1
     assert text.count("Synthetic images, not photographs.") == 1
 
@@ -175,6 +175,9 @@ def test_a_teacher_that_differs_from_the_kept_one_is_shown_as_measured_at_distil
     found = comparison([*kept, *taught])
     assert "WARNING: the teacher's split differs" in found
     assert tables(found)[0][1][1] == "–"
+    assert "WARNING: a teacher was trained again" not in found
+    taught.append(taught[0] | {"teacher": taught[0]["teacher"] | {"digest": "later"}})
+    assert "WARNING: a teacher was trained again" in comparison([*kept, *taught])
 
 
 def test_names_are_nothing_but_text():

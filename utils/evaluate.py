@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import DEVICE, PATH, ROOT, Config, Parser, UserError, checkpoint, file_digest, shown
+from config import DEVICE, PATH, Config, Parser, UserError, checkpoint, file_digest, shown
 from data.batches import cached_side
 from data.cache import Decoded, decode_photos
 from data.files import atomic_write, csv_text
@@ -45,14 +45,14 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 def main(arguments: Sequence[str]) -> None:
     """Print quality, costs, recall and confusion, and write a table of the mistakes."""
-    parser = Parser("python -m utils.evaluate", allow_abbrev=False)
+    parser = Parser(__doc__, "python -m utils.evaluate")
     what = "runs' folders, checkpoints, or files of utils.export"
     parser.add_argument("networks", nargs="+", type=checkpoint, help=what)
     parser.add_argument("data", type=PATH, help="labelled photos: a folder, a CSV, an archive")
-    parser.add_argument("--mistakes", type=PATH, default=Path("mistakes.csv"), help="to be written")
+    parser.add_argument("--mistakes", type=PATH, default=Path("mistakes.csv"), help="file to write")
     parser.add_argument("--device", type=DEVICE, default="auto", help="cpu, cuda or cuda:N")
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
-    parser.add_argument("--cache", type=PATH, default=ROOT / "output" / "cache")
+    parser.add_argument("--cache", type=PATH, default=Config.cache, help="as train.py's")
     options = parser.parse_args(arguments)
     options.mistakes.parent.mkdir(parents=True, exist_ok=True)
     device = find_device(Config(device=options.device, precision="float32"))

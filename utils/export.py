@@ -130,7 +130,7 @@ def probabilities(classify: Classify, photos: Tensor) -> Tensor:
 
 def main(arguments: Sequence[str]) -> None:
     """Write the file, compare it with the checkpoint, and print how far they differ."""
-    parser = Parser("python -m utils.export", allow_abbrev=False)
+    parser = Parser(__doc__, "python -m utils.export")
     parser.add_argument("checkpoint", type=checkpoint, help="a run's folder, or a checkpoint")
     parser.add_argument("photos", type=PATH, help="a folder with photos, to compare on")
     parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")

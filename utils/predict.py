@@ -33,10 +33,10 @@ from utils.script import run_script
 
 def main(arguments: Sequence[str]) -> None:
     """Print the classes of every photo; raises UserError at the end if some could not be read."""
-    parser = Parser("python -m utils.predict", allow_abbrev=False)
+    parser = Parser(__doc__, "python -m utils.predict")
     parser.add_argument("network", type=checkpoint, help="a run's folder, checkpoint or export")
     parser.add_argument("photos", nargs="+", help="photos, folders, or - for paths on stdin")
-    parser.add_argument("--top", type=number(int, 1), default=3, help="classes to print")
+    parser.add_argument("--top", type=number(int, 1), default=3, help="classes shown (default: 3)")
     parser.add_argument("--network", dest="code", default="", help="FILE.py:FUNCTION of your own")
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--csv", action="store_true", help="lines of path,rank,class,probability")

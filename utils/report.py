@@ -83,10 +83,12 @@ def pair_tables(students: Sequence[Result]) -> str:
     alone = {run["baseline"]["run"]: run["baseline"] for run in students if run["baseline"]}
     named = {"no teacher": [*alone.values()], **methods}
     head = ["Student", "Runs", "KD − baseline [95 %]", "KD − teacher [95 %]", *tables.COMPARED]
-    lines = [compared(name, runs) for name, runs in named.items() if runs]
-    text += [tables.aligned(head, lines), COMPARISON_NOTE]
+    text += [tables.aligned(head, [compared(n, r) for n, r in named.items() if r]), COMPARISON_NOTE]
     if any(student["teacher"]["other_split"] for student in students):
         text.append("WARNING: the teacher's split differs: it may have seen the test photos.\n")
+    versions = {(student["teacher"]["run"], student["teacher"]["digest"]) for student in students}
+    if len(versions) > len({name for name, _ in versions}):
+        text.append("WARNING: a teacher was trained again: not all students had the same one.\n")
     return "\n".join(text)
 
 
@@ -159,10 +161,10 @@ def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -
 
 def main(arguments: Sequence[str]) -> None:
     """Print and write the report of the --output that is given."""
-    parser = Parser(prog="python -m utils.report", allow_abbrev=False)
-    parser.add_argument("--output", type=PATH, default=ROOT / "output", help="the scripts' folder")
-    parser.add_argument("--filter", default="*", help="only runs whose name matches, as '*kd*'")
-    parser.add_argument("--sort", default="val/accuracy", help="a column of runs.csv")
+    parser = Parser(__doc__, "python -m utils.report")
+    parser.add_argument("--output", type=PATH, default=ROOT / "output", help="as train.py's")
+    parser.add_argument("--filter", default="*", help="only runs with such names, as '*kd*'")
+    parser.add_argument("--sort", default="val/accuracy", help="a column of runs.csv, high to low")
     options = parser.parse_args(arguments)
     print(write_report(options.output / "results", options.filter, options.sort))
 

@@ -61,7 +61,7 @@ def section(results: Sequence[Result]) -> str:
         here = len({result["photos"]["fold"] for result in results})
         about = f"{len(names)} classes; {here} of {folds} folds of division {photos['division']}."
     if few := photos.get("labels_per_class"):
-        about += f" Labels per class: {few:g}."
+        about += f" Labels per class: {'a share of ' * (few < 1)}{few:g}."
     about += f" Computed in {results[0]['environment']['precision']}."
     about += " Synthetic images, not photographs." * photos["sample"]
     if (test := photos["counts"]["test"]) < 200 and not folds:
@@ -107,7 +107,7 @@ def gain_over(pairs: Pairs, part: str = "test") -> np.ndarray:
 def points(pairs: Pairs, part: str = "test", sign: str = "+") -> str:
     """That gain and its interval in points (hundredths); a dash without pairs."""
     ends = 100 * gain_over(pairs, part) if pairs else ()
-    return "{:{s}.2f} [{:{s}.2f}, {:{s}.2f}]".format(*ends, s=sign) if pairs else "–"
+    return "{:{s}z.2f} [{:{s}.2f}, {:{s}.2f}]".format(*ends, s=sign) if pairs else "–"
 
 
 def table(columns: Columns, rows: Rows) -> str:
