@@ -28,8 +28,7 @@ def main(arguments: Sequence[str]) -> None:
         results = []
         for number, run in enumerate(runs, 1):
             print(f"{number} of {len(runs)}", end="  ")
-            objective = CrossEntropy(run.config.label_smoothing)
-            results.append(train_and_test(run, objective, runs))
+            results.append(train_and_test(run, CrossEntropy(run.config.label_smoothing), runs))
             release(run)
     print(section(results))
     print_paths(configs[0].output)

@@ -214,11 +214,9 @@ def random_boxes(rng: np.random.Generator, count: int, side: int, smallest: floa
     ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), (count, TRIES)))
     sizes = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], 2).round().astype(np.int64)
     fits = (sizes.min(2) >= 1) & (sizes.max(2) <= side)
-    first = sizes[np.arange(count), fits.argmax(1)]
-    height, width = np.where(fits.any(1), first.T, side)
+    height, width = np.where(fits.any(1), sizes[np.arange(count), fits.argmax(1)].T, side)
     top, left = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
-    mirrored = rng.uniform(0, 1, count) < 0.5
-    ends = np.where(mirrored, (left + width, left), (left, left + width))
+    ends = np.where(rng.uniform(0, 1, count) < 0.5, (left + width, left), (left, left + width))
     return np.stack([top, top + height, *ends], 1)
 
 

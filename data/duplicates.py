@@ -81,8 +81,7 @@ def _details(levels: np.ndarray) -> np.ndarray:
     to_border = np.minimum(np.arange(SIDE), np.arange(SIDE)[::-1])
     box, even = _box(np.full(SIDE, 5)), _box(np.minimum(to_border, 5))
     off = levels - even @ levels @ even.T
-    details = off / (np.sqrt(box @ (off * off) @ box.T) + 3)
-    return np.rint(details * 32).clip(-127, 127)
+    return np.rint(off / (np.sqrt(box @ (off * off) @ box.T) + 3) * 32).clip(-127, 127)
 
 
 def _box(radius: np.ndarray) -> np.ndarray:

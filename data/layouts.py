@@ -95,8 +95,7 @@ def _of_parts(root: Path, names: list[str]) -> Photos | None:
         return None  # classes, of which one is called train
     labelled = {name: part_of(name) for name in names if inside[name]}
     where = f"{str(root)!r} is split into {', '.join(names)}"
-    twice = len(labelled) > len(set(labelled.values()))
-    if twice or not set(labelled.values()) <= set(PARTS):
+    if len(labelled) > len(set(labelled.values())) or not set(labelled.values()) <= set(PARTS):
         why = "it is not clear which of them is which: name them train, val and test"
         raise UserError(f"{where}, and {why}, or list the photos in a CSV: path, class, split")
     for name in labelled:

@@ -93,7 +93,7 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
             value = weights[name]
             if (value.shape, value.dtype) != (made.shape, made.dtype) or not value.isfinite().all():
                 raise ValueError(f"another {name}")
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(weights, assign=not own)  # which would untie tied weights
     return model.eval(), content
 
 

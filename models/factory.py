@@ -89,7 +89,10 @@ def check_network(
             if isinstance(logits := model.train()(images), tuple | dict):
                 raise TypeError("it has several outputs in training")
             logits.sum().backward()
-        logits = model.eval()(images)
+        loaded = create_model(network, classes, image_size, seed=1) if ":" in network else model
+        loaded.load_state_dict(model.state_dict())
+        with torch.inference_mode():
+            logits, alone = model.eval()(images), loaded.eval()(copy[:1])
     values = [logits, *model.state_dict().values()]
     if not all(isinstance(v, torch.Tensor) for v in values) or logits.shape != (2, classes):
         found = getattr(logits, "shape", type(logits).__name__)
@@ -99,8 +102,9 @@ def check_network(
     if not images.equal(copy):
         raise UserError(f"{network} changes its images in place: let it work on a copy")
     margin = 0.01 * logits.nan_to_num().abs().max().item()
-    with explained(f"{network}: in eval mode, logits are random or depend on other images"):
-        torch.testing.assert_close(model(copy[:1]), logits[:1], rtol=0, atol=margin, equal_nan=True)
+    what = "in eval mode, logits are random, or depend on other images or more than the state_dict"
+    with explained(f"{network}: {what}"):
+        torch.testing.assert_close(alone, logits[:1], rtol=0, atol=margin, equal_nan=True)
 
 
 @cache

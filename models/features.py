@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from config import UserError
+from data.files import explained
 from models.factory import check_network, create_model
 
 
@@ -29,14 +30,14 @@ def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
     the modules with outputs of one size, the last of the outermost, such as a stage. Skips the stem
     and small maps that larger ones follow, as inside squeeze-and-excitation."""
     check_network(network, image_size, trained=False)
-    model = create_model(network, 2, image_size, seed=0).eval()
+    model = create_model(network, 997, image_size, seed=0).eval()  # classes mark the head
     seen: list[tuple[int, int, int, Layer]] = []  # depth of the name, time, side
     calls = Counter[str]()
 
     def note(name: str, module: nn.Module, _inputs: object, output: object) -> None:
         calls[name] += 1
         stem = isinstance(module, nn.Conv2d) and module.in_channels == 3
-        if stem or isinstance(module, nn.AdaptiveAvgPool2d):
+        if stem or isinstance(module, nn.AdaptiveAvgPool2d) or 997 in getattr(output, "shape", ()):
             return
         match getattr(output, "shape", ()):
             # With C = H = W, the layout is assumed to be that of the map before.
@@ -90,4 +91,5 @@ def logits_and_maps(
             module = model.get_submodule(layer.module)
             hooks.enter_context(module.register_forward_hook(partial(keep, layer)))
         logits = model(images)
-    return logits, [maps[layer.module] for layer in layers]
+    with explained("a step skipped a layer of these maps: use a logits-based method, such as kd"):
+        return logits, [maps[layer.module] for layer in layers]

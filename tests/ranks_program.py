@@ -45,8 +45,7 @@ def trained() -> dict[str, Any]:
     objective = Distillation(replace(CONFIG, kd=kd), models[1], CPU)
     training, saved = Training(frozen(models[0]), objective, CONFIG, Device(CPU)), list[int]()
     train = train_batches(CONFIG, 27, ranks.shard(CONFIG.batch_size))
-    val = val_batches(CONFIG, 17)
-    fit(training, train, val, lambda: saved.append(len(training.history)))
+    fit(training, train, val_batches(CONFIG, 17), lambda: saved.append(len(training.history)))
     weights = training.model.state_dict() | training.objective.adapters.state_dict()
     return {"weights": weights, "history": training.history, "saved": saved}
 

@@ -113,7 +113,6 @@ REFUSED += [(m, bomb, [], FAR) for m in ("zip", "w:gz") for bomb in BOMBS]
 
 @pytest.mark.parametrize(("mode", "files", "odd", "says"), REFUSED)
 def test_odd_entries_are_refused(mode, files, odd, says, tmp_path, monkeypatch):
-    """Links, devices, two of one name, and bombs of many bytes or of many files."""
     monkeypatch.setattr(archives, "ALWAYS_ALLOWED_BYTES", 1 << 17)
     monkeypatch.setattr(archives, "MAX_EXPANSION", 3)
     refused(tmp_path, write(tmp_path / "a", files, mode, odd), says)

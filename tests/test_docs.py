@@ -20,8 +20,7 @@ def test_the_tables_in_the_documents_are_what_the_kept_runs_give():
         assert filled(text, made) == text, f"{path}: run python -m docs.build"
         for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
             assert (path.parent / picture).exists(), f"{path}: {picture}"
-    places = [match[2] for text in texts.values() for match in PLACE.finditer(text)]
-    assert {*places} == {*made}
+    assert {*[match[2] for text in texts.values() for match in PLACE.finditer(text)]} == {*made}
     with pytest.raises(KeyError, match="other"):
         filled("<!-- table: other -->\n<!-- end -->", made)
 
@@ -29,8 +28,7 @@ def test_the_tables_in_the_documents_are_what_the_kept_runs_give():
 def test_a_figure_is_what_the_kept_runs_give(tmp_path):
     draw_curves(tmp_path / "made.png", columns_of(TABLES["experiment_1 kd"]["rows"]), "loss")
     shown = Image.open(ROOT / "docs/experiment_1/kd/Loss.png")
-    made = Image.open(tmp_path / "made.png")
-    assert np.mean(np.asarray(made) != np.asarray(shown)) < 0.002
+    assert np.mean(np.asarray(Image.open(tmp_path / "made.png")) != np.asarray(shown)) < 0.002
 
 
 def test_kept_runs_agree_with_their_histories_and_themselves():

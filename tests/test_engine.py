@@ -54,7 +54,6 @@ ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), foreach=False)
         (SGD, {"optimizer": "sgd", "lr": 0.1, "warmup_epochs": 0.4}),
         (ADAMW, {"lr": 0.01, "clip_norm": 0.05, "label_smoothing": 0.2, "mixup": 0.4}),
     ],
-    ids=["sgd", "adamw"],
 )
 def test_training_is_what_plain_pytorch_computes(plain_optimizer, changed):
     """Kernels are decayed, biases and norms are not; adapters are trained and clipped as well."""
@@ -65,8 +64,7 @@ def test_training_is_what_plain_pytorch_computes(plain_optimizer, changed):
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
-    optimizer = plain_optimizer(groups, weight_decay=config.weight_decay)
-    step = 0
+    optimizer, step = plain_optimizer(groups, weight_decay=config.weight_decay), 0
     for row in training.history:
         losses, plain_losses, hits = [], [], 0
         for images, labels in train_batches(config).epoch(int(row["epoch"])):
@@ -77,8 +75,7 @@ def test_training_is_what_plain_pytorch_computes(plain_optimizer, changed):
             optimizer.zero_grad()
             loss.backward()
             if config.clip_norm:
-                norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-                assert norm > config.clip_norm
+                assert nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm) > 0.05
             optimizer.step()
             losses.append(loss.item())
             plain_losses.append(cross_entropy(logits, labels).item())
@@ -98,6 +95,10 @@ def test_training_is_what_plain_pytorch_computes(plain_optimizer, changed):
     assert row["loss/val"] == pytest.approx(cross_entropy(logits, labels).item(), rel=1e-4)
     assert row["ce/val"] == pytest.approx(row["loss/val"], rel=1e-5)
     assert row["accuracy/val"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    weights = nn.ParameterList([torch.ones(2, 2, dtype=torch.cfloat)])  # no fused kernel takes them
+    weights[0].grad = torch.ones_like(weights[0])
+    start(config, weights).optimizer.step()
+    assert weights[0].real.max() < 1
 
 
 def test_a_resumed_run_ends_with_the_same_bits():

@@ -50,9 +50,7 @@ CASES = list(product(("constant", "sure"), ("0.01", "100", "1000"), ("0", "1")))
 
 @pytest.mark.parametrize(("kind", "temperature", "alpha"), CASES if WHOLE else CASES[-1:])
 def test_odd_teachers_leave_finite_students(kind, temperature, alpha, tmp_path):
-    """A teacher that gives all photos the same answer, or one that is far too confident."""
-    photos = make_photos(tmp_path / "weather", per_class=5)
-    words = training(photos, tmp_path, "--batch-size", 6)
+    words = training(make_photos(tmp_path / "weather", per_class=5), tmp_path, "--batch-size", 6)
     train.main([*words, "--models", "resnet18"])
     (path,) = tmp_path.glob("output/checkpoints/*/best.pt")
     content = load_checkpoint(path)

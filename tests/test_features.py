@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from config import UserError
 from models.factory import create_model
 from models.features import feature_layers, logits_and_maps
 from tests.toys import resnet_by_hand
@@ -27,6 +28,9 @@ def test_maps_match_a_handwritten_forward_and_no_hooks_are_left(name):
     assert [layer.channels for layer in layers] == [len(each[0]) for each in expected]
     with pytest.raises(RuntimeError, match="channels"):
         logits_and_maps(model, layers, IMAGES[:, :2])
+    model.forward = torch.relu  # as a network that drops layers at random
+    with pytest.raises(UserError, match=r"^a step skipped a layer of these maps: use"):
+        logits_and_maps(model, layers, IMAGES)
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -57,11 +61,11 @@ def own(classes):
     relu = nn.ReLU()
     convs = [nn.Conv2d(channels, 8, 3, 2, 1) for channels in (3, 8, 8, 8)]
     layers = [layer for conv in convs for layer in (conv, relu)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+    return nn.Sequential(*layers, nn.Conv2d(8, classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 """
 
 
-def test_a_module_that_is_used_at_several_strides_is_none_of_them(tmp_path):
+def test_neither_a_module_that_is_used_at_several_strides_nor_a_map_of_classes_is_taken(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     layers = feature_layers(f"{tmp_path}/own.py:own", 50, (4, 8, 16))
     assert [layer.module for layer in layers] == ["2", "4", "6"]

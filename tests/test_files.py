@@ -91,7 +91,6 @@ def test_a_name_is_held_by_many_that_read_or_by_one_that_writes(tmp_path):
     ("function", "numbers"), [("fcntl.lockf", [ENOLCK, EIO]), ("os.open", [EROFS, EACCES, EIO])]
 )
 def test_no_lock_is_taken_where_none_can_be(function, numbers, tmp_path, monkeypatch, capsys):
-    """Locks are unsupported, or nothing can be written."""
     for number in numbers:
         monkeypatch.setattr(function, Mock(side_effect=OSError(number, "no")))
         expected = pytest.raises(OSError, match="no") if number == EIO else nullcontext()

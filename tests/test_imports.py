@@ -45,8 +45,7 @@ def test_a_layer_imports_itself_and_lower_ones_only():
     for source in SOURCES:
         layer = source.relative_to(ROOT).parts[0].removesuffix(".py")
         scripts = {"train", "knowledge_distillation"} - {layer}
-        above = set(LAYERS[LAYERS.index(layer) + 1 :]) | scripts
-        assert not packages(source) & above, source
+        assert not packages(source) & {*LAYERS[LAYERS.index(layer) + 1 :], *scripts}, source
 
 
 def test_the_engine_knows_neither_networks_nor_teachers_and_the_losses_only_torch():
@@ -61,5 +60,4 @@ def test_the_engine_knows_neither_networks_nor_teachers_and_the_losses_only_torc
     assert ROOT / "data/batches.py" in reached
     assert not [path for path in reached if path.parent.name == "models"]
     assert not reached & {ROOT / f"utils/{name}.py" for name in ("distillation", "losses", "runs")}
-    own = packages(ROOT / "utils/losses.py") & set(LAYERS)
-    assert not own
+    assert not packages(ROOT / "utils/losses.py") & set(LAYERS)

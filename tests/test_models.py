@@ -17,11 +17,12 @@ from torchvision.models import get_model, get_model_weights
 from config import Config, UserError, file_digest
 from models import checkpoint
 from models.checkpoint import FORMAT, load_checkpoint, load_classifier, weights_digest
-from models.factory import check_network, create_model, initial_model
+from models.factory import check_network, create_model, initial_model, source_digest
 from models.weights import load_weights
 from tests.toys import CLASSES, CPU, train_batches
 from utils.device import Device
 from utils.engine import CrossEntropy, Training, train_epoch
+from utils.export import load_any
 
 
 @pytest.fixture
@@ -131,27 +132,27 @@ def test_a_member_of_each_family_trains_for_three_steps_and_loads(name, tmp_path
 
 
 OWN = """
+import torch
 from torch import nn
-def small(classes):
-    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, classes))
-def number(classes):
-    return classes
-def five(classes):
-    return small(5)
-def ends(classes):
-    raise SystemExit(0)
-def frozen(classes):
-    return small(classes).requires_grad_(False)
-def altering(classes):
-    return nn.Sequential(nn.ReLU(inplace=True), small(classes))
-def together(classes):
-    return nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), small(classes))
-def lazy(classes):
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
-def masked(classes):
-    model = small(classes)
+number = lambda n: n
+five = lambda n: small(5)
+ends = lambda n: exit(0)
+small = lambda n, *m: nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), *m, nn.Linear(48, n))
+frozen = lambda n: small(n).requires_grad_(False)
+altering = lambda n: nn.Sequential(nn.ReLU(inplace=True), small(n))
+together = lambda n: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), small(n))
+lazy = lambda n: nn.Sequential(nn.Flatten(), nn.LazyLinear(n))
+def masked(n):
+    model = small(n)
     model.register_buffer("mask", model[2].bias.data - float("inf"))
     return model
+def changed(model, change):
+    model.register_forward_hook(lambda _, images, logits: change(logits))
+    return model
+slope = lambda x: torch.autograd.grad(x.square().sum(), x, create_graph=True)[0]
+differentiating = lambda n: changed(small(n), slope)
+unsaved = lambda n: changed(small(n), torch.randn(n).add)
+tied = lambda n: changed(small(n, *2 * [nn.Linear(48, 48)]), torch.Tensor.half)
 """
 
 
@@ -171,6 +172,8 @@ def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
         (f"{file}:frozen", 32, "does not require grad"),
         (f"{file}:altering", 32, "own.py:altering changes its images in place: let it"),
         (f"{file}:together", 32, "own.py:together: in eval mode, logits are .* other images"),
+        (f"{file}:unsaved", 32, "own.py:unsaved: in eval mode, logits .* more than the state_dict"),
+        (f"{file}:differentiating", 32, "own.py:differentiating does not work on .* require grad"),
         (f"{file}:lazy", 32, "own.py:lazy: lazy layers"),
         (f"{file}:masked", 32, "own.py:masked: mask is not finite: register it with persist"),
         (f"{file}:none", 32, "own.py:none: KeyError: 'none'"),
@@ -178,6 +181,16 @@ def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
     ):
         with pytest.raises(UserError, match=rf"^(?s:.)*{says}.*$"):
             check_network(network, side)
+
+
+def test_tied_weights_stay_tied_and_probabilities_are_float32_when_loaded(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    model = create_model(network := f"{tmp_path}/own.py:tied", 2, 64, seed=0)
+    content = ABOUT | {"arch": "own.tied", "source": source_digest(network), "classes": ["a", "b"]}
+    checkpoint.save_checkpoint(tmp_path / "a.pt", content | {"model": model.state_dict()})
+    classify, about = load_any(tmp_path / "a.pt", network)
+    assert about["parameters"] == sum(p.numel() for p in model.parameters())
+    assert classify(torch.zeros(2, 128, 128, 3, dtype=torch.uint8)).dtype == torch.float32
 
 
 def test_a_network_is_drawn_from_its_seed_with_the_helpers_of_its_own_folder(tmp_path):

@@ -84,7 +84,6 @@ def make(root, *names):
 
 
 def test_listing_holds_every_photo_in_order_and_nothing_else(tmp_path):
-    """Below folders that hold one folder alone."""
     root, classes = tmp_path / "a" / "b", ("Snow", "a-b", "rain", "rain 2", "test", "été")
     inside = ("1.PnG", "sub/3.jpg", "sub-4.heic", "sub/d.jpg/5.NEF", "é\n.jpg")
     expected = sorted(f"{name}/{photo}" for name in classes for photo in inside)

@@ -68,8 +68,7 @@ def test_copies_are_found_and_different_pictures_are_not_merged(contrast, copy, 
 
 @pytest.mark.parametrize("cut_first", [False, True])
 def test_fine_detail_is_found_again_where_a_cut_strip_moved_it_by_its_own_size(cut_first):
-    rng = np.random.default_rng(0)
-    blobs = rng.normal(128, 30, (12, 24, 24)).clip(0, 255).astype(np.uint8)
+    blobs = np.random.default_rng(0).normal(128, 30, (12, 24, 24)).clip(0, 255).astype(np.uint8)
     images = [Image.fromarray(blob).resize((288, 192)).convert("RGB") for blob in blobs]
     without_strip = [image.crop((0, 0, 288, 169)) for image in images]
     both = without_strip + images if cut_first else images + without_strip
@@ -147,10 +146,8 @@ def test_the_split_is_drawn_by_the_seed_and_the_same_everywhere():
 def test_over_all_folds_each_photo_is_a_test_photo_once(classes_in_groups, folds, seed):
     labels, groups = classes_in_groups
     tested = make_split(labels, groups, "abcde"[: labels.max() + 1], seed, (1 / folds,) * folds)
-    names = tuple(map(str, range(folds)))
-    classes = tuple("abcde"[: labels.max() + 1])
-    photos = Photos(Path("photos"), classes, ("",) * len(labels), labels)
-    whole = Split(photos, tested, names)
+    photos = Photos(Path("photos"), tuple("abcde"[: labels.max() + 1]), ("",) * len(labels), labels)
+    whole = Split(photos, tested, tuple(map(str, range(folds))))
     parts = np.stack([whole.fold(number).part for number in range(folds)])
     assert ((parts == 2).sum(0) == 1).all()
     assert np.array_equal((parts == 2).argmax(0), tested)

@@ -85,7 +85,6 @@ def board(tmp_path_factory):
 
 
 def test_each_run_has_its_curves_with_one_point_an_epoch(board):
-    """Train and val are runs of their own, in the same charts."""
     found = board.ask("/plugin/scalars/tags")
     parts = {"": {"test/accuracy"}, "/train": {"lr", "loss", "accuracy", "kd"}}
     parts["/val"] = {"loss", "accuracy", "kd"}

@@ -186,8 +186,7 @@ def test_results_and_settings_that_are_damaged_or_of_another_run_are_named(copie
     for content in (read_json(others), read_json(own) | {"process": "another"}):
         write_json(own, content)
         refused([*words, "--resume"], rf"{NAME}/result\.json belongs to another run: .*--overwrite")
-    path = own.with_name("settings.json")
-    path.unlink()
+    own.with_name("settings.json").unlink()
     refused([*words, "--resume"], rf"{NAME}/settings\.json is missing, damaged, .*--overwrite")
 
 
@@ -240,8 +239,7 @@ def test_shots_of_one_scene_are_kept_together_or_told_apart_as_asked(tmp_path):
     open_rgb(photo, 256).point(lambda level: level * 0.9).save(photo.with_name("dark.jpg"))
     for how, groups in (("near", 24), ("exact", 25), ("off", 26)):
         configs = parse([*training(photos, tmp_path), "--duplicates", how], "")
-        dataset = load_datasets(configs, torch.device("cpu"), 1)[None]
-        assert len(np.unique(dataset.groups)) == groups
+        assert len(np.unique(load_datasets(configs, torch.device("cpu"))[None].groups)) == groups
 
 
 FEW = "56 photos leave 40 to train on, fewer than a step takes .57.: .* --batch-size 10"

@@ -82,8 +82,7 @@ def test_each_batch_has_its_share_of_labels_in_each_shard(known, batch_size, ran
     batches = order.reshape(-1, batch_size)
     assert len(batches) == len(known) // batch_size
     assert (known[batches].sum(1) == labelled).all()
-    shards = known[batches].reshape(len(batches), ranks, -1).sum(2)
-    assert (shards == labelled // ranks).all()
+    assert (known[batches].reshape(len(batches), ranks, -1).sum(2) == labelled // ranks).all()
     for kind in (known, ~known):
         times = np.bincount(order, minlength=len(known))[kind]
         assert times.max() - times.min() <= 1  # again from the start only at the end

@@ -114,7 +114,7 @@ class Distillation(CrossEntropy):
             teacher_logits, teacher_maps = logits_and_maps(self.teacher_model, self.teacher, images)
         logits, maps = logits_and_maps(model, self.student, images)
         for place, adapter in enumerate(self.adapters.values()):
-            maps[place] = adapter(maps[place])
+            maps[place] = adapter(maps[place].float())
         with torch.autocast(images.device.type, enabled=False):  # the losses are in float32
             logits, teacher_logits = logits.float(), teacher_logits.float()
             hard, plain = hard_loss(logits, labels, self.label_smoothing)

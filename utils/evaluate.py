@@ -46,8 +46,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 def main(arguments: Sequence[str]) -> None:
     """Print quality, costs, recall and confusion, and write a table of the mistakes."""
     parser = Parser(__doc__, "python -m utils.evaluate")
-    what = "runs' folders, checkpoints, or files of utils.export"
-    parser.add_argument("networks", nargs="+", type=checkpoint, help=what)
+    parser.add_argument("networks", nargs="+", type=checkpoint, help="runs' folders or exports")
     parser.add_argument("data", type=PATH, help="labelled photos: a folder, a CSV, an archive")
     parser.add_argument("--mistakes", type=PATH, default=Path("mistakes.csv"), help="file to write")
     parser.add_argument("--device", type=DEVICE, default="auto", help="cpu, cuda or cuda:N")

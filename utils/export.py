@@ -112,11 +112,10 @@ def load_any(path: Path, network: str = "", device: str = "cpu") -> tuple[Classi
 
     def classify(photos: Tensor) -> Tensor:
         images = whole_images(photos.to(device), about["image_size"], normalise)
-        return model(images).softmax(1).cpu()
+        return model(images).float().softmax(1).cpu()
 
-    parameters = sum(p.numel() for p in model.parameters())
     about["network"] = network if "." in about["arch"] else about["arch"]
-    return classify, about | {"parameters": parameters}
+    return classify, about | {"parameters": sum(p.numel() for p in model.parameters())}
 
 
 def probabilities(classify: Classify, photos: Tensor) -> Tensor:

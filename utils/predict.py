@@ -71,8 +71,7 @@ def photos_at(given: Iterable[str]) -> Iterator[str]:
         if name == "-":
             yield from (os.fsdecode(x.rstrip(b"\r\n")) for x in getattr(sys.stdin, "buffer", ()))
         elif os.path.isdir(name):
-            inside = [os.path.join(name, path) for path in photos_below(Path(name))]
-            yield from inside or [name]
+            yield from [os.path.join(name, path) for path in photos_below(Path(name))] or [name]
         else:
             yield name
 

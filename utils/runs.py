@@ -130,8 +130,10 @@ class Run:
         return result
 
     def check_taught_by(self, digest: str) -> None:
-        """Raise UserError if this student is finished and its teacher had another digest."""
-        if self.finished and self.result()["teacher"]["digest"] != digest:
+        """Raise UserError if this student was begun or finished with a teacher of other weights."""
+        begun = {} if self.finished or not self.last.exists() else load_checkpoint(self.last)
+        found = self.result()["teacher"]["digest"] if self.finished else begun.get("teacher_digest")
+        if found not in (None, digest):
             why = "was distilled from an earlier teacher, which was trained again"
             hint = "--overwrite distils it again; give its settings, seed and fold alone"
             raise UserError(f"{self.name} {why}: {hint}")
