@@ -146,13 +146,12 @@ def masked(n):
     model = small(n)
     model.register_buffer("mask", model[2].bias.data - float("inf"))
     return model
-def changed(model, change):
-    model.register_forward_hook(lambda _, images, logits: change(logits))
-    return model
+changed = lambda model, change: model.register_forward_hook(lambda _, x, y: change(y)) and model
 slope = lambda x: torch.autograd.grad(x.square().sum(), x, create_graph=True)[0]
 differentiating = lambda n: changed(small(n), slope)
 unsaved = lambda n: changed(small(n), torch.randn(n).add)
-tied = lambda n: changed(small(n, *2 * [nn.Linear(48, 48)]), torch.Tensor.half)
+share = lambda a, b: setattr(b, "weight", a.weight) or (a, b)
+tied = lambda n: changed(small(n, *share(nn.Linear(48, 48), nn.Linear(48, 48))), torch.Tensor.half)
 """
 
 
