@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from config import PATH, ROOT, Parser, UserError, shown
+from config import PATH, Config, Parser, UserError, shown
 from data.files import atomic_write, csv_text, read_json
 from utils import tables
 from utils.script import run_script
@@ -87,7 +87,7 @@ def pair_tables(students: Sequence[Result]) -> str:
     if any(student["teacher"]["other_split"] for student in students):
         text.append("WARNING: the teacher's split differs: it may have seen the test photos.\n")
     versions = {(student["teacher"]["run"], student["teacher"]["digest"]) for student in students}
-    if len(versions) > len({name for name, _ in versions}):
+    if len(versions) > len(dict(versions)):
         text.append("WARNING: a teacher was trained again: not all students had the same one.\n")
     return "\n".join(text)
 
@@ -162,7 +162,7 @@ def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -
 def main(arguments: Sequence[str]) -> None:
     """Print and write the report of the --output that is given."""
     parser = Parser(__doc__, "python -m utils.report")
-    parser.add_argument("--output", type=PATH, default=ROOT / "output", help="as train.py's")
+    parser.add_argument("--output", type=PATH, default=Config.output, help="as train.py's")
     parser.add_argument("--filter", default="*", help="only runs with such names, as '*kd*'")
     parser.add_argument("--sort", default="val/accuracy", help="a column of runs.csv, high to low")
     options = parser.parse_args(arguments)
