@@ -109,7 +109,7 @@ def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     decayed, others = ([p for p in parameters if (p.ndim > 1) == kind] for kind in (True, False))
     groups = [{"params": decayed, "weight_decay": config.weight_decay}] * bool(decayed)
     groups += [{"params": others, "weight_decay": 0.0}] * bool(others)
-    fused = not any(map(torch.is_complex, parameters))
+    fused = None if any(map(torch.is_complex, parameters)) else True
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
     # β₂ = 0.99 averages squared gradients over about 100 steps. The usual 0.999, over about 1,000,
