@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent
 
-# Teacher first: a baseline of both is what distillation is measured against.
+# Teacher, student; each is also trained alone, as the baseline.
 EXPERIMENTS = {
     "experiment_1": ("densenet169", "resnet18"),
     "experiment_2": ("resnet50", "resnet18"),
@@ -113,6 +113,13 @@ def checkpoint(text: str) -> Path:
     return path / "best.pt" if (path := PATH(text)).is_dir() else path
 
 
+def new_file(text: str) -> Path:
+    """An argparse type: a path to write a file to, where no folder, device or pipe is."""
+    if (path := PATH(text)).exists() and not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder or a device, not a file")
+    return path
+
+
 def setting(default: Any, kind: Callable[[str], Any] | Sequence[str], text: str) -> Any:
     """A field of a configuration, which is a flag. `kind` converts one word of the command line, or
     lists the choices, () all methods; `text` is the help."""
@@ -128,11 +135,11 @@ SEVERAL = {"model", "seed", "fold", "method", "alpha", "temperature", "weight"}
 class KDConfig:
     """The settings of distillation."""
 
-    teacher: str | None = setting(None, MODEL, "network to use instead of the experiment's teacher")
+    teacher: str = setting("", MODEL, "network to use instead of the experiment's teacher")
     teacher_tag: str | None = setting(None, TAG, "the teacher is train.py's run with this --tag")
     teacher_checkpoint: Path | None = setting(None, checkpoint, "a run's folder or best.pt, to "
         "use as teacher for all seeds, or a file of weights of the --teacher network, for the same "
-        "classes in alphabetical order")
+        "classes in alphabetical order, with --allow-other-split")
     allow_other_split: bool = setting(False, bool, "accept a --teacher-checkpoint of another split")
     unlabelled: Path | None = setting(None, PATH, "folder or archive of unlabelled photos: on "
         "these, the student learns only from the teacher")
@@ -157,8 +164,8 @@ class Config:
     model: str = setting("resnet18", MODEL, "networks to train (default: the experiment's two): "
         "names that `python -m models.factory` lists or, for your own, FILE.py:FUNCTION, which is "
         "called with the number of classes")
-    seed: int = setting(0, number(int, 0), "for initial weights, order and crops, not the split")
-    tag: str = setting("", TAG, "added to the run's name, so that a variant has its own")
+    seed: int = setting(0, number(int, 0), "of initial weights, batches and crops, not the split")
+    tag: str = setting("", TAG, "added to the run's name, to tell variants apart")
     kd: KDConfig | None = None
 
     # Photos
@@ -184,11 +191,11 @@ class Config:
     lr: float = setting(0.001, number(float, 0, above=True), "peak learning rate")
     optimizer: str = setting("adamw", ("adamw", "sgd"), "SGD needs another --lr, such as 0.05")
     weight_decay: float = setting(0.05, number(float, 0), "on weights; not on biases and norms")
-    schedule: str = setting("cosine", ("cosine", "constant"), "after the warm-up; cosine ends at 0")
+    schedule: str = setting("cosine", ("cosine", "constant"), "after warm-up; cosine decays to 0")
     warmup_epochs: float = setting(1.0, number(float, 0), "epochs of linear warm-up")
     label_smoothing: float = setting(0.0, number(float, 0, 0.99), "probability spread over classes")
     mixup: float = setting(0.0, number(float, 0), "alpha of the Beta distribution; 0 disables it")
-    crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "min. area fraction of crop")
+    crop_scale: float = setting(0.35, number(float, 0, 1, above=True), "smallest crop area, 0..1")
     clip_norm: float = setting(0.0, number(float, 0), "clip gradients to this norm; 0 is off")
     pretrained: bool = setting(False, bool, "start from torchvision's ImageNet weights")
     weights: Path | None = setting(None, checkpoint, "start from a file of weights (a state_dict)")

@@ -82,8 +82,7 @@ def resampling(low: Tensor, high: Tensor, source: int, size: int) -> Tensor:
     reach = step.abs().clamp(min=1)[:, None, None]
     position = torch.arange(source, device=low.device) + 0.5
     weights = (1 - (position - centre[:, :, None]).abs() / reach).clamp_(min=0)
-    inside = (position > low[:, None]) != (position > high[:, None])
-    weights *= inside[:, None]
+    weights *= ((position > low[:, None]) != (position > high[:, None]))[:, None]
     return weights / weights.sum(2, keepdim=True)
 
 

@@ -141,6 +141,8 @@ def _decode_into(folder: Path, photos: Photos, side: int, name: str) -> None:
 
     rows, pixel_sum = [], 0
     paths = [photos.root / path for path in photos.paths]
+    if denied := [p for p in paths if os.path.exists(p) and not os.access(p, os.R_OK)]:
+        raise UserError(f"no permission to read {len(denied)} photos, as {str(denied[0])!r}")
     with (
         # Not a memory map: on a full disk, that would kill the process without a word.
         open(folder / "pixels.raw", "wb") as file,

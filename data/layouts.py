@@ -178,7 +178,7 @@ def of_table(table: Path) -> Photos:
         what = f"none of its {len(rows):,} files exists, such as {rows[0]['path']!r}"
         raise UserError(f"{str(table)!r}: {what}: paths start from the folder of the CSV, with /")
     others = ", ".join(name for name in columns if name not in ("", "path", "class", "split"))
-    hint = "" if "split" in columns else " (one called split would be)"
+    hint = "" if "split" in columns else " (only one named split is)"
     notes = (f"columns of {table.name} that are not used{hint}: {others}",) if others else ()
     given = None
     if "split" in columns:
@@ -232,6 +232,9 @@ def _extract(archive: Path, folder: Path) -> None:
             if is_tar and entry.issym():  # they trick the filter until 3.11.12, 3.12.10 and 3.13.3
                 raise ValueError(f"{entry.name!r} in it is a symbolic link")
             if not is_tar:  # ZipFile strips leading / and .. from names, and writes links as files
+                if not entry.flag_bits & 0x800:  # read as cp437, but zip on Linux writes UTF-8
+                    with suppress(UnicodeError):
+                        entry.filename = entry.filename.encode("cp437").decode()
                 entry.filename = entry.filename.replace("\\", "/")  # as tools of Windows write
             packed.extract(entry, folder)
             files += not (entry.isdir() if is_tar else entry.is_dir())

@@ -26,7 +26,7 @@ class Photos:
     root: Path  # the folder that the paths start from
     classes: tuple[str, ...]  # their names, sorted; surrogates stand for bytes that are not UTF-8
     paths: tuple[str, ...]  # with "/" between the parts, sorted; unlabelled ones last, absolute
-    labels: np.ndarray  # (N,) int64, index into classes; -1 of unlabelled photos
+    labels: np.ndarray  # (N,) int64, index into classes; -1 for unlabelled photos
     # Of each photo with a class, the part of the split or the number of the fold, as text.
     given: np.ndarray | None = None
     notes: tuple[str, ...] = ()  # what was found and left out
@@ -75,6 +75,9 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     for folder, inner, files in os.walk(top, onerror=fail):
         for names in (inner, files):
             names[:] = sorted(n for n in names if n[0] != "." and n not in SYSTEM_FOLDERS)
+        for path in (os.path.join(folder, n) for n in files if not os.path.splitext(n)[1]):
+            if not os.path.exists(path):  # a class folder on a disk that is not mounted
+                raise UserError(f"{path!r} is a link to nothing: restore its folder, or remove it")
         yield Path(folder), inner, files
 
 

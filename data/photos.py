@@ -15,6 +15,7 @@ from data.files import open_regular
 
 # Pillow warns of odd but decodable files. Set once: catch_warnings is not safe in threads.
 warnings.filterwarnings("ignore", module="PIL")
+Image.MAX_IMAGE_PIXELS = 1 << 27  # Pillow refuses twice as many; phones take 200 million
 
 # Not all that Pillow knows: it would run Ghostscript on EPS.
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA"]

@@ -26,10 +26,9 @@ class Split:
     @cached_property
     def manifest(self) -> bytes:
         """What split.csv contains: path, class and split of each photo."""
-        rows = [("path", "class", "split")]
-        for path, label, part in zip(self.photos.paths, self.photos.labels, self.part, strict=True):
-            rows.append((path, self.photos.classes[label], self.names[part]))
-        return csv_text(rows).encode("utf-8", "surrogateescape")
+        photos = zip(self.photos.paths, self.photos.labels, self.part, strict=True)
+        rows = [(path, self.photos.classes[own], self.names[part]) for path, own, part in photos]
+        return csv_text([("path", "class", "split"), *rows]).encode("utf-8", "surrogateescape")
 
     @cached_property
     def hash(self) -> str:

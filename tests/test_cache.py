@@ -139,8 +139,7 @@ def test_every_photo_is_in_its_row_and_what_cannot_be_read_is_listed(photos, mon
     monkeypatch.setattr("data.cache.ROUND", 50)
     (photos / "fog" / "000.bmp").write_bytes(b"")
     (photos / "rain" / "007.bmp").write_text("no photo")
-    cut = photos / "hail" / "002.bmp"
-    cut.write_bytes(cut.read_bytes()[:-200])
+    (cut := photos / "hail" / "002.bmp").write_bytes(cut.read_bytes()[:-200])
     found = find_photos(photos, photos.parent)
     (photos / "fog" / "003.bmp").unlink()
     left = [number for number in range(COUNT) if number not in (0, 3, 72, 80)]
@@ -174,6 +173,10 @@ def test_a_system_error_stops_decoding_at_once_and_is_not_cached(photos, monkeyp
             raise error
         return path.read_bytes()
 
+    with monkeypatch.context() as patched:
+        patched.setattr("os.access", lambda *_: False)
+        with pytest.raises(UserError, match=r"^no permission to read 103 photos, as .*000\.bmp'$"):
+            decode(photos)
     with monkeypatch.context() as patched:
         patched.setattr("data.cache.read_photo", fails)
         says = r"010\.bmp' could not be read: (no|too little memory)$|^$"

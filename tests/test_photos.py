@@ -113,9 +113,11 @@ def test_links_and_special_files(tmp_path, monkeypatch):
     for path in (tmp_path / "missing", snow / "pipe.jpg", snow / "1.jpg" / "x"):
         with pytest.raises(UserError, match="does not exist, or is neither"):
             find_photos(path, tmp_path)
-    (snow / "others").symlink_to("../rain")
-    with pytest.raises(UserError, match="others' links to a folder, as only class folders may"):
-        find_photos(snow.parent, tmp_path)
+    only = "links to a folder, as only class folders may"
+    for name, what in (("snow/others", only), ("sleet", "is a link to nothing: restore its")):
+        (snow.parent / name).symlink_to("../rain")
+        with pytest.raises(UserError, match=f"{name}' {what}"):
+            find_photos(snow.parent, tmp_path)
     monkeypatch.setattr("os.scandir", Mock(side_effect=PermissionError(13, "forbidden", "deep")))
     with pytest.raises(UserError, match="cannot read folder 'deep': forbidden"):
         find_photos(snow.parent, tmp_path)
@@ -129,6 +131,12 @@ def test_each_format_decodes_to_the_right_pixels(name):
     pixels = np.asarray(image).reshape(2, image.height // 2, 2, image.width // 2, 3)
     error = np.abs(pixels - corners[:, None, :, None].astype(float))
     assert error.max() <= 1.01 if name[-3:] in ("png", "tif") else error.mean() < 6
+
+
+def test_a_photo_of_200_megapixels_is_decoded():
+    size = struct.pack(">HH", 12_240, 16_320)
+    data = encoded(Image.fromarray(NOISE)).replace(struct.pack(">HH", 48, 64), size)
+    assert decode_rgb(data, ".jpg", 256).size == (2040, 1530)
 
 
 @pytest.mark.parametrize("name", UNREADABLE, ids=ascii)

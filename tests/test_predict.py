@@ -19,7 +19,7 @@ from data.listing import find_photos
 from models.checkpoint import load_checkpoint, save_checkpoint
 from tests.photo_folders import CLASSES, make_photos, python, training
 from tests.test_readme import PYTHON
-from utils import evaluate
+from utils import evaluate, export
 from utils.export import load_any, load_exported
 from utils.predict import main
 
@@ -209,6 +209,9 @@ def test_photos_that_networks_have_seen_are_not_measured_as_new(best, photos, tm
     status, lines, errors = command("utils.evaluate", copy, photos, *where)
     assert (status, lines, len(errors)) == (2, [], 1)
     assert "their test photos are unknown or differ" in errors[0]
+    for program, flag in ((evaluate, "--mistakes"), (export, "--output")):
+        with pytest.raises(UserError, match=f"^{flag}: '{tmp_path}' is a folder or a device"):
+            program.main([str(copy), str(photos), flag, str(tmp_path)])
 
     def evaluated(*words):
         evaluate.main([*map(str, (*words, *where))])

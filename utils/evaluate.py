@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import DEVICE, PATH, Config, Parser, UserError, checkpoint, file_digest, shown
+from config import DEVICE, PATH, Config, Parser, UserError, checkpoint, file_digest, new_file, shown
 from data.batches import cached_side
 from data.cache import Decoded, decode_photos
 from data.files import atomic_write, csv_text
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(__doc__, "python -m utils.evaluate")
     parser.add_argument("networks", nargs="+", type=checkpoint, help="runs' folders or exports")
     parser.add_argument("data", type=PATH, help="labelled photos: a folder, a CSV, an archive")
-    parser.add_argument("--mistakes", type=PATH, default=Path("mistakes.csv"), help="file to write")
+    parser.add_argument("--mistakes", type=new_file, default="mistakes.csv", help="file to write")
     parser.add_argument("--device", type=DEVICE, default="auto", help="cpu, cuda or cuda:N")
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
     parser.add_argument("--cache", type=PATH, default=Config.cache, help="as train.py's")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import PATH, Parser, UserError, checkpoint, one_line
+from config import PATH, Parser, UserError, checkpoint, new_file, one_line
 from data.batches import Normalise, cached_side, eval_batch, resampling, whole_images
 from data.cache import read_square
 from data.files import explained
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("checkpoint", type=checkpoint, help="a run's folder, or a checkpoint")
     parser.add_argument("photos", type=PATH, help="a folder with photos, to compare on")
     parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")
-    parser.add_argument("--output", type=PATH, help="the file (default: RUN.onnx or RUN.pt2)")
+    parser.add_argument("--output", type=new_file, help="the file (default: RUN.onnx or RUN.pt2)")
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
     options = parser.parse_args(arguments)
     path: Path = options.checkpoint
