@@ -31,9 +31,7 @@ from utils.tables import Columns, Result
 
 Rows = Sequence[Sequence[str]]  # a title, a name of runs, and that of those to compare them with
 matplotlib.use("agg")
-plt.rc("axes", grid=True)
-plt.rc("grid", alpha=0.25)
-plt.rc("savefig", dpi=110)
+plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "savefig.dpi": 110})
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
 TABLES: dict[str, dict[str, Any]] = tomllib.loads((DOCS / "tables.toml").read_text("utf-8"))

@@ -50,7 +50,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             if content["format"] != FORMAT or "model" not in content:
                 raise ValueError("another format")
     except FileNotFoundError as problem:
-        hint = "--resume its run if unfinished, or repeat it by --overwrite"
+        hint = "--resume its run if unfinished, or repeat it with --overwrite"
         raise UserError(f"{path}: no such checkpoint: {hint}") from problem
     return dict(content)
 

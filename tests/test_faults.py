@@ -148,8 +148,7 @@ def traces(output: Path, run: str) -> dict[str, Any]:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own, which `mounted` gives another size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
+    (folder := tmp_path / "disk").mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     yield folder

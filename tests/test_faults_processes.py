@@ -58,11 +58,10 @@ def check(folder: Path) -> None:
     """All files of a finished run are of the process that wrote its result."""
     result, settings = (read_json(folder / f"{name}.json") for name in ("result", "settings"))
     assert (result["run"], result["process"]) == (folder.name, settings["process"])
-    checkpoints = folder.parents[1] / "checkpoints" / folder.name
-    model, about = load_classifier(checkpoints / "best.pt")
+    model, about = load_classifier(folder.parents[1] / "checkpoints" / folder.name / "best.pt")
     assert (about["run"], weights_digest(model)) == (folder.name, result["digest"])
     best = rows_of(folder / "history.csv")[result["best_epoch"] - 1]
-    assert float(best["accuracy/val"]) == result["table"]["best_val_accuracy"]
+    assert float(best["accuracy/val"]) == result["val"]["accuracy"]
     with np.load(folder / "test_logits.npz") as saved:
         wrong = np.flatnonzero(saved["logits"].argmax(1) != saved["labels"])
         assert ("teacher_logits" in saved) == ("teacher" in result)

@@ -79,8 +79,7 @@ VALUES: dict[str, Words] = {
     "output": one(*["<output>"] * 20, "<text>", "<text>/below", "<dangling>", "x" * 300),
     "cache": one(*["<cache>"] * 30, "<text>", "<text>/below", "x" * 300),
 }
-FLAGS = ("pretrained", "eager", "resume", "overwrite")
-VALUES |= {name: st.just([]) for name in FLAGS}
+VALUES |= {name: st.just([]) for name in ("pretrained", "eager", "resume", "overwrite")}
 KD_VALUES: dict[str, Words] = {
     "teacher": one(*["resnet18"] * 12, "resnet50", "shufflenet_v2_x0_5", "squeezenet1_1"),
     "student": one(*["resnet18"] * 12, "mobilenet_v3_small"),
@@ -136,8 +135,7 @@ def places(tmp_path_factory) -> Iterator[dict[str, Path]]:
     train.main(training(photos, folder, "--image-size", SIDE, *more))
     (teacher,) = folder.glob("taught/checkpoints/*/best.pt")
     # Something to start from for ResNet18, and no way to download the others' weights.
-    weights = folder / "hub" / "checkpoints" / WEIGHTS
-    weights.parent.mkdir(parents=True)
+    (weights := folder / "hub" / "checkpoints" / WEIGHTS).parent.mkdir(parents=True)
     torch.save(resnet18().state_dict(), weights)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TORCH_HOME", str(folder / "hub"))

@@ -27,9 +27,9 @@ def test_other_runs_take_as_long_as_their_multiply_adds(tmp_path, capsys):
     assert 2 < ratio < 3  # 4.1 against 1.8 billion at 224 px
     assert work(large) / work(small) == pytest.approx(ratio)
     mine, both = "0:27:30", timedelta(seconds=round(3300 * (0.5 + ratio)))
-    forecast(small, ratio, 3000, 0.5)
+    forecast(ratio, 3000, 0.5)
     assert capsys.readouterr().out == f"about {mine} for this run, {both} for all remaining runs\n"
-    forecast(small, 0.0, 3000, 0.5)
+    forecast(0.0, 3000, 0.5)
     assert capsys.readouterr().out == f"about {mine} for this run\n"
 
 

@@ -145,8 +145,7 @@ WRONG = [
 def test_what_is_no_layout_is_refused_with_what_was_found(made, says, tmp_path):
     path = tmp_path / "photos"
     if isinstance(made, str):
-        path = tmp_path / "photos.csv"
-        path.write_text(made.replace(" ", ","))
+        (path := tmp_path / "photos.csv").write_text(made.replace(" ", ","))
         (tmp_path / "a.jpg").touch()
     else:
         for folder, inner in made.items():

@@ -183,8 +183,7 @@ def test_copies_are_reported_and_the_seed_is_passed_on():
     same = "such as 'fog/00.jpg' = 'fog/01.jpg' = 'rain/00.jpg'"
     assert f"pictures that have conflicting labels: 1, {same}" in two_labels
     assert len(describe_duplicates(drawn.with_labels(0.5, 0), groups)) == 2
-    given = replace(photos, given=np.array(["train", "test"] * 20))
-    across = split_photos(given, groups, 0)
+    across = split_photos(replace(photos, given=np.array(["train", "test"] * 20)), groups, 0)
     how_many, _, in_parts = describe_duplicates(across, groups)
     assert how_many == "NOTE     duplicates: 3 photos show 1 pictures"
     assert f"pictures that are in several parts of the given split: 1, {same}" in in_parts

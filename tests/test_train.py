@@ -112,8 +112,7 @@ def test_a_runs_files_agree_with_each_other_and_with_plain_torchvision(finished,
     assert not list(output.rglob("*.tmp"))
 
     checkpoint = torch.load(output / "checkpoints" / NAME / "best.pt", weights_only=True)
-    model = resnet18(num_classes=4).eval()
-    model.load_state_dict(checkpoint["model"])
+    (model := resnet18(num_classes=4).eval()).load_state_dict(checkpoint["model"])
     # The photos read by themselves: 48 px squashed to 64, as they are kept, then to 32.
     to_float = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     normal = v2.Normalize(checkpoint["mean"], checkpoint["std"])

@@ -74,7 +74,7 @@ def check_method(config: Config, classes: int = 3, unlabelled: int = 0) -> None:
     """Raise UserError for a method that does not fit the recipe, the networks or the photos, whose
     classes and number without a label need not be known yet."""
     assert config.kd
-    for network in (config.model, str(config.kd.teacher)):
+    for network in (config.model, config.kd.teacher):
         feature_layers(network, config.image_size, METHODS[config.kd.method].strides)
     if METHODS[config.kd.method].hard_labels:
         if unlabelled:
@@ -99,7 +99,7 @@ class Distillation(CrossEntropy):
         self.method = METHODS[self.kd.method]
         size, strides = config.image_size, self.method.strides
         self.student = feature_layers(config.model, size, strides)
-        self.teacher = feature_layers(str(self.kd.teacher), size, strides)
+        self.teacher = feature_layers(self.kd.teacher, size, strides)
         self.teacher_model = teacher_model.eval().requires_grad_(False)
         if self.method.adapter:
             with torch.random.fork_rng(devices=[]):

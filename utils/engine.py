@@ -3,7 +3,7 @@
     loss, logits, parts = objective(model, images, labels)
 
 `loss` is a scalar to minimise, `logits` (N, C) are the trained model's, and `parts` names further
-scalars to log. `labels` are (N,) class numbers, -1 of photos without one, or mixed (N, C) floats.
+scalars to log. `labels` are (N,) class numbers, -1 for photos without one, or mixed (N, C) floats.
 """
 
 import math
@@ -106,9 +106,9 @@ class Training:
 def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     """AdamW or SGD. Biases and norms are not decayed: shrinking a scale does not regularise."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    decayed, others = ([p for p in parameters if (p.ndim > 1) == kind] for kind in (True, False))
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}] * bool(decayed)
-    groups += [{"params": others, "weight_decay": 0.0}] * bool(others)
+    decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim < 2]
+    kinds = ((decayed, config.weight_decay), (others, 0.0))
+    groups = [{"params": some, "weight_decay": decay} for some, decay in kinds if some]
     fused = None if any(map(torch.is_complex, parameters)) else True
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
@@ -129,8 +129,7 @@ def fit(
         started = time.perf_counter()
         row: Row = {"epoch": epoch} | train_epoch(training, train, epoch)
         logits, labels, parts = evaluate(training.model, training.objective, val, training.device)
-        row |= {f"{name}/val": value for name, value in parts.items()}
-        row |= {
+        row |= {f"{name}/val": value for name, value in parts.items()} | {
             "loss/val": cross_entropy(logits, labels).item(),
             "accuracy/val": accuracy(logits, labels),
             "seconds": time.perf_counter() - started,
@@ -159,7 +158,7 @@ def validation_rank(row: Row) -> tuple[float, float]:
 
 def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
     """One pass over the training photos; returns mean loss, accuracy, parts, learning rate and
-    speed. Sums stay on the device: on a GPU, they are read every 50 steps, as the host waits."""
+    speed. Sums stay on the device: on a GPU, only every 50th step waits to read them."""
     config, device = training.config, training.device
     module, optimizer = training.module, training.optimizer
 
@@ -181,7 +180,7 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
 
     step: Step = train_step
     if device.graphs:
-        from utils.graphs import GraphedStep  # on GPUs alone
+        from utils.graphs import GraphedStep  # only on GPUs
 
         step = training.step = training.step or GraphedStep(train_step, optimizer)
     training.model.train()
@@ -242,8 +241,7 @@ def evaluate(
     model: nn.Module, objective: CrossEntropy, batches: EvalBatches, device: Device
 ) -> tuple[Tensor, Tensor, Row]:
     """All logits (N, C) float32 and labels (N,) int64 of a split, on the CPU, in its order, and
-    the mean over the photos of each of the objective's parts. Restores the model's mode."""
-    was_training = model.training
+    the mean over the photos of each of the objective's parts. Leaves the model in eval mode."""
     model.eval()
     all_logits, sums = [], dict[str, Tensor]()
     for images, labels in batches:
@@ -252,7 +250,6 @@ def evaluate(
         all_logits.append(logits)
         for name, value in parts.items():
             sums[name] = sums.get(name, 0) + value * len(images)
-    model.train(was_training)
     logits = torch.cat(all_logits).cpu()
     means = {name: total.item() / len(logits) for name, total in sums.items()}
     return logits, batches.labels.cpu(), means

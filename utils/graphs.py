@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph, launched at once: otherwise, a fast GPU waits for the host."""
+"""A training step as a CUDA graph, launched as one; otherwise, a fast GPU waits for the host."""
 
 from functools import cache
 

@@ -22,7 +22,7 @@ from utils.tables import Result, aligned, cell, escaped, grouped, points, settin
 COLUMNS = ("settings", "val/accuracy", "test/accuracy", "test/loss", "parameters", "seconds")
 COMPARISON_NOTE = """\
 KD − baseline, KD − teacher: points of test accuracy over the run of the same fold and seed, with
-95 % intervals: over folds, else seeds and photos, or photos. Agreement: with the teacher, on test.
+95 % intervals: over folds or, on one split, seeds and photos. Agreement: with the teacher, on test.
 A KD student's final training loss has other terms and cannot be compared with the others.
 """
 
@@ -34,8 +34,7 @@ def comparison(results: Sequence[Result], others: Sequence[Result] = ()) -> str:
         if run.get("distillation"):
             baseline = by_name.get(run["distillation"]["baseline"], {})
             # It may have been trained again since, on other photos or by another recipe.
-            same = all(baseline.get(key) == run.get(key) for key in ("photos", "source"))
-            same = same and run["recipe"].items() <= baseline["recipe"].items()  # or has more
+            same = all(baseline.get(key) == run.get(key) for key in ("photos", "source", "recipe"))
             same = same and run["environment"]["precision"] == baseline["environment"]["precision"]
             added = {"baseline": baseline if same else None}
             students.append(run | added | {"taught_by": teacher_result(run, by_name)})
@@ -47,9 +46,7 @@ def teacher_result(student: Result, by_name: Mapping[str, Result]) -> Result:
     teacher, own = student["teacher"], by_name.get(student["teacher"]["run"])
     if own and own["digest"] == teacher["digest"] and not teacher["other_split"]:
         return own
-    known = {"best_val_accuracy": teacher["val"]["accuracy"]}
-    known |= {f"test_{key}": teacher["test"][key] for key in ("loss", "accuracy")}
-    return teacher | {"table": dict.fromkeys(student["table"]) | known, "photos": student["photos"]}
+    return teacher | {"table": dict.fromkeys(student["table"]), "photos": student["photos"]}
 
 
 def heading(student: Result) -> str:

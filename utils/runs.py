@@ -173,7 +173,7 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
     for network in dict.fromkeys(c.model for c in configs):
         check_network(network, config.image_size, config.pretrained or config.weights)
     if (kd := config.kd) and not kd.teacher_checkpoint:
-        check_network(str(kd.teacher), config.image_size, config.pretrained and not kd.teacher_tag)
+        check_network(kd.teacher, config.image_size, config.pretrained and not kd.teacher_tag)
     datasets = load_datasets(configs, device.device, ranks.count())
     runs = [Run(config, datasets[config.fold], device) for config in configs]
     about = read_tensors(config.weights) if config.weights else {}  # of a run, more than weights
@@ -268,7 +268,6 @@ def train_and_test(
     """Train one of the runs, from its last checkpoint if it has one, test it once, return its
     result; of a finished run, only that. Prints how long it will take, and all of the runs."""
     if run.finished:
-        remove(run.last)  # of a run that was killed at its very end
         return load_finished(run)
     config, data, device = run.config, run.data, run.device
     size, classes = config.image_size, len(data.classes)
@@ -277,7 +276,7 @@ def train_and_test(
     training = Training(channels_last(model, device.device), objective, config, device)
     if ranks.is_first():  # counted now, as building networks draws random numbers
         more = sum(work(other) / work(run) for other in runs if other != run and not other.finished)
-        training.forecast = partial(forecast, run, more)
+        training.forecast = partial(forecast, more)
     header = run.settings | {
         "computed_in": device.precision,  # which the settings may leave to the machine
         # Its own students may not see the photos that its teacher may have seen.
@@ -315,12 +314,12 @@ def train_and_test(
 def work(run: Run) -> float:
     """Multiply-adds of a run's steps; a backward pass costs two forward passes."""
     config, data, kd = run.config, run.data, run.config.kd
-    passes = [config.model] * 3 + ([str(kd.teacher)] if kd else [])
+    passes = [config.model] * 3 + ([kd.teacher] if kd else [])
     each = sum(multiply_adds(name, len(data.classes), config.image_size) for name in passes) or 1
     return config.epochs * each * (data.counts["train"] + len(data.unlabelled[0]) * bool(kd))
 
 
-def forecast(run: Run, others: float, seconds: float, left: float) -> None:
+def forecast(others: float, seconds: float, left: float) -> None:
     """Print the time left for this run and for all runs. `seconds` is for all steps of this run,
     `left` is the share still to do, `others` the other unfinished runs' `work` relative to it."""
     seconds *= 1.1  # for validation: only forward passes, and fewer photos
@@ -350,6 +349,7 @@ def check_owner(run: Run) -> None:
 
 def load_finished(run: Run) -> Result:
     """The result of a run that was finished before; prints a line about it."""
+    remove(run.last)  # of a run that was killed at its very end
     print(f"{run.name}: already finished")
     return run.result()
 
@@ -369,7 +369,6 @@ def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result
         "tag": config.tag,
         "photos": {
             "name": data.name,
-            "sample": config.data == "sample",
             "counts": data.counts,
             "division": data.division,
             "digest": data.decoded.digest,
@@ -387,14 +386,10 @@ def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result
         "digest": weights_digest(training.model),
         "table": {
             "best_val_loss": min(row["loss/val"] for row in history),
-            "best_val_accuracy": best["accuracy/val"],
             "final_train_loss": final["loss/train"],
             "final_val_loss": final["loss/val"],
             "final_val_accuracy": final["accuracy/val"],
-            "test_loss": test["loss"],
-            "test_accuracy": test["accuracy"],
         },
-        "epochs": len(history),
         "best_epoch": best["epoch"],
         "images_per_second": float(np.median(steady)),
         "seconds": sum(row["seconds"] for row in history),

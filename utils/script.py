@@ -93,7 +93,7 @@ def describe(runs: Sequence["Run"]) -> None:
     if config.data == "sample":
         print("NOTE     synthetic photos, which say nothing about real ones: give --data FOLDER")
     if unreadable:
-        print(f"WARNING  {len(unreadable)} files cannot be read; unreadable.csv of a run has all:")
+        print(f"WARNING  {len(unreadable)} files cannot be read; a run's unreadable.csv lists all:")
         for path, reason in unreadable[:5]:
             print(f"         {path!r}: {reason}")
     looks = [normalize("NFKC", name).casefold() for name in photos.classes]

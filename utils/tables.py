@@ -20,12 +20,12 @@ Rows = Mapping[str, tuple[str, ...]]  # the keys that lead to a value, and how t
 
 SEVEN_ROWS: Rows = {
     "Best validation loss": ("table", "best_val_loss", ".4f"),
-    "Best validation accuracy": ("table", "best_val_accuracy", ".2%"),
+    "Best validation accuracy": ("val", "accuracy", ".2%"),
     "Final training loss": ("table", "final_train_loss", ".4f"),
     "Final validation loss": ("table", "final_val_loss", ".4f"),
     "Final validation accuracy": ("table", "final_val_accuracy", ".2%"),
-    "Test loss": ("table", "test_loss", ".4f"),
-    "Test accuracy": ("table", "test_accuracy", ".2%"),
+    "Test loss": ("test", "loss", ".4f"),
+    "Test accuracy": ("test", "accuracy", ".2%"),
 }
 PARAMETERS: Rows = {"Parameters": ("parameters", ",.0f")}
 MORE_ROWS: Rows = {
@@ -63,9 +63,9 @@ def section(results: Sequence[Result]) -> str:
     if few := photos.get("labels_per_class"):
         about += f" Labels per class: {'a share of ' * (few < 1)}{few:g}."
     about += f" Computed in {results[0]['environment']['precision']}."
-    about += " Synthetic images, not photographs." * photos["sample"]
+    about += " Synthetic images, not photographs." * (photos["name"] == "sample")
     if (test := photos["counts"]["test"]) < 200 and not folds:
-        about += f" Few test photos: each is {100 / test:.1f} points."
+        about += f" Few test photos: each counts {100 / test:.1f} points."
     once = "The test photos were used once, using the weights with the best validation accuracy.\n"
     text = [f"## {escaped(photos['name'])} at {photos['image_size']} px\n", escaped(about), once]
     if columns := grouped((run for run in results if not run.get("distillation")), title):

@@ -36,7 +36,7 @@ def with_teacher(configs: list[Config]) -> list[Config]:
 def with_name(student: Run) -> Run:
     """The student's run, which names its teacher; UserError if the method does not fit."""
     check_method(student.config, len(student.data.classes), len(student.data.unlabelled[0]))
-    teacher, path = network_name(str(student.kd.teacher)), student.kd.teacher_checkpoint
+    teacher, path = network_name(student.kd.teacher), student.kd.teacher_checkpoint
     if path:
         teacher += f".{inspect(path, student.config)['digest'][:8]}"
     if student.kd.teacher_tag:
@@ -45,12 +45,12 @@ def with_name(student: Run) -> Run:
 
 
 def teacher_of(student: Run) -> Run | None:
-    """The teacher's run of the student's fold and seed; None of a --teacher-checkpoint."""
+    """The teacher's run of the student's fold and seed; None for a --teacher-checkpoint."""
     kd, baseline = student.kd, student.baseline
     if kd.teacher_checkpoint:
         return None
     tag = kd.teacher_tag or baseline.config.tag
-    config = replace(baseline.config, model=str(kd.teacher), tag=tag, weights=None)
+    config = replace(baseline.config, model=kd.teacher, tag=tag, weights=None)
     return replace(baseline, config=config)
 
 
@@ -107,7 +107,7 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
         raise UserError(f"{path} has changed since it was evaluated: {hint}")
     model = channels_last(model, student.device.device)
     about = {
-        "run": path.resolve().parent.name,
+        "run": description.get("run", path.name),  # a file of weights is of no run
         "recipe": description["recipe"],
         "source": description.get("source"),
         "digest": expected,
@@ -136,7 +136,7 @@ def load(checkpoint: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]:
     """Load a run's checkpoint or, given --teacher and --allow-other-split, a file of weights, which
     is assumed to have the student's class order, image size and normalisation."""
     assert config.kd
-    network, image_size, ours = config.kd.teacher or "", config.image_size, True
+    network, image_size, ours = config.kd.teacher, config.image_size, True
     with suppress(Exception):  # load_classifier says why it cannot be read
         ours = "format" in read_tensors(checkpoint)
     if ours:
