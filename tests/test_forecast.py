@@ -39,7 +39,7 @@ def test_it_is_told_once_within_the_first_epoch():
     model = create_model("resnet18", CLASSES, 32, seed=0)
     training = Training(model, CrossEntropy(), config, Device(CPU))
     training.forecast = lambda seconds, left: told.append((seconds, left))
-    fit(training, train_batches(config), val_batches(config), lambda: None)
+    fit(training, train_batches(config, 30), val_batches(config), lambda: None)
     ((seconds, left),) = told
     assert left == pytest.approx(2 / 3)
     assert 0 < seconds < 3 * sum(row["seconds"] for row in training.history)
