@@ -38,7 +38,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def best(photos):
     """The checkpoint of a finished run in float32."""
-    more = ("--models", "resnet18", "--precision", "float32", "--device", "cpu")
+    more = ("--models", "resnet18", "--precision", "float32", "--device", "cpu", "--epochs", 4)
     assert command("train", *training(photos, photos.parent, *more))[0] == 0
     return photos.parent / "output/checkpoints/weather-32px-resnet18-seed0/best.pt"
 
