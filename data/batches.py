@@ -99,8 +99,7 @@ class Normalise:
 
 def whole_images(photos: Tensor, size: int, normalise: Normalise) -> Tensor:
     """(N, side, side, 3) uint8 photos as evaluation sees them: (N, 3, size, size), normalised."""
-    side = photos.shape[1]
-    boxes = torch.tensor([[0, side, 0, side]], device=photos.device).expand(len(photos), 4)
+    boxes = torch.tensor([[0, photos.shape[1]] * 2], device=photos.device).expand(len(photos), 4)
     return normalise(crop_and_resize(photos, boxes, size))
 
 

@@ -47,6 +47,9 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     while True:
         _, names, files = next(walk(root))
         beside += filter(is_named_as_photo, files)
+        for path in (root / name for name in files if not is_named_as_photo(name)):
+            if path.is_symlink() and not path.exists():  # as on a disk that is not mounted
+                raise UserError(f"{str(path)!r} is a link to nothing: restore it, or remove it")
         if photos := find_given_split(root, names, files):
             return photos
         _, deeper, inside = next(walk(root / names[0])) if len(names) == 1 else ("", [], [])
@@ -75,9 +78,6 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     for folder, inner, files in os.walk(top, onerror=fail):
         for names in (inner, files):
             names[:] = sorted(n for n in names if n[0] != "." and n not in SYSTEM_FOLDERS)
-        for path in (os.path.join(folder, n) for n in files if not os.path.splitext(n)[1]):
-            if not os.path.exists(path):  # a class folder on a disk that is not mounted
-                raise UserError(f"{path!r} is a link to nothing: restore its folder, or remove it")
         yield Path(folder), inner, files
 
 

@@ -116,7 +116,7 @@ def test_a_resumed_run_ends_with_the_same_bits():
         assert differing <= {"seconds", "wall_time", "images_per_second"}
 
 
-def test_measuring_leaves_the_model_as_it_was_and_bfloat16_is_close_to_float32():
+def test_measuring_leaves_the_weights_as_they_were_and_bfloat16_is_close_to_float32():
     model = small_model(dropout=0.5)
     before = copy.deepcopy(model.state_dict())
     exact, labels, _ = evaluate(model, CrossEntropy(), val_batches(CONFIG), Device(CPU))

@@ -55,8 +55,7 @@ def test_odd_teachers_leave_finite_students(kind, temperature, alpha, tmp_path):
     (path,) = tmp_path.glob("output/checkpoints/*/best.pt")
     content = load_checkpoint(path)
     content["model"]["fc.weight"].mul_(0 if kind == "constant" else 1e4)
-    values = [0.0] * 4 if kind == "constant" else [1e4, 0, -1e4, 0]
-    content["model"]["fc.bias"] = torch.tensor(values)
+    content["model"]["fc.bias"] = torch.tensor([1e4, 0, -1e4, 0]) * (kind == "sure")
     save_checkpoint(tmp_path / "odd.pt", content)
     words += ["--student", "resnet18", "--teacher-checkpoint", str(tmp_path / "odd.pt")]
     words += ["--method", *METHODS, "--temperature", temperature, "--alpha", alpha]

@@ -14,6 +14,7 @@ from data.listing import PARTS, find_photos
 from data.split import Split, split_photos
 
 TABLE = [(f"images/{name}/{n}.jpg", name) for name in ("rain", "snow") for n in range(9)]
+NUMBERED = [(*row, n % 3) for n, row in enumerate(TABLE)]
 
 
 def files(root: Path, *folders: str, count: int = 9) -> None:
@@ -97,8 +98,7 @@ def test_a_table_gives_classes_parts_and_folds_and_reads_what_is_written(tmp_pat
     assert read(tmp_path / "split.csv").manifest == drawn.manifest
     (tmp_path / "split.csv").write_bytes((few := drawn.with_labels(2, 0)).manifest)
     assert np.array_equal(read(tmp_path / "split.csv").part, few.part)
-    numbered = [(*row, n % 3) for n, row in enumerate(TABLE)]
-    folds = read(table(tmp_path / "in" / "folds.csv", "path class split", numbered), folds=3)
+    folds = read(table(tmp_path / "in" / "folds.csv", "path class split", NUMBERED), folds=3)
     assert [len(folds.fold(1).indices(part)) for part in PARTS] == [6, 6, 6]
     assert folds.fold(1).indices("test").tolist() == np.flatnonzero(folds.part == 1).tolist()
     text = (listed := tmp_path / "in" / "folds.csv").read_text("utf-8")
@@ -157,8 +157,7 @@ def test_what_is_no_layout_is_refused_with_what_was_found(made, says, tmp_path):
 def test_settings_that_would_divide_given_parts_anew_are_refused(tmp_path):
     classes_in(tmp_path / "all", "train", "val", "test")
     classes_in(tmp_path / "two", "train", "test", count=20)
-    rows = [(*row, n % 3) for n, row in enumerate(TABLE)]
-    folds = table(tmp_path / "folds.csv", "path class split", rows)
+    folds = table(tmp_path / "folds.csv", "path class split", NUMBERED)
     files(tmp_path, "images/rain")
     for path, seed, count in ((tmp_path / "all", 0, 5), (tmp_path / "all", 1, None)):
         with pytest.raises(UserError, match="would draw a new split, but these photos have one"):

@@ -114,7 +114,7 @@ def test_links_and_special_files(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="does not exist, or is neither"):
             find_photos(path, tmp_path)
     only = "links to a folder, as only class folders may"
-    for name, what in (("snow/others", only), ("sleet", "is a link to nothing: restore its")):
+    for name, what in (("snow/others", only), ("sleet", "is a link to nothing: restore it")):
         (snow.parent / name).symlink_to("../rain")
         with pytest.raises(UserError, match=f"{name}' {what}"):
             find_photos(snow.parent, tmp_path)

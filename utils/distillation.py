@@ -33,8 +33,7 @@ class Method:
     hard_labels: bool = False  # whether it needs one label per photo, of three or more classes
 
     def __post_init__(self) -> None:
-        of_features = bool(self.feature_loss)
-        if bool(self.logits_loss) == of_features or bool(self.strides) != of_features:
+        if not (bool(self.strides) == bool(self.feature_loss) != bool(self.logits_loss)):
             raise ValueError(f"{self.source}: needs a logits_loss, or a feature_loss and strides")
 
 

@@ -5,7 +5,7 @@ import os
 import platform
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -349,7 +349,8 @@ def check_owner(run: Run) -> None:
 
 def load_finished(run: Run) -> Result:
     """The result of a run that was finished before; prints a line about it."""
-    remove(run.last)  # of a run that was killed at its very end
+    with suppress(OSError):  # in a folder of another user
+        remove(run.last)  # of a run that was killed at its very end
     print(f"{run.name}: already finished")
     return run.result()
 
@@ -369,6 +370,7 @@ def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result
         "tag": config.tag,
         "photos": {
             "name": data.name,
+            "sample": config.data == "sample",
             "counts": data.counts,
             "division": data.division,
             "digest": data.decoded.digest,

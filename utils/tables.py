@@ -63,7 +63,7 @@ def section(results: Sequence[Result]) -> str:
     if few := photos.get("labels_per_class"):
         about += f" Labels per class: {'a share of ' * (few < 1)}{few:g}."
     about += f" Computed in {results[0]['environment']['precision']}."
-    about += " Synthetic images, not photographs." * (photos["name"] == "sample")
+    about += " Synthetic images, not photographs." * photos["sample"]
     if (test := photos["counts"]["test"]) < 200 and not folds:
         about += f" Few test photos: each counts {100 / test:.1f} points."
     once = "The test photos were used once, using the weights with the best validation accuracy.\n"
