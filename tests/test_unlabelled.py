@@ -126,8 +126,7 @@ def test_a_command_distils_with_few_labels_and_unlabelled_photos(places, tmp_pat
     with pytest.raises(UserError, match=r"--unlabelled: no photo in .*bad' can be read"):
         knowledge_distillation.main([*words, "--unlabelled", str(tmp_path / "bad")])
     (tmp_path / "output" / "results" / name / "result.json").unlink()
-    best = tmp_path / "output" / "checkpoints" / name / "best.pt"
-    best.rename(best.with_name("last.pt"))
+    (best := tmp_path / "output/checkpoints" / name / "best.pt").rename(best.with_name("last.pt"))
     (places[1] / "rain12.jpg").unlink()
     with pytest.raises(UserError, match="was written with unlabelled_photos 63, not 62"):
         knowledge_distillation.main([*distils, "--method", "kd", "--resume"])
