@@ -10,6 +10,7 @@ PYTHON ?= python3
 POETRY ?= poetry
 ARGS ?=
 VENV_PYTHON = .venv/bin/python
+PYTEST = $(VENV_PYTHON) -m pytest --numprocesses 2 --dist loadfile
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --disable-pip-version-check --require-hashes
 
 .PHONY: train distill test test-faults lock clean
@@ -24,10 +25,10 @@ test: .venv/.test-installed
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
-	$(VENV_PYTHON) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-faults: .venv/.test-installed
-	FAULTS=whole $(VENV_PYTHON) -m pytest tests/test_faults*.py tests/test_ranks.py tests/test_script.py $(ARGS)
+	FAULTS=whole $(PYTEST) tests/test_faults*.py tests/test_ranks.py tests/test_script.py $(ARGS)
 
 # The stamps are written last, so an install that was interrupted is done again, from an empty .venv.
 .venv/.runtime-installed: requirements.txt

@@ -5,9 +5,8 @@ import signal
 
 from hypothesis import settings
 
-# Set before torch is imported. The networks here are tiny: on a machine with many cores, waking
-# the threads would take longer than the work itself.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Set before torch is imported: for networks this small, waking threads takes longer than the work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so would every command
 # that they start and interrupt.

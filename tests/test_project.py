@@ -118,13 +118,14 @@ def test_make_installs_once_and_then_runs_what_it_is_asked_for(tmp_path: Path) -
     install += " --require-hashes -r requirements.txt"
     install_test = install.replace(".txt", "-test.txt")
     train = "train.py --data sample --resume"
-    checks = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest"]
+    pytest_call = "-m pytest --numprocesses 2 --dist loadfile"
+    checks = ["-m ruff check .", "-m ruff format --check .", "-m mypy", pytest_call]
     for _ in range(2):  # an install that was interrupted is done again
         assert made("train", fail="-r requirements.txt") == (2, [create, install])
     assert made("train 'ARGS=--epochs 3'") == (0, [create, install, f"{train} --epochs 3 "[:-1]])
     assert made("test") == (0, [install_test, *checks])
     (call,) = made("test-faults ARGS=-x")[1]
-    assert re.fullmatch(r"-m pytest( tests/\S+)+ -x", call)
+    assert re.fullmatch(rf"{pytest_call}( tests/\S+)+ -x", call)
     assert made("distill")[1] == [train.replace("train.py", "knowledge_distillation.py")]
     os.utime(tmp_path / ".venv/.runtime-installed", (0, 0))  # older than the requirements
     assert made("clean train") == (0, [create, install, train])
