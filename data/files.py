@@ -180,7 +180,7 @@ def _checksum(path: Path, content: dict[str, Any]) -> str:
 
 def lacks_memory(problem: Exception) -> bool:
     """Whether memory or threads ran out, for which torch and Python may raise a RuntimeError."""
-    text = "out of memory|allocate memory|start new thread|create a primitive"
+    text = "out of memory|alloc_failed|allocate memory|start new thread|create a primitive"
     return isinstance(problem, MemoryError) or bool(re.search(text, str(problem), re.I))
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from config import UserError, one_line
 from data.files import FREE_SPACE, build_once
-from data.listing import ALL_PARTS, LAYOUTS, PARTS, TABLES, UNLABELLED, Photos, photos_below, walk
+from data.listing import ALL_PARTS, LAYOUTS, PARTS, UNLABELLED, Photos, photos_below, walk
 
 PART = re.compile(  # as in seg_train, training_set, Testdata, TrainImages, unlabelled
     r"(?<![a-z])(train|test|eval|val|dev|unlabel)(ing|uation|id|idation|l?ed|val)?"
@@ -44,12 +44,12 @@ def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
     return replace(photos, paths=(*photos.paths, *more), labels=labels)
 
 
-def find_given_split(root: Path, names: list[str], files: list[str]) -> Photos | None:
+def find_given_split(root: Path, names: list[str], tables: list[Path]) -> Photos | None:
     """The photos that a CSV in this folder lists or its sub-folders split; None for class folders.
     Raises UserError for a folder that is none of these."""
-    if tables := [t for n in files if n.lower().endswith(TABLES) and _lists_photos(t := root / n)]:
+    if tables:
         if len(tables) > 1:
-            raise UserError(f"{tables[0]} and {tables[1].name} both list photos: give one of them")
+            raise UserError(f"{tables[0]} and {tables[1].name} list photos: join them, or give one")
         photos = of_table(tables[0])
         for path in photos.paths:
             if Path(path).is_absolute() or ".." in Path(path).parts:
@@ -103,8 +103,8 @@ def _of_parts(root: Path, names: list[str]) -> Photos | None:
             raise UserError(f"{where}: {name} has a class {more[0]!r}, which {training[0]} lacks")
     photos = of_classes(root, {k: v for name in labelled for k, v in inside[name].items()})
     given = np.array([labelled[path.split("/")[0]] for path in photos.paths])
-    notes = [f"{one} has no class folders and is left out" for one in names if one not in labelled]
-    return replace(photos, given=given if len(labelled) > 1 else None, notes=tuple(notes))
+    left = [f"{one} has no class folders and is left out" for one in names if one not in labelled]
+    return replace(photos, given=given if len(labelled) > 1 else None, notes=(*photos.notes, *left))
 
 
 def of_classes(root: Path, folders: dict[str, str]) -> Photos:
@@ -135,7 +135,8 @@ def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, st
         wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     encoding, errors = ("utf-16", "strict") if wide else ("utf-8-sig", "surrogateescape")
     with table.open(encoding=encoding, errors=errors, newline="") as file:
-        head, names = file.readline(), dict[str, list[str]]()
+        lines = (x for x in file if x.strip(",;\t\r\n") and not x.startswith("sep="))  # of Excel
+        head, names = next(lines, ""), dict[str, list[str]]()
         for mark in ",;\t":
             row = next(csv.reader([head], delimiter=mark), [])
             names[mark] = [name.strip().lower() for name in row]
@@ -144,7 +145,8 @@ def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, st
         return names[mark], [r for r in rows if any(r[n] for n in names[mark])] if whole else []
 
 
-def _lists_photos(table: Path) -> bool:
+def lists_photos(table: Path) -> bool:
+    """Whether a table has the columns path and class."""
     with suppress(OSError, UnicodeError, csv.Error):
         columns = {*_read(table, whole=False)[0]}  # not those of what evaluate and runs write
         return {"path", "class"} <= columns and not columns & {"predicted", "picture", "rank"}

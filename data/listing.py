@@ -13,7 +13,8 @@ from data.photos import is_named_as_photo
 PARTS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # the part of those photos whose class is known, but not used
 ALL_PARTS = (*PARTS, UNLABELLED)
-SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "@Recycle", "#recycle"}  # of macOS and of a NAS
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "@Recycle", "#recycle"}  # of macOS, a NAS, whole disks
+SYSTEM_FOLDERS |= {"lost+found", "$RECYCLE.BIN", "System Volume Information"}
 TABLES = (".csv", ".tsv")
 LAYOUTS = "a folder with one sub-folder per class works; or one split into train, val and test,\n"
 LAYOUTS += "a CSV with columns path, class and perhaps split, or an archive of any of these"
@@ -39,34 +40,31 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     """List the photos of a folder, a table (TABLES), or an archive that is unpacked below
     unpack_into. One folder alone is a wrapper: what is in it is used. Raises UserError: none of the
     LAYOUTS, fewer than two classes, one without photos, or no access."""
-    from data.layouts import find_given_split, of_classes, of_table, part_of, unpack
+    from data.layouts import find_given_split, lists_photos, of_classes, of_table, part_of, unpack
 
     if path.suffix.lower() in TABLES:
         return of_table(path)
-    root, beside = unpack(path, unpack_into), list[str]()
+    root, beside, unused = unpack(path, unpack_into), list[str](), list[str]()
     while True:
         _, names, files = next(walk(root))
         beside += filter(is_named_as_photo, files)
-        for path in (root / name for name in files if not is_named_as_photo(name)):
-            if path.is_symlink() and not path.exists():  # as on a disk that is not mounted
-                raise UserError(f"{str(path)!r} is a link to nothing: restore it, or remove it")
-        if photos := find_given_split(root, names, files):
-            return photos
-        _, deeper, inside = next(walk(root / names[0])) if len(names) == 1 else ("", [], [])
-        if not deeper and inside and (photos := find_given_split(root / names[0], [], inside)):
-            return photos
-        if not deeper:
+        for link in (root / name for name in files if not is_named_as_photo(name)):
+            if link.is_symlink() and not link.exists():  # as on a disk that is not mounted
+                raise UserError(f"{str(link)!r} is a link to nothing: restore it, or remove it")
+        tables = {n: lists_photos(root / n) for n in files if n.lower().endswith(TABLES)}
+        unused += [f"{n} is not used as a list of photos" for n in tables if not tables[n]]
+        if photos := find_given_split(root, names, [root / n for n in tables if tables[n]]):
+            return replace(photos, notes=(*photos.notes, *unused))
+        if len(names) != 1:
             break
         root /= names[0]
-    if len(names) < 2:
-        found = f"only one class, {names[0]!r}," if names else "no class folders"
-        raise UserError(f"{found} in {str(path)!r}; {LAYOUTS}")
+    if not names:
+        raise UserError(f"no two class folders in {str(path)!r}; {LAYOUTS}")
     photos = of_classes(root, {name: name for name in names})
     note = f"photos beside the class folders are left out: {len(beside)}, such as "
     notes = [f"{note}{name!r}" for name in beside[:1]]
     notes += [f"{name!r} is a class here, not a part of a split" for name in names if part_of(name)]
-    notes += [f"{n} is not used as a list of photos" for n in files if n.lower().endswith(TABLES)]
-    return replace(photos, notes=(*notes, *photos.notes))
+    return replace(photos, notes=(*notes, *unused, *photos.notes))
 
 
 def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

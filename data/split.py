@@ -103,7 +103,8 @@ def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | Non
     train = Split(photos, part).checked().indices("train")
     shares = np.array(FRACTIONS)[drawn]
     labels, fractions = photos.labels[train], tuple(shares / shares.sum())
-    part[train] = drawn[make_split(labels, groups[train], photos.classes, seed, fractions)]
+    if len(drawn) > 1:
+        part[train] = drawn[make_split(labels, groups[train], photos.classes, seed, fractions)]
     return Split(photos, part)
 
 
@@ -154,7 +155,7 @@ def make_split(
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     _, group = np.unique(groups, return_inverse=True)
-    held = np.zeros((group.max() + 1, len(classes)), dtype=np.int64)
+    held = np.zeros((group.max() + 1, len(classes)), dtype=np.int32)
     np.add.at(held, (group, labels), 1)
     for _ in range(DRAWS):
         part = _deal(held, fractions, rng)
@@ -175,7 +176,7 @@ def _deal(held: np.ndarray, fractions: Sequence[float], rng: np.random.Generator
     classes and large ones first, since small ones can even out what these leave. `held` (G, C) int
     has the number of photos of each class in each group."""
     order = rng.permutation(len(held))
-    order = order[np.lexsort((-held[order].sum(1), -(held[order] > 0).sum(1)))]
+    order = order[np.lexsort((-held.sum(1)[order], -(held > 0).sum(1)[order]))]
     need = np.outer(held.sum(0), fractions)
     empty = np.ones(need.shape, dtype=bool)
     left = (held > 0).sum(0)

@@ -3,9 +3,8 @@
     python -m tests.killed_program FOLDER NAME SIGNAL NUMBER MILLISECONDS SCRIPT [WORDS ...]
 
 Counts the changes to paths under FOLDER that contain NAME: a file opened for writing, anything
-renamed or removed, a folder created. SIGNAL is sent MILLISECONDS after change number NUMBER, or
-just before it if MILLISECONDS is 0. If NUMBER is 0, no signal is sent, and the last line on stderr
-is the number of changes.
+renamed or removed, a folder created. SIGNAL is sent MILLISECONDS after change NUMBER, or just
+before it if MILLISECONDS is 0; if NUMBER is 0, never, and stderr ends with the number of changes.
 """
 
 import os

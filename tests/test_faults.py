@@ -1,8 +1,6 @@
 """Runs that are killed at any moment and resumed are bitwise identical to uninterrupted ones,
-Ctrl-C and SIGTERM stop them cleanly, and a full disk is reported.
-
-tests/test_train.py has a quick version; FAULTS=whole pytest tests/test_faults.py runs everything.
-"""
+Ctrl-C and SIGTERM stop them cleanly, and a full disk is reported. tests/test_train.py has a quick
+version; FAULTS=whole pytest tests/test_faults.py runs everything."""
 
 import csv
 import functools

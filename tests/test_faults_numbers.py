@@ -1,7 +1,5 @@
-"""Photos and teachers at their extremes: finite numbers.
-
-FAULTS=whole in the environment tries every temperature and alpha with every teacher and method.
-"""
+"""Photos and teachers at their extremes: finite numbers. FAULTS=whole in the environment tries
+every temperature and alpha with every teacher and method."""
 
 import json
 from itertools import product

@@ -1,8 +1,5 @@
-"""Any settings of either script are refused before work starts, or train to finite numbers.
-
-FAULTS=whole in the environment tries 1,000 command lines instead of a few:
-FAULTS=whole pytest tests/test_faults_settings.py --hypothesis-show-statistics
-"""
+"""Any settings of either script are refused before work starts, or train to finite numbers. Tries
+1,000: FAULTS=whole pytest tests/test_faults_settings.py --hypothesis-show-statistics"""
 
 import contextlib
 import io
@@ -181,10 +178,8 @@ def outcome(words: list[str], distils: bool, output: Path) -> str:
 
 
 def may_diverge(config: Config) -> bool:
-    """Whether settings are so large that weights outgrow float32 within a few steps.
-
-    AdamW moves each weight by about the learning rate, which compounds over fifty layers, and in
-    validation BatchNorm's running averages lag behind: 0.3 is too much for ResNet50, 0.1 is not.
-    """
+    """Whether weights may outgrow float32 within a few steps. AdamW moves each by about the rate,
+    which compounds over fifty layers, and in validation BatchNorm's running averages lag behind:
+    0.3 is too much for ResNet50, 0.1 is not."""
     weight = (config.kd and config.kd.weight) or 0
     return config.lr > 0.1 or config.lr * config.weight_decay > 1 or weight > 1e4

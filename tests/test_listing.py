@@ -74,7 +74,7 @@ def test_a_layout_is_recognised_and_its_parts_are_used_as_given(name, packed, tm
 
 
 def test_classes_of_sub_folders_are_no_parts(tmp_path):
-    files(tmp_path / "a", "rain/light", "rain/heavy", "snow/light", "snow/heavy")
+    files(tmp_path / "a" / "in", "rain/light", "rain/heavy", "snow/light", "snow/heavy")
     (tmp_path / "a" / "1.jpg").touch()
     (tmp_path / "a" / "mistakes.csv").write_text("network,path,class,predicted\n")
     files(tmp_path / "b", "train/steam", "train/diesel", "car/red", "car/blue")
@@ -85,7 +85,11 @@ def test_classes_of_sub_folders_are_no_parts(tmp_path):
     assert find_photos(tmp_path / "b", tmp_path).classes == ("car", "train")
     classes_in(tmp_path / "c", "train", "val")
     files(tmp_path / "c", "test/rain/2020")  # no wrapper, as training has a class of this name
-    assert np.sum(find_photos(tmp_path / "c", tmp_path).given == "test") == 9
+    (tmp_path / "c" / "l.csv").write_text("file,label\n")
+    c = find_photos(tmp_path / "c", tmp_path)
+    assert (np.sum(c.given == "test"), *c.notes) == (9, "l.csv is not used as a list of photos")
+    files(tmp_path / "d", *(f"{p}/{n}/{k}" for p in ("train", "test") for n in "ab" for k in "cd"))
+    assert find_photos(tmp_path / "d", tmp_path).notes[0].startswith("each class has the folders c")
 
 
 def test_a_table_gives_classes_parts_and_folds_and_reads_what_is_written(tmp_path):
@@ -104,15 +108,17 @@ def test_a_table_gives_classes_parts_and_folds_and_reads_what_is_written(tmp_pat
     text = (listed := tmp_path / "in" / "folds.csv").read_text("utf-8")
     (tmp_path / "in" / "a.csv").write_bytes(b"path\0class")  # in a folder of a table and others
     found = read(tmp_path / "in", folds=3)
-    assert (found.hash, found.photos.notes) == (folds.hash, ("folds.csv lists the photos",))
+    notes = "folds.csv lists the photos", "a.csv is not used as a list of photos"
+    assert (found.hash, found.photos.notes) == (folds.hash, notes)
     files(tmp_path, "outer/a/b")  # a table beside its photos, in folders that hold one folder alone
     flat = [(f"{n}.jpg", ("rain", "snow")[n % 2]) for n in range(9)]
     table(tmp_path / "outer" / "a" / "b" / "a.csv", "path class", flat)
     assert len(find_photos(tmp_path / "outer", tmp_path)) == 9
     text = text.replace("split", "split,a;b;c;d")
-    for mark, code in ((";", "utf-8"), ("\t", "utf-16"), (",", "utf-8-sig")):  # of spreadsheets
+    tops = {"sep=;\n": "utf-8", "\t\n": "utf-16", "\n,,\n": "utf-8-sig"}  # of spreadsheets
+    for mark, (top, code) in zip(";\t,", tops.items(), strict=True):
         listed = listed.replace(listed.with_suffix(".TSV" if mark == "\t" else ".csv"))
-        listed.write_bytes(text.replace(",", mark).encode(code))
+        listed.write_bytes((top + text.replace(",", mark)).encode(code))
         assert folds.hash == read(listed, folds=3).hash == read(listed.parent, folds=3).hash
 
 
@@ -121,8 +127,8 @@ WRONG = [
     ({"train": "rain snow", "training": "rain snow"}, "train, training, and it is not clear"),
     ({"train": "rain snow", "test": "rain hail"}, "test has a class 'hail', which train lacks"),
     ({"train": "", "test": ""}, "split into test, train, but no training folder has two"),
-    ({"a": "rain"}, "only one class, 'rain', in .*a folder with one sub-folder"),
-    ({".": ""}, "no class folders in"),
+    ({"a": "rain"}, "no two class folders in .*a folder with one sub-folder"),
+    ({".": ""}, "no two class folders in"),
     ({"val": "rain snow", "test": "rain snow"}, "split into test, val, but no training"),
     ({"rain": "train test", "snow": "train test"}, "rain' is split into test, train; a fold"),
     ({"rain": "training_set val", "snow": "a"}, "rain' is split into training_set, val; a fold"),

@@ -89,6 +89,7 @@ def test_listing_holds_every_photo_in_order_and_nothing_else(tmp_path):
     expected = sorted(f"{name}/{photo}" for name in classes for photo in inside)
     make(root, *expected, "rain/.hidden.jpg", "rain/.git/2.jpg", "rain/a.csv", "rain/@eaDir/x.jpg")
     make(tmp_path, "a/README.txt", "a/.x/1.jpg", "__MACOSX/a/1.jpg", "a/b/1.png", "#recycle/1.jpg")
+    make(tmp_path, "lost+found/1.jpg", "$RECYCLE.BIN/1.jpg", "System Volume Information/1.jpg")
     photos = find_photos(tmp_path, tmp_path)
     assert (photos.root, photos.classes, photos.paths) == (root, classes, tuple(expected))
     assert photos.notes[1:] == ("'test' is a class here, not a part of a split",)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import PATH, Parser, UserError, checkpoint, new_file, one_line
+from config import PATH, Parser, UserError, checkpoint, new_file
 from data.batches import Normalise, cached_side, eval_batch, resampling, whole_images
 from data.cache import read_square
 from data.files import explained
@@ -59,39 +59,34 @@ def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
     sizes = {i: torch.export.Dim(name) for i, name in enumerate(("photos", "height", "width"))}
     example = torch.zeros(2, 97, 101, 3, dtype=torch.uint8)
     facts = {name: json.dumps(about[name]) for name in FACTS}
+    what = "this network cannot be exported, or pip install onnx onnxscript onnxruntime was not run"
     # Warnings are of deprecations inside of torch.
-    with explained("this network cannot be exported"), warnings.catch_warnings(action="ignore"):
-        try:
-            classifier = PhotoClassifier(model, about).eval()
-            program = torch.export.export(classifier, (example,), dynamic_shapes=(sizes,))
-            if path.suffix == ".pt2":
-                torch.export.save(program, path, extra_files=facts)
-                return
-            made = torch.onnx.export(
-                program, output_names=["probabilities"], opset_version=OPSET, verbose=False
-            )
-            assert made
-            made.model.metadata_props.update(facts)
-            made.save(path, external_data=False)
-        except ImportError as problem:
-            what = f"{one_line(problem)}: pip install onnx onnxscript onnxruntime"
-            raise UserError(what) from problem
+    with explained(what), warnings.catch_warnings(action="ignore"):
+        classifier = PhotoClassifier(model, about).eval()
+        program = torch.export.export(classifier, (example,), dynamic_shapes=(sizes,))
+        if path.suffix == ".pt2":
+            torch.export.save(program, path, extra_files=facts)
+            return
+        made = torch.onnx.export(
+            program, output_names=["probabilities"], opset_version=OPSET, verbose=False
+        )
+        assert made
+        made.model.metadata_props.update(facts)
+        made.save(path, external_data=False)
 
 
 def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
     """Load a file of save_exported: a function that classifies photos, and the FACTS in the file.
     Raises UserError for any other file, and if onnxruntime is missing."""
-    with explained(f"{path}: not a file of utils.export"):
+    with explained(f"{path}: not a file of utils.export, or pip install onnxruntime was not run"):
         if path.suffix == ".pt2":
             facts: dict[str, Any] = dict.fromkeys(FACTS, "")
             logging.getLogger("torch.export").setLevel(logging.ERROR)  # it prints a traceback
             with warnings.catch_warnings(action="ignore"):
                 classify: Classify = torch.export.load(path, extra_files=facts).module()
         else:
-            try:
-                import onnxruntime  # in the optional group export
-            except ImportError as problem:
-                raise UserError(f"{path}: to use it here, pip install onnxruntime") from problem
+            import onnxruntime  # in the optional group export
+
             session = onnxruntime.InferenceSession(path)
             facts = session.get_modelmeta().custom_metadata_map
 

@@ -148,7 +148,7 @@ def load(checkpoint: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]:
         raise UserError(f"{checkpoint} has only weights: give --teacher and --allow-other-split")
     two, state = create_model(network, 2, image_size, seed=0).state_dict(), read_weights(checkpoint)
     same = {k: v for k, v in state.items() if k in two and v.shape[1:] == two[k].shape[1:]}
-    classes = next((len(v) for k, v in same.items() if v.shape != two[k].shape), 2)
+    classes = next((len(v) for k, v in same.items() if v.ndim and v.shape != two[k].shape), 2)
     model, loaded = initial_model(network, classes, image_size, seed=0, weights=checkpoint)
     if not loaded.endswith(": nothing"):
         raise UserError(f"{checkpoint}: a teacher needs all weights of {network}: {loaded}")
