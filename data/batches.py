@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate, one_hot
 
 from config import Config
 
-# Of ImageNet, as its weights expect (but efficientnet_v2_l: 0.5); also used from scratch.
+# Of ImageNet, as its weights expect, but for efficientnet_v2_l (0.5); also used from scratch.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 TRIES = 10  # to draw a crop that fits, as in torchvision

@@ -141,8 +141,8 @@ def _decode_into(folder: Path, photos: Photos, side: int, name: str) -> None:
 
     rows, pixel_sum = [], 0
     paths = [photos.root / path for path in photos.paths]
-    here = [path for path in paths if os.path.exists(path)]
-    if denied := [path for path in here if not os.access(path, os.R_OK)]:
+    missing = {path for path in paths if not os.path.exists(path)}
+    if denied := [p for p in paths if p not in missing and not os.access(p, os.R_OK)]:
         raise UserError(f"no permission to read {len(denied)} photos, as {str(denied[0])!r}")
     with (
         # Not a memory map: on a full disk, that would kill the process without a word.
@@ -156,9 +156,9 @@ def _decode_into(folder: Path, photos: Photos, side: int, name: str) -> None:
                 pixel_sum = zlib.crc32(square.data, pixel_sum)
                 file.write(square.data)
                 bar.update()
-    if gone := [path for path in here if not os.path.exists(path)]:  # as with an unplugged disk
-        raise UserError(f"{len(gone)} photos disappeared, as {str(gone[0])!r}: bring them back")
     reasons, signatures, sums = map(np.array, zip(*rows, strict=True))
+    if gone := {paths[n] for n in np.flatnonzero(reasons == os.strerror(2))} - missing:
+        raise UserError(f"{len(gone)} photos disappeared, as {str(min(gone))!r}: bring them back")
     readable, labelled = reasons == "", photos.labels >= 0
     groups = together = group_duplicates(signatures[readable & labelled])
     if not labelled.all():  # unlabelled photos must not affect the groups of labelled ones

@@ -194,4 +194,5 @@ def explained(what: str) -> Iterator[None]:
         of_disk = isinstance(problem, OSError) and problem.errno != errno.EINVAL  # a bad offset
         if of_disk or lacks_memory(problem) or isinstance(problem, UserError):
             raise
-        raise UserError(f"{what} ({one_line(problem)})") from problem
+        hint = "; pip install it" * isinstance(problem, ModuleNotFoundError)
+        raise UserError(f"{what} ({one_line(problem)}{hint})") from problem

@@ -49,7 +49,7 @@ def find_given_split(root: Path, names: list[str], tables: list[Path]) -> Photos
     Raises UserError for a folder that is none of these."""
     if tables:
         if len(tables) > 1:
-            raise UserError(f"{tables[0]} and {tables[1].name} list photos: join them, or give one")
+            raise UserError(f"{tables[0]} and {tables[1].name} both list photos: give one of them")
         photos = of_table(tables[0])
         for path in photos.paths:
             if Path(path).is_absolute() or ".." in Path(path).parts:
@@ -135,8 +135,8 @@ def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, st
         wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     encoding, errors = ("utf-16", "strict") if wide else ("utf-8-sig", "surrogateescape")
     with table.open(encoding=encoding, errors=errors, newline="") as file:
-        lines = (x for x in file if x.strip(",;\t\r\n") and not x.startswith("sep="))  # of Excel
-        head, names = next(lines, ""), dict[str, list[str]]()
+        excels = re.compile(r'[\s",;]*|"?sep=.{0,2}"?\s*', re.I).fullmatch  # without a name
+        head, names = next((x for x in file if not excels(x)), ""), dict[str, list[str]]()
         for mark in ",;\t":
             row = next(csv.reader([head], delimiter=mark), [])
             names[mark] = [name.strip().lower() for name in row]

@@ -13,8 +13,8 @@ from data.photos import is_named_as_photo
 PARTS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # the part of those photos whose class is known, but not used
 ALL_PARTS = (*PARTS, UNLABELLED)
-SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "@Recycle", "#recycle"}  # of macOS, a NAS, whole disks
-SYSTEM_FOLDERS |= {"lost+found", "$RECYCLE.BIN", "System Volume Information"}
+SYSTEM_FOLDERS = {"__macosx", "@eadir", "@recycle", "#recycle"}  # of macOS, a NAS, whole disks
+SYSTEM_FOLDERS |= {"lost+found", "$recycle.bin", "system volume information"}
 TABLES = (".csv", ".tsv")
 LAYOUTS = "a folder with one sub-folder per class works; or one split into train, val and test,\n"
 LAYOUTS += "a CSV with columns path, class and perhaps split, or an archive of any of these"
@@ -44,13 +44,13 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
 
     if path.suffix.lower() in TABLES:
         return of_table(path)
-    root, beside, unused = unpack(path, unpack_into), list[str](), list[str]()
+    root = top = unpack(path, unpack_into)
+    beside, unused = list[str](), list[str]()
     while True:
         _, names, files = next(walk(root))
         beside += filter(is_named_as_photo, files)
-        for link in (root / name for name in files if not is_named_as_photo(name)):
-            if link.is_symlink() and not link.exists():  # as on a disk that is not mounted
-                raise UserError(f"{str(link)!r} is a link to nothing: restore it, or remove it")
+        if dead := [p for n in files if not is_named_as_photo(n) and not (p := root / n).exists()]:
+            raise UserError(f"{str(dead[0])!r} is a link to nothing: restore it, or remove it")
         tables = {n: lists_photos(root / n) for n in files if n.lower().endswith(TABLES)}
         unused += [f"{n} is not used as a list of photos" for n in tables if not tables[n]]
         if photos := find_given_split(root, names, [root / n for n in tables if tables[n]]):
@@ -59,7 +59,8 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
             break
         root /= names[0]
     if not names:
-        raise UserError(f"no two class folders in {str(path)!r}; {LAYOUTS}")
+        found = f"only one class, {root.name!r}," if root != top else "no class folders"
+        raise UserError(f"{found} in {str(path)!r}; {'; '.join([*unused[:1], LAYOUTS])}")
     photos = of_classes(root, {name: name for name in names})
     note = f"photos beside the class folders are left out: {len(beside)}, such as "
     notes = [f"{note}{name!r}" for name in beside[:1]]
@@ -75,7 +76,7 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
     for folder, inner, files in os.walk(top, onerror=fail):
         for names in (inner, files):
-            names[:] = sorted(n for n in names if n[0] != "." and n not in SYSTEM_FOLDERS)
+            names[:] = sorted(n for n in names if n[0] != "." and n.lower() not in SYSTEM_FOLDERS)
         yield Path(folder), inner, files
 
 

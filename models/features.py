@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from config import UserError
 from data.files import explained
-from models.factory import check_network, create_model, source_digest
+from models.factory import check_network, create_model
 
 
 class Layer(NamedTuple):
@@ -25,7 +25,7 @@ class Layer(NamedTuple):
 
 
 @cache
-def _layers(network: str, image_size: int, _source: str | None) -> Mapping[int, Layer]:
+def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
     """The layer with the map of each stride at this image size, found by a forward pass: of
     the modules with outputs of one size, the last of the outermost, such as a stage. Skips the stem
     and small maps that larger ones follow, as inside squeeze-and-excitation."""
@@ -67,7 +67,7 @@ def _layers(network: str, image_size: int, _source: str | None) -> Mapping[int, 
 
 def feature_layers(network: str, image_size: int, strides: Sequence[int]) -> list[Layer]:
     """Where a network has maps of these strides; raises UserError for one that has none."""
-    found = _layers(network, image_size, source_digest(network)) if strides else {}
+    found = _layers(network, image_size) if strides else {}
     for stride in strides:
         if stride not in found:
             what = f"{network} has no feature maps of stride {stride} at {image_size} px"

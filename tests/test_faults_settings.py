@@ -1,5 +1,5 @@
-"""Any settings of either script are refused before work starts, or train to finite numbers. Tries
-1,000: FAULTS=whole pytest tests/test_faults_settings.py --hypothesis-show-statistics"""
+"""Any settings of either script are refused before work starts, or train to finite numbers.
+FAULTS=whole tries 1,000 of them; --hypothesis-show-statistics says what became of them."""
 
 import contextlib
 import io

@@ -140,7 +140,7 @@ def test_what_cannot_be_used_is_refused_in_a_line(words, best, tmp_path, caplog)
     for name in ("x.onnx", "x.pt2"):
         (tmp_path / name).write_bytes(b"no network")
     file, *flags = words.split()
-    why = ": not a file of utils.export" if file[0] == "x" else ".*(truncated|no such checkpoint)"
+    why = ": cannot be read as an export" if file[0] == "x" else ".*(truncated|no such checkpoint)"
     with pytest.raises(UserError, match=flags[0] if flags else f"^{tmp_path / file}{why}.*$"):
         main([str(tmp_path / file), "no/photo/here.jpg", *flags])
     assert not caplog.records

@@ -14,7 +14,7 @@ from tests import ranks_program
 from tests.faults import only_whole
 from tests.photo_folders import make_photos, python, training
 
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ TOO_LITTLE += "; once fixed, --resume continues"
         (UserError("what is \x1b[2J wrong"), 2, r"error: what is \x1b[2J wrong"),
         (MemoryError(), 2, TOO_LITTLE),
         (RuntimeError("can't allocate memory: 9 bytes"), 2, TOO_LITTLE),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"), 2, TOO_LITTLE),
         (OSError(errno.ENOSPC, "full"), 2, "error: full; once fixed, --resume continues"),
         (OSError(errno.EACCES, "no", "x/y"), 2, "error: x/y: no; once fixed, --resume continues"),
         (KeyboardInterrupt(), 130, "stopped; the same command with --resume continues"),

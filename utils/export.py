@@ -59,18 +59,15 @@ def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
     sizes = {i: torch.export.Dim(name) for i, name in enumerate(("photos", "height", "width"))}
     example = torch.zeros(2, 97, 101, 3, dtype=torch.uint8)
     facts = {name: json.dumps(about[name]) for name in FACTS}
-    what = "this network cannot be exported, or pip install onnx onnxscript onnxruntime was not run"
     # Warnings are of deprecations inside of torch.
-    with explained(what), warnings.catch_warnings(action="ignore"):
+    with explained("this network cannot be exported"), warnings.catch_warnings(action="ignore"):
         classifier = PhotoClassifier(model, about).eval()
         program = torch.export.export(classifier, (example,), dynamic_shapes=(sizes,))
         if path.suffix == ".pt2":
             torch.export.save(program, path, extra_files=facts)
             return
-        made = torch.onnx.export(
-            program, output_names=["probabilities"], opset_version=OPSET, verbose=False
-        )
-        assert made
+        how: Any = {"output_names": ["probabilities"], "opset_version": OPSET, "verbose": False}
+        made: Any = torch.onnx.export(program, **how)
         made.model.metadata_props.update(facts)
         made.save(path, external_data=False)
 
@@ -78,7 +75,7 @@ def save_exported(model: nn.Module, about: dict[str, Any], path: Path) -> None:
 def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
     """Load a file of save_exported: a function that classifies photos, and the FACTS in the file.
     Raises UserError for any other file, and if onnxruntime is missing."""
-    with explained(f"{path}: not a file of utils.export, or pip install onnxruntime was not run"):
+    with explained(f"{path}: cannot be read as an export"):
         if path.suffix == ".pt2":
             facts: dict[str, Any] = dict.fromkeys(FACTS, "")
             logging.getLogger("torch.export").setLevel(logging.ERROR)  # it prints a traceback

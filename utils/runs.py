@@ -363,8 +363,6 @@ def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result
     test, logits, labels = run.measure(training.model, "test")
     arrays: dict[str, Any] = {"logits": logits.numpy(), "labels": labels.numpy()}
     best, final = max(history, key=validation_rank), history[-1]
-    # The first epoch also pays for warming up.
-    steady = [row["images_per_second"] for row in history[1:] or history]
     result: Result = settings | {
         "model": settings["arch"],
         "tag": config.tag,
@@ -393,7 +391,8 @@ def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result
             "final_val_accuracy": final["accuracy/val"],
         },
         "best_epoch": best["epoch"],
-        "images_per_second": float(np.median(steady)),
+        # The first epoch also pays for warming up.
+        "images_per_second": np.median([r["images_per_second"] for r in history[1:] or history]),
         "seconds": sum(row["seconds"] for row in history),
         "val": val,
         "test": test,
