@@ -49,7 +49,7 @@ def find_given_split(root: Path, names: list[str], tables: list[Path]) -> Photos
     Raises UserError for a folder that is none of these."""
     if tables:
         if len(tables) > 1:
-            raise UserError(f"{tables[0]} and {tables[1].name} both list photos: give one of them")
+            raise UserError(f"{tables[0]} and {tables[1].name} list photos: join them or give one")
         photos = of_table(tables[0])
         for path in photos.paths:
             if Path(path).is_absolute() or ".." in Path(path).parts:
@@ -176,6 +176,9 @@ def of_table(table: Path) -> Photos:
     classes = sorted({row["class"] for row in rows})
     if len(classes) < 2:
         raise UserError(f"{str(table)!r}: at least two classes are needed, {len(classes)} found")
+    for path in (row["path"] for row in rows if re.search("[\udc80-\udcff]", row["path"])):
+        if not os.path.exists(table.parent / path):  # as of a table in Windows-1252
+            raise UserError(f"{str(table)!r}: {path!r} does not exist: save the CSV as UTF-8")
     if not any(os.path.exists(table.parent / row["path"]) for row in rows):
         what = f"none of its {len(rows):,} files exists, such as {rows[0]['path']!r}"
         raise UserError(f"{str(table)!r}: {what}: paths start from the folder of the CSV, with /")

@@ -143,6 +143,7 @@ WRONG = [
     ("path class\na.jpg rain", ": at least two classes are needed, 1 found"),
     ("path class split\na.jpg rain val\nb.jpg snow train", "'rain' has no training photo in"),
     ("path class\nb.jpg rain\nc.jpg snow", "none of its 2 files exists, such as 'b.jpg': paths"),
+    ("path class\na.jpg rain\né.jpg snow", r"'\\udce9.jpg' does not exist: save the CSV as UTF-8"),
     ("", "is empty: the columns path and class are needed"),
 ]  # fmt: skip
 
@@ -151,7 +152,7 @@ WRONG = [
 def test_what_is_no_layout_is_refused_with_what_was_found(made, says, tmp_path):
     path = tmp_path / "photos"
     if isinstance(made, str):
-        (path := tmp_path / "photos.csv").write_text(made.replace(" ", ","))
+        (path := tmp_path / "photos.csv").write_bytes(made.replace(" ", ",").encode("cp1252"))
         (tmp_path / "a.jpg").touch()
     else:
         for folder, inner in made.items():
