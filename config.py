@@ -122,11 +122,11 @@ def new_file(text: str) -> Path:
 
 def setting(default: Any, kind: Callable[[str], Any] | Sequence[str], text: str) -> Any:
     """A field of a configuration, which is a flag. `kind` converts one word of the command line, or
-    lists the choices, () all methods; `text` is the help."""
+    lists the choices, where () stands for all methods; `text` is the help."""
     return field(default=default, metadata={"kind": kind, "text": text})
 
 
-# Their flags take several values, and each makes a run of its own.
+# The flags of these fields take several values, and each value makes a run of its own.
 SEVERAL = {"model", "seed", "fold", "method", "alpha", "temperature", "weight"}
 
 
@@ -267,10 +267,10 @@ def _make_parser(description: str, methods: Iterable[str]) -> Parser:
         text = "instead of the experiment's student; `python -m models.factory` lists names"
         group.add_argument("--student", type=MODEL, metavar="MODEL", help=text)
     for item in (*(fields(KDConfig) if methods else ()), *fields(Config)):
+        group = parser.add_argument_group(GROUPS[item.name]) if item.name in GROUPS else group
         if item.name == "kd" or (methods and item.name == "model"):
             continue
         kind, text = item.metadata.values()
-        group = parser.add_argument_group(GROUPS[item.name]) if item.name in GROUPS else group
         how: dict[str, Any] = {"action": "store_true"}
         if kind is not bool:
             how = {"type": kind} if callable(kind) else {"choices": kind or tuple(methods)}

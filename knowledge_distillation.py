@@ -5,9 +5,9 @@
     python knowledge_distillation.py --reverse             ResNet18 teaches DenseNet169
     python knowledge_distillation.py --data FOLDER --image-size 64 --seeds 0 1 2 --teacher-tag long
 
-Finished teachers and baselines of the same photos, split, resolution and seed are used. Missing
-ones are trained first, except those of --teacher-tag. Ends with the results of teacher, student and
-KD student, and the difference that the teacher made.
+Finished teachers and baselines of the same photos, split, resolution, recipe and seed are used.
+Missing ones are trained first, except those of --teacher-tag. Ends with the results of teacher,
+student and KD student, and the difference that the teacher made.
 """
 
 import sys
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     needed = baselines if students[0].kd.teacher_tag else used
     loaded: Loaded = {}  # only the last teacher
     runs = [*used, *students]
-    with lock_runs(students, needed, set(used) - set(needed)) as release:
+    with lock_runs(students, needed, [run for run in used if run not in needed]) as release:
         describe(students)
         results = {run.name: load_finished(run) for run in used if run.finished}
         for number, (student, teacher) in enumerate(zip(students, teachers, strict=True), 1):

@@ -78,7 +78,7 @@ def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:
 
 def read_square(path: Path, side: int) -> np.ndarray:
     """One photo as the cache would hold it: (side, side, 3) uint8; raises as open_rgb does."""
-    # _decode takes the signature from the same decoding unless more pixels are needed.
+    # _decode decodes for the signature, too: for fewer pixels, a JPEG would be decoded otherwise.
     return _squash(open_rgb(path, max(side, SIGNATURE_SIDE)), side)
 
 
@@ -111,7 +111,7 @@ def _load(ready: Path, photos: Photos, side: int) -> Decoded | None:
                 raise ValueError("other pixels than were written")
     except Exception as error:  # numpy and zipfile can raise anything on damaged files
         if isinstance(error, MemoryError | OSError) and not isinstance(error, FileNotFoundError):
-            raise  # of the machine
+            raise  # the machine's fault, not the file's
         print(f"NOTE: {str(ready)!r} is damaged: decoding the photos again", file=sys.stderr)
         return None
     classed = photos.labels >= 0

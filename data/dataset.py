@@ -28,15 +28,15 @@ class Dataset:
     division: str | None = None  # the hash of the division that the fold is of
 
     @cached_property
-    def unlabelled(self) -> tuple[np.ndarray, int]:
-        """Rows of `pixels` of the photos that have only the teacher's term in a student's loss, and
-        how many were left out because they show the same picture as a val or test photo."""
+    def unlabelled(self) -> np.ndarray:
+        """Rows of `pixels` of the photos that have only the teacher's term in a student's loss, but
+        for those that show the same picture as a val or test photo."""
         parts, together = self.split.part, self.decoded.together
         held_out = together[: len(parts)][(parts == 1) | (parts == 2)]
         known = self.split.indices(UNLABELLED)
         rows = np.concatenate([self.decoded.rows[known], self.decoded.unlabelled])
-        copies = np.isin(np.concatenate([together[known], together[len(parts) :]]), held_out)
-        return rows[~copies], int(copies.sum())
+        pictures = np.concatenate([together[known], together[len(parts) :]])
+        return rows[~np.isin(pictures, held_out)]
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ except ImportError:  # Windows: two processes are not kept apart there
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a file to read bytes. A pipe, which would block, or a device is a FileNotFoundError."""
-    with suppress(NotADirectoryError):  # of what should be its folder
+    with suppress(NotADirectoryError):  # its folder is a file
         if stat.S_ISREG(path.stat().st_mode):
             return path.open("rb")
     raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
@@ -56,7 +56,7 @@ def atomic_write(path: Path, content: bytes | str | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     except OSError as error:
-        error.filename = str(path)  # of a full disk, there is none
+        error.filename = str(path)  # on a full disk, the error names no file
         raise
     finally:
         unfinished.unlink(missing_ok=True)
@@ -86,7 +86,7 @@ def locks(folder: Path) -> Iterator[Callable[..., bool]]:
     no lock behind. Within one process, open a folder once at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    with suppress(OSError):  # of another user
+    with suppress(OSError):  # the file belongs to another user
         os.chmod(handle, 0o666)
 
     def hold(name: str, shared: bool = False, wait: bool = False) -> bool:
@@ -191,7 +191,7 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as problem:
-        of_disk = isinstance(problem, OSError) and problem.errno != errno.EINVAL  # a bad offset
+        of_disk = isinstance(problem, OSError) and problem.errno != errno.EINVAL  # of a bad offset
         if of_disk or lacks_memory(problem) or isinstance(problem, UserError):
             raise
         hint = "; pip install it" * isinstance(problem, ModuleNotFoundError)

@@ -44,18 +44,18 @@ def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
     return replace(photos, paths=(*photos.paths, *more), labels=labels)
 
 
-def find_given_split(root: Path, names: list[str], tables: list[Path]) -> Photos | None:
+def find_split(root: Path, names: list[str], tables: list[Path]) -> Photos | None:
     """The photos that a CSV in this folder lists or its sub-folders split; None for class folders.
     Raises UserError for a folder that is none of these."""
     if tables:
         if len(tables) > 1:
             raise UserError(f"{tables[0]} and {tables[1].name} list photos: join them or give one")
-        photos = of_table(tables[0])
+        photos = from_table(tables[0])
         for path in photos.paths:
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise UserError(f"{tables[0]}: {path!r} points outside its folder")
         return replace(photos, notes=(f"{tables[0].name} lists the photos", *photos.notes))
-    parts = _of_parts(root, names)
+    parts = _from_parts(root, names)
     if not parts and len(names) > 1 and all(map(part_of, names)):
         what = f"{str(root)!r} is split into {', '.join(names)}"
         raise UserError(f"{what}, but no training folder has two class folders; {LAYOUTS}")
@@ -68,7 +68,7 @@ def part_of(name: str, find: Callable[[str], re.Match[str] | None] = PART.search
     return MEANT.get(found[1], found[1]) if found else ""
 
 
-def _of_parts(root: Path, names: list[str]) -> Photos | None:
+def _from_parts(root: Path, names: list[str]) -> Photos | None:
     """The photos of folders that are parts of a split: one is named for training and has class
     folders; others have the same classes or, if they have none, are left out. None for any other
     folders. Raises UserError if it is not clear which is which, or training lacks a class."""
@@ -101,13 +101,13 @@ def _of_parts(root: Path, names: list[str]) -> Photos | None:
     for name in labelled:
         if more := sorted({*inside[name].values()} - classes):
             raise UserError(f"{where}: {name} has a class {more[0]!r}, which {training[0]} lacks")
-    photos = of_classes(root, {k: v for name in labelled for k, v in inside[name].items()})
+    photos = from_folders(root, {k: v for name in labelled for k, v in inside[name].items()})
     given = np.array([labelled[path.split("/")[0]] for path in photos.paths])
     left = [f"{one} has no class folders and is left out" for one in names if one not in labelled]
     return replace(photos, given=given if len(labelled) > 1 else None, notes=(*photos.notes, *left))
 
 
-def of_classes(root: Path, folders: dict[str, str]) -> Photos:
+def from_folders(root: Path, folders: dict[str, str]) -> Photos:
     """Photos of a class for each of `folders`, by their paths below the root."""
     classes = sorted(set(folders.values()))
     found, folders_in = list[tuple[str, int]](), list[set[str]]()
@@ -135,8 +135,8 @@ def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, st
         wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     encoding, errors = ("utf-16", "strict") if wide else ("utf-8-sig", "surrogateescape")
     with table.open(encoding=encoding, errors=errors, newline="") as file:
-        excels = re.compile(r'[\s",;]*|"?sep=.{0,2}"?\s*', re.I).fullmatch  # without a name
-        head, names = next((x for x in file if not excels(x)), ""), dict[str, list[str]]()
+        blank = re.compile(r'[\s",;]*|"?sep=.{0,2}"?\s*', re.I).fullmatch  # or Excel's line sep=;
+        head, names = next((x for x in file if not blank(x)), ""), dict[str, list[str]]()
         for mark in ",;\t":
             row = next(csv.reader([head], delimiter=mark), [])
             names[mark] = [name.strip().lower() for name in row]
@@ -148,12 +148,12 @@ def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, st
 def lists_photos(table: Path) -> bool:
     """Whether a table has the columns path and class."""
     with suppress(OSError, UnicodeError, csv.Error):
-        columns = {*_read(table, whole=False)[0]}  # not those of what evaluate and runs write
+        columns = {*_read(table, whole=False)[0]}  # not of what evaluate, predict or a run writes
         return {"path", "class"} <= columns and not columns & {"predicted", "picture", "rank"}
     return False
 
 
-def of_table(table: Path) -> Photos:
+def from_table(table: Path) -> Photos:
     """Photos of a CSV with the columns path (relative to the CSV), class and perhaps split."""
     try:
         columns, rows = _read(table)

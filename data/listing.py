@@ -40,10 +40,10 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     """List the photos of a folder, a table (TABLES), or an archive that is unpacked below
     unpack_into. One folder alone is a wrapper: what is in it is used. Raises UserError: none of the
     LAYOUTS, fewer than two classes, one without photos, or no access."""
-    from data.layouts import find_given_split, lists_photos, of_classes, of_table, part_of, unpack
+    from data.layouts import find_split, from_folders, from_table, lists_photos, part_of, unpack
 
     if path.suffix.lower() in TABLES:
-        return of_table(path)
+        return from_table(path)
     root = top = unpack(path, unpack_into)
     beside, unused = list[str](), list[str]()
     while True:
@@ -53,7 +53,7 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
             raise UserError(f"{str(dead[0])!r} is a link to nothing: restore it, or remove it")
         tables = {n: lists_photos(root / n) for n in files if n.lower().endswith(TABLES)}
         unused += [f"{n} is not used as a list of photos" for n in tables if not tables[n]]
-        if photos := find_given_split(root, names, [root / n for n in tables if tables[n]]):
+        if photos := find_split(root, names, [root / n for n in tables if tables[n]]):
             return replace(photos, notes=(*photos.notes, *unused))
         if len(names) != 1:
             break
@@ -61,7 +61,7 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     if not names:
         found = f"only one class, {root.name!r}," if root != top else "no class folders"
         raise UserError(f"{found} in {str(path)!r}; {'; '.join([*unused[:1], LAYOUTS])}")
-    photos = of_classes(root, {name: name for name in names})
+    photos = from_folders(root, {name: name for name in names})
     note = f"photos beside the class folders are left out: {len(beside)}, such as "
     notes = [f"{note}{name!r}" for name in beside[:1]]
     notes += [f"{name!r} is a class here, not a part of a split" for name in names if part_of(name)]

@@ -58,9 +58,9 @@ class Split:
 
     def checked(self) -> "Split":
         """The split; raises UserError for a class without a training photo."""
-        labels, classes = self.photos.labels[self.indices("train")], self.photos.classes
-        for label in np.setdiff1d(np.arange(len(classes)), labels):
-            raise UserError(f"class {classes[label]!r} has no training photo in the given split")
+        trained = {*self.photos.labels[self.indices("train")].tolist()}
+        if lacking := [name for n, name in enumerate(self.photos.classes) if n not in trained]:
+            raise UserError(f"class {lacking[0]!r} has no training photo in the given split")
         return self
 
     def with_labels(self, per_class: float | None, seed: int) -> "Split":
@@ -101,9 +101,9 @@ def split_photos(photos: Photos, groups: np.ndarray, seed: int, folds: int | Non
         raise UserError(f"{flag} would draw a new split, but these photos have one: omit it")
     part = np.array([ALL_PARTS.index(name) for name in given], np.int8)
     train = Split(photos, part).checked().indices("train")
-    shares = np.array(FRACTIONS)[drawn]
-    labels, fractions = photos.labels[train], tuple(shares / shares.sum())
     if len(drawn) > 1:
+        labels, shares = photos.labels[train], np.array(FRACTIONS)[drawn]
+        fractions = tuple(shares / shares.sum())
         part[train] = drawn[make_split(labels, groups[train], photos.classes, seed, fractions)]
     return Split(photos, part)
 
@@ -148,7 +148,7 @@ def make_split(
 ) -> np.ndarray:
     """The part of each of N photos, (N,) int8: stratified by class, the same on every machine.
 
-    labels: (N,) int, index into classes; each has at least one photo in each part
+    labels: (N,) int, index into classes; each class gets at least one photo in each part
     groups: (N,) int, equal for photos that must stay together
     fractions: of the parts, met to within a class's largest group unless groups hold two classes
     Raises UserError: a class that has fewer groups than parts, or shares nearly all of them.

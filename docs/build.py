@@ -119,9 +119,9 @@ def columns_of(rows: Rows) -> Columns:
     return {title: [runs[end] for end in ends] for title, runs in found.items()}
 
 
-def filled(text: str, tables: Mapping[str, str]) -> str:
+def filled(text: str, made: Mapping[str, str]) -> str:
     """A Markdown text with its tables in their places; raises KeyError for an unknown name."""
-    return PLACE.sub(lambda place: f"{place[1]}\n{tables[place[2]]}\n{place[3]}", text)
+    return PLACE.sub(lambda place: f"{place[1]}\n{made[place[2]]}\n{place[3]}", text)
 
 
 def draw_curves(path: Path, columns: Columns, quantity: str) -> None:

@@ -58,8 +58,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str, Any]]:
     """A trained network in eval mode, and its description: `arch`, `classes` in the order of the
     logits, `image_size` in pixels, `mean` and `std` of the normalisation, `split` (the hash of its
-    split.csv), `photos` (the digest of the files), `seed` and `recipe`. Raises UserError as
-    load_checkpoint does, and where a part is missing. `network` is a custom FILE.py:FUNCTION."""
+    split.csv), `photos` (the digest of the files), `recipe`, and more. Raises UserError as
+    load_checkpoint does, or if one of these is missing. `network` is a custom FILE.py:FUNCTION."""
     content = load_checkpoint(path)
     weights, fits = content.pop("model"), False
     match content:

@@ -51,8 +51,7 @@ def create_model(network: str, classes: int, image_size: int, *, seed: int) -> n
         return model
     if network not in names():
         raise UserError(f"{network}: no such network; `python -m models.factory` lists the names")
-    sizes: dict[str, Any] = {"vit": {"image_size": image_size}}
-    sizes["maxvit"] = {"input_size": (image_size, image_size)}
+    sizes: Any = {"vit": {"image_size": image_size}, "maxvit": {"input_size": (image_size,) * 2}}
     options = sizes.get(network.partition("_")[0], {})
     try:
         return models.get_model(network, weights=None, num_classes=classes, **options)

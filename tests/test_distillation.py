@@ -129,7 +129,7 @@ def test_a_teacher_sees_the_pixels_of_its_student_and_neither_changes_nor_is_sav
     mixup = 0.0 if METHODS[method].hard_labels else 0.4
     config = with_kd(method, replace(CONFIG, mixup=mixup))
     objective = distillation(config)
-    training, teacher = Training(network(1), objective, config, FLOAT32), objective.teacher_model
+    training, teacher = Training(network(1), objective, config, FLOAT32), objective.teacher
     calls: dict[nn.Module, list[Any]] = {training.model: [], teacher: []}
 
     def note(model: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:

@@ -56,13 +56,12 @@ def test_copies_of_held_out_photos_are_dropped_and_labelled_photos_unchanged(pla
             assert torch.equal(dataset.pixels[rows], other.pixels[expected])
             assert np.array_equal(labels, same)
         held_out = np.concatenate([dataset.rows_and_labels(part)[0] for part in ("val", "test")])
-        unlabelled, copies = dataset.unlabelled
-        assert 0 < copies < 24  # the others are copies of training photos
-        assert len(unlabelled) == 32 + 24 - copies
+        unlabelled = dataset.unlabelled
+        assert 32 < len(unlabelled) < 32 + 24  # without copies of val and test photos
         photos = {dataset.pixels[row].numpy().tobytes() for row in held_out}
         assert not photos & {dataset.pixels[row].numpy().tobytes() for row in unlabelled}
-        assert len(other.unlabelled[0]) == 0
-        assert len(off[fold].unlabelled[0]) == 32 + 24
+        assert len(other.unlabelled) == 0
+        assert len(off[fold].unlabelled) == 32 + 24
         assert dataset.decoded.unreadable[-1][0] == f"{places[1].resolve()}/broken.jpg"
 
 
@@ -117,7 +116,7 @@ def test_a_command_distils_with_few_labels_and_unlabelled_photos(places, tmp_pat
     name = "all-32px-resnet18-from-own.small-kd-a0.7-T2-and-more-labels4-seed0"
     result = read_json(tmp_path / "output" / "results" / name / "result.json")
     dataset = load_datasets(parse([*distils, "--method", "kd"], "", METHODS), CPU)[None]
-    assert result["distillation"]["unlabelled_photos"] == len(dataset.unlabelled[0])
+    assert result["distillation"]["unlabelled_photos"] == len(dataset.unlabelled)
     assert "| no teacher" in printed  # the broken file is no part of what is compared
     assert f"and more {result['distillation']['unlabelled_digest'][:4]} " in printed
     assert result["photos"]["counts"]["train"] == 16

@@ -97,23 +97,23 @@ class Distillation(CrossEntropy):
         self.kd: KDConfig = config.kd
         self.method = METHODS[self.kd.method]
         size, strides = config.image_size, self.method.strides
-        self.student = feature_layers(config.model, size, strides)
-        self.teacher = feature_layers(self.kd.teacher, size, strides)
-        self.teacher_model = teacher_model.eval().requires_grad_(False)
+        self.layers = feature_layers(config.model, size, strides)
+        self.teacher_layers = feature_layers(self.kd.teacher, size, strides)
+        self.teacher = teacher_model.eval().requires_grad_(False)
         if self.method.adapter:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(config.seed)  # manual_seed reaches GPUs, too
-                for stride, narrow, wide in zip(strides, self.student, self.teacher, strict=True):
-                    self.adapters[str(stride)] = nn.Conv2d(narrow.channels, wide.channels, 1)
+                for stride, s, t in zip(strides, self.layers, self.teacher_layers, strict=True):
+                    self.adapters[str(stride)] = nn.Conv2d(s.channels, t.channels, 1)
             self.adapters.to(device)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Output:
         method, kd, weight = self.method, self.kd, float(self.kd.weight or 0)
         with torch.no_grad():
-            teacher_logits, teacher_maps = logits_and_maps(self.teacher_model, self.teacher, images)
-        logits, maps = logits_and_maps(model, self.student, images)
-        for place, adapter in enumerate(self.adapters.values()):
-            maps[place] = adapter(maps[place].float())
+            teacher_logits, targets = logits_and_maps(self.teacher, self.teacher_layers, images)
+        logits, maps = logits_and_maps(model, self.layers, images)
+        for index, adapter in enumerate(self.adapters.values()):
+            maps[index] = adapter(maps[index].float())
         with torch.autocast(images.device.type, enabled=False):  # the losses are in float32
             logits, teacher_logits = logits.float(), teacher_logits.float()
             hard, plain = hard_loss(logits, labels, self.label_smoothing)
@@ -125,8 +125,8 @@ class Distillation(CrossEntropy):
             loss = (1 - kd.alpha) * hard + kd.alpha * soft
             parts = {"ce": plain, name: soft.detach()}
             if method.feature_loss:
-                maps, teacher_maps = ([m.float() for m in each] for each in (maps, teacher_maps))
-                term = torch.stack([*map(method.feature_loss, maps, teacher_maps)]).sum()
+                maps, targets = ([m.float() for m in each] for each in (maps, targets))
+                term = torch.stack([*map(method.feature_loss, maps, targets)]).sum()
                 loss = loss + weight * term
                 parts[kd.method] = term.detach()
         same = logits.argmax(1) == teacher_logits.argmax(1)

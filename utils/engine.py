@@ -79,7 +79,7 @@ class Training:
     history: list[Row] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)  # the best epoch's weights, on the CPU
     step: Step | None = field(default=None, init=False)  # the GraphedStep, with CUDA graphs
-    forecast: Callable[[float, float], None] | None = None  # called one time: seconds, share left
+    forecast: Callable[[float, float], None] | None = None  # called once: seconds, share left
 
     def __post_init__(self) -> None:
         self.module = ranks.parallel(TrainModule(self.model, self.objective))
@@ -219,7 +219,7 @@ def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
         return config.lr * (step + 1) / warmup
     if config.schedule == "constant":
         return config.lr
-    progress = (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
+    progress = (step - warmup) / (config.epochs * steps_per_epoch - warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 

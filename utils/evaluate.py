@@ -3,7 +3,7 @@
     python -m utils.evaluate output/checkpoints/TEACHER output/checkpoints/STUDENT student.onnx DATA
 
 DATA is a folder, a CSV or an archive, as for --data. If a network was trained on these photos, only
-its test photos are used; otherwise the test part if they are split, else all. Runs in float32.
+its test photos are used; else their test part, if they are split, or all. Float32 (TF32 on GPUs).
 """
 
 import csv

@@ -31,7 +31,7 @@ from utils.script import run_script
 
 OPSET = 18
 COMPARED = 64  # photos at most
-FACTS = ("arch", "classes", "image_size", "split", "photos")  # that an exported file holds
+FACTS = ("arch", "classes", "image_size", "split", "photos")  # kept in an exported file
 Classify = Callable[[Tensor], Tensor]  # photos (N, H, W, 3) uint8 to probabilities (N, classes)
 
 

@@ -108,10 +108,10 @@ def read_results(folder: Path) -> list[Result]:
     return [result for place, result in found.items() if result["run"] == place.name]
 
 
-def columns_of(value: Any, name: str = "") -> dict[str, Any]:
+def flattened(value: Any, name: str = "") -> dict[str, Any]:
     """The plain values of a run by their names, such as test/accuracy."""
     if isinstance(value, dict):
-        inner = [columns_of(v, f"{name}/{key}".lstrip("/")) for key, v in value.items()]
+        inner = [flattened(v, f"{name}/{key}".lstrip("/")) for key, v in value.items()]
         return {key: v for found in inner for key, v in found.items()}
     return {} if isinstance(value, list) else {name: value}
 
@@ -132,13 +132,13 @@ def leaderboard(lines: Sequence[dict[str, Any]], sort: str) -> str:
 def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -> str:
     """Write runs.csv of all results, and report.md of those whose name matches; return that."""
 
-    def photos(run: Result) -> str:
+    def conditions(run: Result) -> str:
         split = "division" if run["photos"]["folds"] else "split"
         keys = ("name", "image_size", "digest", "labels_per_class", split)
         return str([run["environment"]["precision"], *map(run["photos"].get, keys)])
 
     results = read_results(folder)
-    lines = [columns_of({"run": r["run"], "settings": settings(r), **r}) for r in results]
+    lines = [flattened({"run": r["run"], "settings": settings(r), **r}) for r in results]
     names = dict.fromkeys(name for line in lines for name in line)
     if sort not in names:
         raise UserError(f"--sort {sort}: not a column of runs.csv")
@@ -149,7 +149,7 @@ def write_report(folder: Path, pattern: str = "*", sort: str = "val/accuracy") -
     if not some:
         raise UserError(f"--filter {pattern}: no finished run in {folder} has such a name")
     parts = [leaderboard(lines, sort)]
-    for runs in grouped(some, photos).values():
+    for runs in grouped(some, conditions).values():
         parts += filter(None, (tables.section(runs), comparison(runs, results)))
     text = "# Results\n\n" + "\n".join(parts)
     atomic_write(folder / "report.md", text)

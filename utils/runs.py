@@ -42,7 +42,7 @@ class Run:
     config: Config
     data: Dataset = field(compare=False, repr=False)
     device: Device = field(compare=False, repr=False)
-    teacher: str = ""  # a student's: its architecture and, where there could be several, which
+    teacher: str = ""  # of a student: the teacher's network and, if there could be several, which
 
     @property
     def name(self) -> str:
@@ -98,7 +98,7 @@ class Run:
             "teacher": self.teacher,
             "baseline": self.baseline.name,
             "unlabelled": self.kd.unlabelled and plain_name(self.kd.unlabelled),
-            "unlabelled_photos": len(self.data.unlabelled[0]),
+            "unlabelled_photos": len(self.data.unlabelled),
             "unlabelled_digest": self.data.decoded.unlabelled_digest,
         }
 
@@ -143,8 +143,8 @@ class Run:
         data, config, shard = self.data, self.config, ranks.shard(self.config.batch_size)
         rows, labels = data.rows_and_labels("train")
         if config.kd:
-            rows = np.concatenate([rows, data.unlabelled[0]])
-            labels = np.concatenate([labels, np.full(len(data.unlabelled[0]), -1)])
+            rows = np.concatenate([rows, data.unlabelled])
+            labels = np.concatenate([labels, np.full(len(data.unlabelled), -1)])
         classes, device = len(data.classes), self.device.device
         return TrainBatches(data.pixels, rows, labels, classes, config, device, shard)
 
@@ -176,7 +176,7 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
         check_network(kd.teacher, config.image_size, config.pretrained and not kd.teacher_tag)
     datasets = load_datasets(configs, device.device, ranks.count())
     runs = [Run(config, datasets[config.fold], device) for config in configs]
-    about = read_tensors(config.weights) if config.weights else {}  # of a run, more than weights
+    about = read_tensors(config.weights) if config.weights else {}  # more than weights if of a run
     for run in runs:
         same = about.get("photos") == run.data.decoded.digest
         if same and about.get("held_out") != run.data.split.held_out:
@@ -316,7 +316,7 @@ def work(run: Run) -> float:
     config, data, kd = run.config, run.data, run.config.kd
     passes = [config.model] * 3 + ([kd.teacher] if kd else [])
     each = sum(multiply_adds(name, len(data.classes), config.image_size) for name in passes) or 1
-    return config.epochs * each * (data.counts["train"] + len(data.unlabelled[0]) * bool(kd))
+    return config.epochs * each * (data.counts["train"] + len(data.unlabelled) * bool(kd))
 
 
 def forecast(others: float, seconds: float, left: float) -> None:
@@ -348,9 +348,9 @@ def check_owner(run: Run) -> None:
 
 
 def load_finished(run: Run) -> Result:
-    """The result of a run that was finished before; prints a line about it."""
-    with suppress(OSError):  # in a folder of another user
-        remove(run.last)  # of a run that was killed at its very end
+    """The result of a run that was finished before; prints a line, and removes a stale last.pt."""
+    with suppress(OSError):  # the folder belongs to another user
+        remove(run.last)  # left where a run was killed at its very end
     print(f"{run.name}: already finished")
     return run.result()
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from config import UserError, shown
 from data.files import lacks_memory
-from data.listing import PARTS
+from data.listing import PARTS, UNLABELLED
 from data.split import describe_duplicates
 from utils.ranks import init_distributed
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # report and predict start without what a training needs
 def run_script(
     main: Callable[[Sequence[str]], None], arguments: Sequence[str], *, resumes: bool = False
 ) -> int:
-    """Run `main`, which may have --resume, and return the exit status: 2 for the user's mistakes,
-    130 or 143 when SIGINT (Ctrl-C) or SIGTERM stops it, 141 when stdout has no reader."""
+    """Run `main` and return the exit status: 2 for the user's mistakes, 130 or 143 when SIGINT
+    (Ctrl-C) or SIGTERM stops it, 141 when stdout has no reader. `resumes`: it has --resume."""
     hint = "; once fixed, --resume continues" if resumes else ""
     before = signal.signal(signal.SIGTERM, _terminate)
     # A stream that was closed by the shell (>&-) is None.
@@ -86,10 +86,10 @@ def describe(runs: Sequence["Run"]) -> None:
         for part in PARTS[1:]:
             if lacking := len(classes) - len({*each.rows_and_labels(part)[1].tolist()}):
                 print(f"NOTE     {part}{of} has no photo of {lacking} of the classes")
-    rows, copies = data.unlabelled
-    if len(rows) or (config.kd and config.kd.unlabelled):
+    if (count := len(data.unlabelled)) or (config.kd and config.kd.unlabelled):
+        copies = len(data.split.indices(UNLABELLED)) + len(data.decoded.unlabelled) - count
         left_out = f"{copies:,} copies of val and test photos are left out"
-        print(f"NOTE     {len(rows):,} unlabelled photos, used only for distillation; {left_out}")
+        print(f"NOTE     {count:,} unlabelled photos, used only for distillation; {left_out}")
     if config.data == "sample":
         print("NOTE     synthetic photos, which say nothing about real ones: give --data FOLDER")
     if unreadable:

@@ -53,7 +53,7 @@ def grouped(results: Iterable[Result], key: Callable[[Result], str]) -> dict[str
 
 
 def section(results: Sequence[Result]) -> str:
-    """About runs of one set of photos, resolution, split or division, and precision: baselines."""
+    """The photos and the baselines of runs with the same photos, size, split and precision."""
     photos, names = results[0]["photos"], results[0]["photos"]["classes"]
     counts = ", ".join(f"{part} {count}" for part, count in photos["counts"].items())
     about = f"{len(names)} classes, split {photos['split']}: {counts}."
@@ -105,7 +105,7 @@ def gain_over(pairs: Pairs, part: str = "test") -> np.ndarray:
 
 
 def points(pairs: Pairs, part: str = "test", sign: str = "+") -> str:
-    """That gain and its interval in points (hundredths); a dash without pairs."""
+    """`gain_over` and its interval as text, in points (hundredths); a dash without pairs."""
     ends = 100 * gain_over(pairs, part) if pairs else ()
     return "{:{s}z.2f} [{:{s}.2f}, {:{s}.2f}]".format(*ends, s=sign) if pairs else "–"
 
@@ -124,7 +124,7 @@ def table(columns: Columns, rows: Rows) -> str:
 
 
 def cell(runs: Sequence[Result], row: Sequence[str]) -> str:
-    """`mean ± std` (sample standard deviation), a single or shared count alone, – if unknown."""
+    """`mean ± std` (of the sample); one value, or a count that all share, alone; – if unknown."""
     *keys, spec = row
     values: list[Any] = [reduce(getitem, keys, run) for run in runs]
     if not values or None in values:

@@ -21,7 +21,7 @@ INSPECTED: dict[Path, dict[str, Any]] = {}  # during a command
 
 def with_teacher(configs: list[Config]) -> list[Config]:
     """The configurations with the network of their --teacher-checkpoint, if they have one. Raises
-    UserError when it is not one of the --teacher, and for a method that does not fit."""
+    UserError for a checkpoint of another network than --teacher, and a method that does not fit."""
     INSPECTED.clear()  # the file may be another one by now
     kd = configs[0].kd
     if kd and kd.teacher_checkpoint:
@@ -35,7 +35,7 @@ def with_teacher(configs: list[Config]) -> list[Config]:
 
 def with_name(student: Run) -> Run:
     """The student's run, which names its teacher; UserError if the method does not fit."""
-    check_method(student.config, len(student.data.classes), len(student.data.unlabelled[0]))
+    check_method(student.config, len(student.data.classes), len(student.data.unlabelled))
     teacher, path = network_name(student.kd.teacher), student.kd.teacher_checkpoint
     if path:
         teacher += f".{inspect(path, student.config)['digest'][:8]}"
@@ -83,7 +83,7 @@ def check_teacher(path: Path, student: Run) -> None:
     """Raise UserError when a teacher's classes, resolution or normalisation are not the student's,
     and, without --allow-other-split, when it was trained on another split."""
     has, wanted = inspect(path, student.config), student.settings
-    if isinstance(has["classes"], int):  # of weights alone
+    if isinstance(has["classes"], int):  # a file of weights has no names
         wanted["classes"] = len(wanted["classes"])
     for name in ("classes", "image_size", "mean", "std"):
         if has[name] != wanted[name]:
