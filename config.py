@@ -90,7 +90,7 @@ def number(
     return parse
 
 
-def matching(pattern: str, what: str, kind: type = str) -> Callable[[str], Any]:
+def matching(pattern: str, what: str, kind: Callable[[str], Any] = str) -> Callable[[str], Any]:
     """An argparse type: text that the whole pattern matches, as `kind`."""
 
     def parse(text: str) -> Any:
@@ -102,7 +102,7 @@ def matching(pattern: str, what: str, kind: type = str) -> Callable[[str], Any]:
 
 
 # An empty path, from an unset shell variable, would be the current folder.
-PATH = matching(r"(?s:.+)", "a path", Path)
+PATH = matching(r"(?s:.+)", "a path", lambda text: Path(os.path.expanduser(text)))
 TAG = matching(r"[\w.]{1,60}", "1 to 60 letters, digits, '.' or '_'")
 MODEL = matching(r"[a-z]\w*|(?s:.+)\.py:[a-zA-Z_]\w*", "a network's name or FILE.py:FUNCTION")
 DEVICE = matching("auto|cpu|cuda(:[1-9]?[0-9])?", "auto, cpu, cuda or cuda:N")
@@ -169,10 +169,10 @@ class Config:
     kd: KDConfig | None = None
 
     # Photos
-    data: str = setting("sample", matching(r"(?s:.+)", "a path"), "folder with a sub-folder of "
-        "photos per class; one split into train, val and test; a CSV with columns path, class "
-        "and perhaps split; an archive of these; or `sample`: synthetic weather (default: "
-        "data/weather or data/weather.zip if it exists, else sample)")
+    data: str = setting("sample", matching(r"(?s:.+)", "a path", os.path.expanduser), "folder "
+        "with a sub-folder of photos per class; one split into train, val and test; a CSV with "
+        "columns path, class and perhaps split; an archive of these; or `sample`: synthetic "
+        "weather (default: data/weather or data/weather.zip if it exists, else sample)")
     image_size: int = setting(64, number(int, SMALLEST, LARGEST), "side of the square images that "
         "the network sees, in pixels (default: 224; 64 on the sample)")
     split_seed: int = setting(0, number(int, 0), "draws the 70/20/10 split")

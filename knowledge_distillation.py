@@ -82,7 +82,7 @@ def report_teacher(teacher: Teacher, baseline: Result, network: str) -> None:
     if theirs < own:
         print("WARNING  this teacher is worse than its student and may harm it: train it longer,")
         print(f"         train.py --models {network} --epochs 60 --tag NAME and this command's")
-        print("         --data, --image-size and --folds, then give --teacher-tag NAME")
+        print("         seeds and settings of photos, then give --teacher-tag NAME")
     if teacher.about["other_split"]:
         print("WARNING  this teacher was trained on another split and may have seen test photos")
     print()

@@ -78,7 +78,7 @@ def decode_photos(photos: Photos, side: int, cache: Path) -> Decoded:
 
 def read_square(path: Path, side: int) -> np.ndarray:
     """One photo as the cache would hold it: (side, side, 3) uint8; raises as open_rgb does."""
-    # _decode decodes for the signature, too: for fewer pixels, a JPEG would be decoded otherwise.
+    # _decode also makes the signature from it: at a smaller size, a JPEG decodes to other pixels.
     return _squash(open_rgb(path, max(side, SIGNATURE_SIDE)), side)
 
 

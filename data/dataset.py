@@ -69,11 +69,16 @@ def load_datasets(
         path = Path(config.data)
         name = "sample_folder" if plain_name(path) == "sample" else plain_name(path)
     photos = find_photos(path, config.cache / "unpacked")
+    if photos.given is not None:  # or its settings would be refused only once all are decoded
+        split_photos(photos, np.arange(len(photos)), config.split_seed, config.folds)
     if unlabelled := config.kd and config.kd.unlabelled:
         from data.layouts import with_unlabelled
 
         photos = with_unlabelled(photos, unlabelled, config.cache / "unpacked")
     decoded = decode_photos(photos, cached_side(config.image_size), config.cache)
+    if unreadable := decoded.unreadable:  # before what is left may turn out to be too little
+        print(f"WARNING  {len(unreadable)} files cannot be read; a run's unreadable.csv lists all:")
+        print(*(f"         {path!r}: {reason}" for path, reason in unreadable[:5]), sep="\n")
     if unlabelled and not len(decoded.unlabelled):
         raise UserError(f"--unlabelled: no photo in {str(unlabelled)!r} can be read")
     if config.duplicates == "off":  # nor are unlabelled photos taken for copies

@@ -100,7 +100,7 @@ def _from_parts(root: Path, names: list[str]) -> Photos | None:
         raise UserError(f"{where}, and {why}, or list the photos in a CSV: path, class, split")
     for name in labelled:
         if more := sorted({*inside[name].values()} - classes):
-            raise UserError(f"{where}: {name} has a class {more[0]!r}, which {training[0]} lacks")
+            raise UserError(f"{where}: {name} has a class {more[0]!a}, which {training[0]} lacks")
     photos = from_folders(root, {k: v for name in labelled for k, v in inside[name].items()})
     given = np.array([labelled[path.split("/")[0]] for path in photos.paths])
     left = [f"{one} has no class folders and is left out" for one in names if one not in labelled]
@@ -114,7 +114,7 @@ def from_folders(root: Path, folders: dict[str, str]) -> Photos:
     for folder, name in folders.items():
         photos = [(path, classes.index(name)) for path in photos_below(root, folder)]
         if not photos:
-            raise UserError(f"no photo (*.jpg, *.png, ...) in class folder {str(root / folder)!r}")
+            raise UserError(f"no photo in class folder {str(root / folder)!r}; {LAYOUTS}")
         below = [path[len(folder) + 1 :].split("/") for path, _ in photos]
         inside = {first for first, *more in below if more}
         if "train" in map(part_of, inside) and len(inside) > 1 and all(map(part_of, inside)):
@@ -128,7 +128,7 @@ def from_folders(root: Path, folders: dict[str, str]) -> Photos:
     return Photos(root, (*classes,), paths, np.array(labels), None, (note,) * (len(same) > 1))
 
 
-def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, str]]]:
+def read_table(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, str]]]:
     """The names of a CSV's columns and, if `whole`, the rows below: in UTF-8 or UTF-16, between
     commas, semicolons or tabs, as spreadsheets write them. Raises what the disk and csv raise."""
     with table.open("rb") as file:
@@ -148,7 +148,7 @@ def _read(table: Path, whole: bool = True) -> tuple[list[str], list[dict[str, st
 def lists_photos(table: Path) -> bool:
     """Whether a table has the columns path and class."""
     with suppress(OSError, UnicodeError, csv.Error):
-        columns = {*_read(table, whole=False)[0]}  # not of what evaluate, predict or a run writes
+        columns = {*read_table(table, whole=False)[0]}  # evaluate, predict and runs write others
         return {"path", "class"} <= columns and not columns & {"predicted", "picture", "rank"}
     return False
 
@@ -156,11 +156,11 @@ def lists_photos(table: Path) -> bool:
 def from_table(table: Path) -> Photos:
     """Photos of a CSV with the columns path (relative to the CSV), class and perhaps split."""
     try:
-        columns, rows = _read(table)
+        columns, rows = read_table(table)
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{str(table)!r} cannot be read as a table: {error}") from error
     if [*map(columns.count, ("path", "class", "split"))] not in ([1, 1, 0], [1, 1, 1]):
-        found = f"has the columns {', '.join(columns)}" if columns else "is empty"
+        found = f"has the columns {', '.join(map(repr, columns))}" if columns else "is empty"
         raise UserError(f"{str(table)!r} {found}: the columns path and class are needed, each once")
     for row in rows:
         row["class"] = row["class"].strip()
@@ -176,9 +176,9 @@ def from_table(table: Path) -> Photos:
     classes = sorted({row["class"] for row in rows})
     if len(classes) < 2:
         raise UserError(f"{str(table)!r}: at least two classes are needed, {len(classes)} found")
-    for path in (row["path"] for row in rows if re.search("[\udc80-\udcff]", row["path"])):
-        if not os.path.exists(table.parent / path):  # as of a table in Windows-1252
-            raise UserError(f"{str(table)!r}: {path!r} does not exist: save the CSV as UTF-8")
+    odd = (row["path"] for row in rows if re.search("[\udc80-\udcff]", row["path"]))  # not UTF-8
+    if lost := [path for path in odd if not os.path.exists(table.parent / path)]:
+        raise UserError(f"{str(table)!r}: {lost[0]!r} does not exist: save the CSV as UTF-8")
     if not any(os.path.exists(table.parent / row["path"]) for row in rows):
         what = f"none of its {len(rows):,} files exists, such as {rows[0]['path']!r}"
         raise UserError(f"{str(table)!r}: {what}: paths start from the folder of the CSV, with /")

@@ -44,37 +44,38 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
 
     if path.suffix.lower() in TABLES:
         return from_table(path)
-    root = top = unpack(path, unpack_into)
-    beside, unused = list[str](), list[str]()
+    root = top = unpack(path, unpack_into).absolute()
+    notes = list[str]()
     while True:
         _, names, files = next(walk(root))
-        beside += filter(is_named_as_photo, files)
         if dead := [p for n in files if not is_named_as_photo(n) and not (p := root / n).exists()]:
             raise UserError(f"{str(dead[0])!r} is a link to nothing: restore it, or remove it")
         tables = {n: lists_photos(root / n) for n in files if n.lower().endswith(TABLES)}
-        unused += [f"{n} is not used as a list of photos" for n in tables if not tables[n]]
-        if photos := find_split(root, names, [root / n for n in tables if tables[n]]):
-            return replace(photos, notes=(*photos.notes, *unused))
-        if len(names) != 1:
+        notes += [f"{n} is not used as a list of photos" for n in tables if not tables[n]]
+        photos = find_split(root, names, [root / n for n in tables if tables[n]])
+        if photos or len(names) != 1:
             break
         root /= names[0]
-    if not names:
-        found = f"only one class, {root.name!r}," if root != top else "no class folders"
-        raise UserError(f"{found} in {str(path)!r}; {'; '.join([*unused[:1], LAYOUTS])}")
-    photos = from_folders(root, {name: name for name in names})
-    note = f"photos beside the class folders are left out: {len(beside)}, such as "
-    notes = [f"{note}{name!r}" for name in beside[:1]]
-    notes += [f"{name!r} is a class here, not a part of a split" for name in names if part_of(name)]
-    return replace(photos, notes=(*notes, *unused, *photos.notes))
+    if not photos:
+        if not names:
+            found = f"only one class, {root.name!r}," if root != top else "no class folders"
+            raise UserError(f"{found} in {str(path)!r}; {'; '.join([*notes[:1], LAYOUTS])}")
+        photos = from_folders(root, {name: name for name in names})
+        notes += [f"{n!r} is a class here, not a part of a split" for n in names if part_of(n)]
+    used = {f"{photos.root.as_posix()}/{path}" for path in photos.paths}
+    every = (f"{at.as_posix()}/{name}" for at, _, files in walk(top, False) for name in files)
+    if left := [path for path in every if path not in used and not path.lower().endswith(TABLES)]:
+        notes.append(f"files left out: {len(left):,}, such as {os.path.relpath(left[0], top)!r}")
+    return replace(photos, notes=(*photos.notes, *notes))
 
 
-def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Each folder with its folders and files, sorted and without hidden names."""
+def walk(top: Path, strict: bool = True) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Each folder with its folders and files, sorted, none hidden or, if `strict`, unreadable."""
 
     def fail(error: OSError) -> None:
         raise UserError(f"cannot read folder {error.filename!r}: {error.strerror}")
 
-    for folder, inner, files in os.walk(top, onerror=fail):
+    for folder, inner, files in os.walk(top, onerror=fail if strict else None):
         for names in (inner, files):
             names[:] = sorted(n for n in names if n[0] != "." and n.lower() not in SYSTEM_FOLDERS)
         yield Path(folder), inner, files

@@ -77,14 +77,14 @@ def check_network(
 ) -> None:
     """Raise UserError for a network that cannot be used or, if it is to be `trained`, be trained at
     this size or from these weights."""
-    classes = 7  # what a function that ignores its argument would hardly return
+    classes = 61  # what a function that ignores its argument would hardly return
     model, _ = initial_model(network, classes, image_size, seed=0, weights=weights)
     if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):
         raise UserError(f"{network}: lazy layers cannot be initialised from a seed")
     hint = "another --image-size or network may help"
     with explained(f"{network} does not work on images of {image_size} pixels; {hint}"):
-        images = torch.randn(2, 3, image_size, image_size)  # also negative, as ReLU may be in place
-        copy = images.clone()
+        images = torch.randn(2, 3, image_size, image_size).to(memory_format=torch.channels_last)
+        copy, model = images.clone(), channels_last(model, images.device)  # as in training
         if trained:
             if isinstance(logits := model.train()(images), tuple | dict):
                 raise TypeError("it has several outputs in training")
@@ -97,6 +97,8 @@ def check_network(
     if not all(isinstance(v, torch.Tensor) for v in values) or logits.shape != (2, classes):
         found = getattr(logits, "shape", type(logits).__name__)
         raise UserError(f"{network} must return logits (2, {classes}) of 2 images, not {found}")
+    if logits.min() >= 0 and (logits.sum(1) - 1).abs().max() < 0.01:
+        raise UserError(f"{network} returns probabilities, not logits: omit its last softmax")
     if wrong := [name for name, v in model.state_dict().items() if not v.isfinite().all()]:
         raise UserError(f"{network}: {wrong[0]} is not finite: register it with persistent=False")
     if not images.equal(copy):

@@ -83,6 +83,7 @@ def test_photos_are_decoded_once_and_again_when_they_change(photos, monkeypatch,
     cache, old, other_side = photos.parent / "cache", decode(photos), decode(photos, 8)
     monkeypatch.chdir(photos)
     assert made(decode(Path(), cache=cache)) == made(old)
+    assert find_photos(Path(), cache).notes == ()
     assert made(decode(Path("../weather"), 8, cache=cache)) == made(other_side)
     assert capfd.readouterr().err == ""
     # Another folder of that name has a cache of its own, and the same digest.

@@ -65,7 +65,6 @@ def test_finished_runs_are_kept(tmp_path, monkeypatch):
         write_json(folder / "result.json", made)
     try:
         assert keep(tmp_path) == 1
-        new = "weather-64px-resnet18-new-seed0"
-        assert kept() == before | {new: run | {"run": new}}
+        assert kept() == before | {(new := "weather-64px-resnet18-new-seed0"): run | {"run": new}}
     finally:
         kept.cache_clear()

@@ -23,6 +23,7 @@ from utils.graphs import keep_rates_on_device
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 PHOTOS, SIDE, CLASSES = 53, 64, 4
+UNLABELLED = ("--labels-per-class", 0.5, "--mixup", 0.2)
 # SGD, since Adam amplifies rounding errors, and a low learning rate, since they grow with steps.
 CONFIG = Config(
     image_size=SIDE, epochs=3, batch_size=8, optimizer="sgd", lr=0.002, clip_norm=1.0,
@@ -188,9 +189,6 @@ def test_batches_are_those_of_the_cpu_wherever_the_photos_are():
     expected, expected_labels = grey_levels(CPU)
     torch.testing.assert_close(images, expected, atol=1.01, rtol=0)
     torch.testing.assert_close(labels, expected_labels)
-
-
-UNLABELLED = ("--labels-per-class", 0.5, "--mixup", 0.2)
 
 
 @pytest.mark.parametrize("flags", [(), ("--eager",), UNLABELLED], ids=["graphs", "eager", "few"])

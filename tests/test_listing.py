@@ -69,8 +69,9 @@ def test_a_layout_is_recognised_and_its_parts_are_used_as_given(name, packed, tm
     assert tuple(len(split.indices(part)) for part in PARTS) == counts
     for photo, part in zip(split.photos.paths, split.part, strict=True):
         assert "test" not in photo or PARTS[part] == "test"
-    left_out = {other.split("/")[0] for other in others}
+    left_out = {other.split("/")[0] for other in others} | {"files" for _ in others}
     assert {note.split()[0] for note in split.photos.notes} == left_out
+    assert not others or f": {9 * len(others)}, such as '{others[0]}/0" in split.photos.notes[-1]
 
 
 def test_classes_of_sub_folders_are_no_parts(tmp_path):
@@ -79,9 +80,9 @@ def test_classes_of_sub_folders_are_no_parts(tmp_path):
     (tmp_path / "a" / "mistakes.csv").write_text("network,path,class,predicted\n")
     files(tmp_path / "b", "train/steam", "train/diesel", "car/red", "car/blue")
     found = find_photos(tmp_path / "a", tmp_path)
-    assert (len(found), found.notes[0][-28:]) == (36, "left out: 1, such as '1.jpg'")
+    assert (len(found), found.notes[2][-28:]) == (36, "left out: 1, such as '1.jpg'")
     assert found.notes[1] == "mistakes.csv is not used as a list of photos"
-    assert found.notes[2].startswith("each class has the folders heavy, light: if those are")
+    assert found.notes[0].startswith("each class has the folders heavy, light: if those are")
     assert find_photos(tmp_path / "b", tmp_path).classes == ("car", "train")
     classes_in(tmp_path / "c", "train", "val")
     files(tmp_path / "c", "test/rain/2020")  # no wrapper, as training has a class of this name
@@ -133,10 +134,10 @@ WRONG = [
     ({"rain": "train test", "snow": "train test"}, "rain' is split into test, train; a fold"),
     ({"rain": "training_set val", "snow": "a"}, "rain' is split into training_set, val; a fold"),
     ('path class\na.jpg rain\na.jpg "snow', "cannot be read as a table: unexpected end of data"),
-    ("file label\na.jpg rain", "has the columns file, label: the columns path and class"),
+    ("file label\na.jpg rain", "has the columns 'file', 'label': the columns path and class"),
     ("path class split\na.jpg rain foo\nb.jpg snow train", "its column split has 'foo'; it may"),
     ("path class split\na.jpg rain non-train\nb.jpg snow train", "has 'non-train'; it may"),
-    ("path class class\na.jpg rain snow", "class, class: .* are needed, each once"),
+    ("path class class\na.jpg rain snow", "'class', 'class': .* are needed, each once"),
     ("path class\na.jpg rain light\nb.jpg rain", "too many cells for 'a.jpg'; quote"),
     ("path class\na.jpg rain\na.jpg snow", "has 'a.jpg' twice"),
     ("path class\na.jpg", "no path or no class in the line"),

@@ -135,6 +135,8 @@ five = lambda n: small(5)
 ends = lambda n: exit(0)
 small = lambda n, *m: nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), *m, nn.Linear(48, n))
 frozen = lambda n: small(n).requires_grad_(False)
+soft = lambda n: small(n).append(nn.Softmax(1))
+viewing = lambda n: changed(nn.Conv2d(3, n, 31), lambda x: x.view(2, -1))
 altering = lambda n: nn.Sequential(nn.ReLU(inplace=True), small(n))
 together = lambda n: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), small(n))
 lazy = lambda n: nn.Sequential(nn.Flatten(), nn.LazyLinear(n))
@@ -161,7 +163,9 @@ def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
         ("googlenet", 64, "googlenet does not work on images of 64 pixels; .*several outputs"),
         ("vit_b_16", 40, "vit_b_16: does not take images of 40 pixels .*patch size"),
         (f"{file}:number", 32, "own.py:number must return a torch.nn.Module, not int"),
-        (f"{file}:five", 32, r"own.py:five must return logits \(2, 7\) of 2 images, not .*2, 5"),
+        (f"{file}:five", 32, r"own.py:five must return logits \(2, 61\) of 2 images, .*2, 5"),
+        (f"{file}:viewing", 32, "own.py:viewing does not work on .*view size is not compatible"),
+        (f"{file}:soft", 32, "own.py:soft returns probabilities, not logits"),
         (f"{file}:ends", 32, "own.py:ends: SystemExit: 0"),
         (f"{file}:frozen", 32, "does not require grad"),
         (f"{file}:altering", 32, "own.py:altering changes its images in place: let it"),

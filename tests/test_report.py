@@ -24,7 +24,7 @@ Made = dict[str, Any]
 def result(model: str = "resnet18", seed: int = 0, wrong: Any = (), **more: Any) -> Made:
     """A baseline on ten test photos, `wrong` of them missed; `recipe_lr` is an inner value."""
     made: Made = copy.deepcopy(kept()["weather-64px-resnet18-seed0"])
-    made |= {"run": f"{model} {more} seed{seed}".replace("/", ""), "model": model, "seed": seed}
+    made |= {"run": f"{model} {more} seed{seed}".replace("/", ""), "arch": model, "seed": seed}
     made["recipe"] = Config().recipe
     made["photos"] |= {"counts": made["photos"]["counts"] | {"test": 10}, "labels_per_class": None}
     made["test"] |= {"photos": 10, "wrong": list(wrong), "accuracy": 1 - len(wrong) / 10}

@@ -43,10 +43,7 @@ def test_what_ends_a_script_is_one_line_and_an_exit_status(end, status, says, ca
     assert run_script(main, []) == status
     assert capsys.readouterr().err.strip() == says.partition("; ")[0]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         run_script(lambda _: print(1 / 0), [])
 
 
@@ -111,7 +108,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_baseline_and_student_are_trained_on_a_system_that_lacks_what_only_unix_has(tmp_path):
     photos = make_photos(tmp_path / "weather", per_class=5)
-    (photos / "hail").rename(photos / "Rain")
+    (photos / "hail").rename(photos / "Rain ")
     (photos / "fog" / "copy.jpg").write_bytes((photos / "fog" / "0.jpg").read_bytes())
     words = training(photos, tmp_path, "--batch-size", 6)
     script = ("knowledge_distillation.py", "--teacher", "resnet18")
@@ -119,4 +116,4 @@ def test_baseline_and_student_are_trained_on_a_system_that_lacks_what_only_unix_
     assert (done.returncode, done.stderr) == (0, "")
     assert "duplicates: 2 photos show 1 pictures" in done.stdout
     assert "| Test accuracy" in done.stdout
-    assert "WARNING  classes that look the same: 'Rain', 'rain'" in done.stdout
+    assert "WARNING  classes that look the same: 'Rain ', 'rain'" in done.stdout

@@ -21,6 +21,8 @@ from tests.photo_folders import encoded
 
 WEATHER = Path(__file__).parents[2] / "shared" / "weather"
 FRACTIONS = [0.7, 0.2, 0.1]
+PATHS = tuple(f"{name}/{number:02}.jpg" for name in ("fog", "rain") for number in range(20))
+FORTY = Photos(Path("photos"), ("fog", "rain"), PATHS, np.repeat([0, 1], 20))
 
 
 @cache
@@ -170,8 +172,7 @@ def test_the_manifest_is_these_bytes():
 
 
 def test_copies_are_reported_and_the_seed_is_passed_on():
-    paths = [f"{name}/{number:02}.jpg" for name in ("fog", "rain") for number in range(20)]
-    photos = Photos(Path("photos"), ("fog", "rain"), tuple(paths), np.repeat([0, 1], 20))
+    photos = FORTY
     split = Split(photos, np.zeros(40, np.int8))
     assert describe_duplicates(split, np.arange(40)) == []
     assert list_duplicates(split, np.arange(40)) == []
@@ -198,16 +199,14 @@ def test_copies_are_reported_and_the_seed_is_passed_on():
 
 
 def test_label_subsets_are_nested_drawn_per_class_and_affect_training_only():
-    paths = tuple(f"{name}/{number:02}.jpg" for name in ("fog", "rain") for number in range(20))
-    photos = Photos(Path("photos"), ("fog", "rain"), paths, np.repeat([0, 1], 20))
-    whole = split_photos(photos, np.arange(40), 0)
+    whole = split_photos(FORTY, np.arange(40), 0)
     kept = [set(whole.with_labels(n, 5).indices("train")) for n in (1, 3, 0.5, 0.9)]
     assert [len(one) for one in kept] == [2, 6, 14, 26]
     assert kept[0] < kept[1] < kept[2] < kept[3] < set(whole.indices("train"))
     with pytest.raises(UserError, match="--labels-per-class 14 keeps all labels"):
         whole.with_labels(14, 5)
     few = whole.with_labels(3, 5)
-    assert np.bincount(photos.labels[few.indices("train")]).tolist() == [3, 3]
+    assert np.bincount(FORTY.labels[few.indices("train")]).tolist() == [3, 3]
     assert len(few.indices("unlabelled")) == 22
     assert all(np.array_equal(few.indices(p), whole.indices(p)) for p in ("val", "test"))
     assert few.hash != whole.hash == whole.with_labels(None, 5).hash

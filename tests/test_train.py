@@ -22,9 +22,11 @@ from data.files import read_json, write_json
 from data.photos import open_rgb
 from tests.photo_folders import CLASSES, make_photos, python, start, training
 from train import main
+from utils.runs import prepare
 from utils.script import run_script
 
 NAME = "weather-32px-resnet18-seed0"
+FEW = "56 photos leave 40 to train on, fewer than a step takes .57.: .* --batch-size 10"
 
 
 def words_for(photos: Path, folder: Path) -> list[str]:
@@ -127,9 +129,13 @@ def test_finished_runs_are_kept_or_done_again_as_asked(copied, tmp_path, capsys)
     output, words = copied
     checkpoints, before = output / "checkpoints" / NAME, result_of(output)
     refused(words, f"{NAME} is finished: --resume .*--overwrite .*--tag")
-    refused([*words, "--resume", "--lr", "0.01"], "written with lr 0.001, not 0.01: .*--tag")
+    for how in ([], ["--resume"]):
+        refused([*words, *how, "--lr", "0.01"], "written with lr 0.001, not 0.01: .*--tag")
     other = ["--split-seed", "3", "--weights", str(checkpoints / "best.pt")]
-    refused([*words, *other], "was trained on another split of these photos")
+    refused([*words, *other], "was trained on another split, perhaps on test photos of ")
+    refused([*words, "--overwrite", *other[2:]], "--overwrite would delete --weights .*: give")
+    prepare(parse([*words, "--labels-per-class", "9", *other[2:]], ""))
+    assert "--weights was trained on other labels of this split" in capsys.readouterr().out
     main([*words, "--resume"])
     assert re.search(r"already finished(.|\n)*\| Test accuracy", capsys.readouterr().out)
     assert result_of(output) == before
@@ -241,9 +247,6 @@ def test_shots_of_one_scene_are_kept_together_or_told_apart_as_asked(tmp_path):
         assert len(np.unique(load_datasets(configs, torch.device("cpu"))[None].groups)) == groups
 
 
-FEW = "56 photos leave 40 to train on, fewer than a step takes .57.: .* --batch-size 10"
-
-
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -251,12 +254,14 @@ FEW = "56 photos leave 40 to train on, fewer than a step takes .57.: .* --batch-
         ("--device cuda:77", "--device cuda:77: this machine has . GPUs"),
         ("--cache {file}/below", "Not a directory: .*file/below"),
         ("--pretrained", "--pretrained: no weights of resnet18 .*by hand"),
+        ("--data {file}.csv --folds 5", "--folds would draw a new split, but these photos have"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(more, says, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
     (tmp_path / "file").touch()
+    (tmp_path / "file.csv").write_text("path,class,split\nfile,a,train\nfile.csv,b,train")
     refused([*words_for(photos, tmp_path), *more.format(file=tmp_path / "file").split()], says)
 
 

@@ -56,10 +56,9 @@ def test_copies_of_held_out_photos_are_dropped_and_labelled_photos_unchanged(pla
             assert torch.equal(dataset.pixels[rows], other.pixels[expected])
             assert np.array_equal(labels, same)
         held_out = np.concatenate([dataset.rows_and_labels(part)[0] for part in ("val", "test")])
-        unlabelled = dataset.unlabelled
-        assert 32 < len(unlabelled) < 32 + 24  # without copies of val and test photos
+        assert 32 < len(dataset.unlabelled) < 32 + 24  # without copies of val and test photos
         photos = {dataset.pixels[row].numpy().tobytes() for row in held_out}
-        assert not photos & {dataset.pixels[row].numpy().tobytes() for row in unlabelled}
+        assert not photos & {dataset.pixels[row].numpy().tobytes() for row in dataset.unlabelled}
         assert len(other.unlabelled) == 0
         assert len(off[fold].unlabelled) == 32 + 24
         assert dataset.decoded.unreadable[-1][0] == f"{places[1].resolve()}/broken.jpg"

@@ -45,9 +45,7 @@ METHODS = {
     # beta of the authors' code for ResNet32x4 to ResNet8x4
     "dkd": Method("Zhao et al. 2022", logits_loss=losses.dkd_loss, weight=8.0, hard_labels=True),
     "dist": Method(  # beta and gamma of the paper
-        "Huang et al. 2022",
-        logits_loss=lambda s, t, _, temperature, beta: losses.dist_loss(s, t, temperature, beta),
-        weight=2.0,
+        "Huang et al. 2022", lambda s, t, _, T, beta: losses.dist_loss(s, t, T, beta), weight=2.0
     ),
     "fitnet": Method(
         "Romero et al. 2015",

@@ -6,7 +6,6 @@ DATA is a folder, a CSV or an archive, as for --data. If a network was trained o
 its test photos are used; else their test part, if they are split, or all. Float32 (TF32 on GPUs).
 """
 
-import csv
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from config import DEVICE, PATH, Config, Parser, UserError, checkpoint, file_dig
 from data.batches import cached_side
 from data.cache import Decoded, decode_photos
 from data.files import atomic_write, csv_text
+from data.layouts import read_table
 from data.listing import find_photos
 from models.factory import multiply_adds
 from utils.device import find_device
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", type=DEVICE, default="auto", help="cpu, cuda or cuda:N")
     parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
     parser.add_argument("--cache", type=PATH, default=Config.cache, help="as train.py's")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     options.mistakes.parent.mkdir(parents=True, exist_ok=True)
     device = find_device(Config(device=options.device, precision="float32"))
     files = options.networks
@@ -105,11 +105,9 @@ def select_photos(
     of photos that have been seen otherwise: by a teacher, unlabelled, or with these paths."""
     photos, tests, seen = decoded.photos, dict[str, frozenset[str]](), set[str]()
     for file, about in zip(files, abouts, strict=True):
-        run, rows = file.resolve().parent, list[dict[str, str]]()
+        run = file.resolve().parent
         path = run.parent.parent / "results" / run.name / "split.csv"
-        if path.exists() and file_digest(path) == about["split"]:
-            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-                rows = [*csv.DictReader(lines)]
+        rows = read_table(path)[1] if path.exists() and file_digest(path) == about["split"] else []
         test = frozenset(row["path"] for row in rows if row["split"] == "test")
         if about["photos"] == decoded.digest:
             test = test or tests.get(about["split"], frozenset())

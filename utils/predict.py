@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--csv", action="store_true", help="lines of path,rank,class,probability")
     style.add_argument("--json", action="store_true", help="one JSON object per line")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     classify, about = load_any(options.network, options.code)
     table, unreadable = csv.writer(sys.stdout, lineterminator="\n"), 0
     if options.csv:

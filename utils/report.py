@@ -51,7 +51,7 @@ def teacher_result(student: Result, by_name: Mapping[str, Result]) -> Result:
 
 def heading(student: Result) -> str:
     """The teacher and the student, each with its settings."""
-    teacher = {"model": student["distillation"]["teacher"], "tag": "", **student["teacher"]}
+    teacher = {"arch": student["distillation"]["teacher"], "tag": "", **student["teacher"]}
     return f"{title(teacher)} teaches {title(student)}"
 
 

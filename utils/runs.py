@@ -176,15 +176,15 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
         check_network(kd.teacher, config.image_size, config.pretrained and not kd.teacher_tag)
     datasets = load_datasets(configs, device.device, ranks.count())
     runs = [Run(config, datasets[config.fold], device) for config in configs]
-    about = read_tensors(config.weights) if config.weights else {}  # more than weights if of a run
+    about = read_tensors(config.weights) if config.weights else {}  # a run's has more than weights
     for run in runs:
         same = about.get("photos") == run.data.decoded.digest
         if same and about.get("held_out") != run.data.split.held_out:
-            why = "or its teacher was trained on another split of these photos"
-            hint = "and may have seen test photos of"
-            raise UserError(f"--weights {config.weights} {why}, {hint} {run.name}")
-    if about.get("photos") not in (None, runs[0].data.decoded.digest):
-        print("NOTE     --weights was trained on other photos, perhaps on these test photos\n")
+            why = "or its teacher was trained on another split, perhaps on test photos of"
+            raise UserError(f"--weights {config.weights} {why} {run.name}")
+    if "split" in about and not (same and about["split"] == runs[0].data.split.hash):
+        what = "labels of this split" if same else "photos, perhaps on these test photos"
+        print(f"NOTE     --weights was trained on other {what}\n")
     return runs
 
 
@@ -232,13 +232,12 @@ def lock_runs(
 
 def check_earlier(run: Run, *, used: bool) -> None:
     """Raise UserError for an earlier run that must not be resumed or, if `used`, used as it is."""
+    weights = run.config.weights if run.config.overwrite else None
+    if weights and weights.resolve().parent == run.best.resolve().parent:
+        raise UserError(f"--overwrite would delete --weights {weights}: give --tag NAME")
     started = run.finished or any(map(os.path.lexists, (run.best, run.last)))
     if not started or (run.config.overwrite and not used):
         return
-    if not run.config.resume and not used:
-        state = "is finished" if run.finished else "was started before"
-        hint = "--overwrite does it again, --tag NAME makes a new run beside it"
-        raise UserError(f"{run.name} {state}: --resume keeps what exists and does the rest, {hint}")
     if not run.finished and not os.path.lexists(run.last):
         raise UserError(f"{run.name}: last.pt or result.json is gone: --overwrite trains it again")
     path = run.path("results", "settings.json")
@@ -246,6 +245,10 @@ def check_earlier(run: Run, *, used: bool) -> None:
     if run.finished:
         found = run.result()["environment"]  # raises UserError if it is damaged
         check_settings(path.with_name("result.json"), found, {"precision": run.device.precision})
+    if not run.config.resume and not used:
+        state = "is finished" if run.finished else "was started before"
+        hint = "--overwrite does it again, --tag NAME makes a new run beside it"
+        raise UserError(f"{run.name} {state}: --resume keeps what exists and does the rest, {hint}")
 
 
 def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -255,9 +258,8 @@ def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) ->
         if isinstance(found, dict) and isinstance(value, dict):
             check_settings(path, found, value)
         elif found != value:
-            other = f"{key} {found}, not {value}"
-            if key in ("classes", "split", "photos"):  # which cannot be read off their hashes
-                other = "other photos, or another split of them"
+            photos = key in ("classes", "split", "photos")  # which cannot be read off their hashes
+            other = "other photos, or another split" if photos else f"{key} {found}, not {value}"
             hint = "--overwrite to start over (baselines and teachers by train.py) or another --tag"
             raise UserError(f"{path} was written with {other}: give the same settings, or {hint}")
 
@@ -364,7 +366,6 @@ def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result
     arrays: dict[str, Any] = {"logits": logits.numpy(), "labels": labels.numpy()}
     best, final = max(history, key=validation_rank), history[-1]
     result: Result = settings | {
-        "model": settings["arch"],
         "tag": config.tag,
         "photos": {
             "name": data.name,
@@ -391,8 +392,6 @@ def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result
             "final_val_accuracy": final["accuracy/val"],
         },
         "best_epoch": best["epoch"],
-        # The first epoch also pays for warming up.
-        "images_per_second": np.median([r["images_per_second"] for r in history[1:] or history]),
         "seconds": sum(row["seconds"] for row in history),
         "val": val,
         "test": test,

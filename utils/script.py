@@ -70,7 +70,7 @@ def _terminate(*_: object) -> None:
 def describe(runs: Sequence["Run"]) -> None:
     """Print which photos and device are used, and what was found wrong with the photos."""
     config, data, device = runs[0].config, runs[0].data, runs[0].device
-    photos, unreadable = data.decoded.photos, data.decoded.unreadable
+    photos = data.decoded.photos
     counts = ", ".join(f"{part} {count:,}" for part, count in data.counts.items())
     if config.folds:
         counts = f"of {config.folds} folds, fold {config.fold} has {counts}"
@@ -92,11 +92,7 @@ def describe(runs: Sequence["Run"]) -> None:
         print(f"NOTE     {count:,} unlabelled photos, used only for distillation; {left_out}")
     if config.data == "sample":
         print("NOTE     synthetic photos, which say nothing about real ones: give --data FOLDER")
-    if unreadable:
-        print(f"WARNING  {len(unreadable)} files cannot be read; a run's unreadable.csv lists all:")
-        for path, reason in unreadable[:5]:
-            print(f"         {path!r}: {reason}")
-    looks = [normalize("NFKC", name).casefold() for name in photos.classes]
+    looks = ["".join(normalize("NFKC", name).casefold().split()) for name in photos.classes]
     if alike := [ascii(n) for i, n in enumerate(photos.classes) if looks.count(looks[i]) > 1]:
         print(f"WARNING  classes that look the same: {', '.join(alike)}")
     for note in describe_duplicates(data.split, data.groups):

@@ -33,7 +33,6 @@ MORE_ROWS: Rows = {
     "Test macro-F1": ("test", "macro_f1", ".4f"),
     "Test calibration error": ("test", "calibration_error", ".4f"),
     "Best epoch": ("best_epoch", ".0f"),
-    "Training images per second": ("images_per_second", ",.0f"),
     "Training seconds": ("seconds", ",.0f"),
 }
 COMPARED: Rows = {
@@ -90,7 +89,7 @@ def settings(run: Result) -> str:
 def title(run: Result) -> str:
     """The model, with its tag, the hash of its own code, and settings that are not the default."""
     notes = ", ".join(filter(None, (run["tag"], (run.get("source") or "")[:6], settings(run))))
-    return f"{run['model']} ({notes})" if notes else str(run["model"])
+    return f"{run['arch']} ({notes})" if notes else str(run["arch"])
 
 
 def gain_over(pairs: Pairs, part: str = "test") -> np.ndarray:
