@@ -111,7 +111,7 @@ def test_a_command_distils_with_few_labels_and_unlabelled_photos(places, tmp_pat
     knowledge_distillation.main([*distils, "--method", "kd", "dist"])
     printed = capsys.readouterr().out
     assert printed.count("already finished") == 2
-    assert "unlabelled photos, used only for distillation" in printed
+    assert "63 unlabelled photos, used only for distillation; 9 copies of" in printed
     name = "all-32px-resnet18-from-own.small-kd-a0.7-T2-and-more-labels4-seed0"
     result = read_json(tmp_path / "output" / "results" / name / "result.json")
     dataset = load_datasets(parse([*distils, "--method", "kd"], "", METHODS), CPU)[None]
