@@ -172,24 +172,23 @@ def test_the_manifest_is_these_bytes():
 
 
 def test_copies_are_reported_and_the_seed_is_passed_on():
-    photos = FORTY
-    split = Split(photos, np.zeros(40, np.int8))
+    split = Split(FORTY, np.zeros(40, np.int8))
     assert describe_duplicates(split, np.arange(40)) == []
     assert list_duplicates(split, np.arange(40)) == []
     groups = np.array([0, 0, *range(2, 20), 0, *range(21, 40)])
-    drawn = split_photos(photos, groups, 0)
-    assert drawn.hash != split_photos(photos, groups, 1).hash
+    drawn = split_photos(FORTY, groups, 0)
+    assert drawn.hash != split_photos(FORTY, groups, 1).hash
     how_many, two_labels = describe_duplicates(split, groups)
     assert "3 photos show 1 pictures; photos of one picture are kept in one part" in how_many
     same = "such as 'fog/00.jpg' = 'fog/01.jpg' = 'rain/00.jpg'"
     assert f"pictures that have conflicting labels: 1, {same}" in two_labels
     assert len(describe_duplicates(drawn.with_labels(0.5, 0), groups)) == 2
-    across = split_photos(replace(photos, given=np.array(["train", "test"] * 20)), groups, 0)
+    across = split_photos(replace(FORTY, given=np.array(["train", "test"] * 20)), groups, 0)
     how_many, _, in_parts = describe_duplicates(across, groups)
     assert how_many == "NOTE     duplicates: 3 photos show 1 pictures"
     assert f"pictures that are in several parts of the given split: 1, {same}" in in_parts
     copies = np.array([0, 1, 2, 2, *range(4, 40)])  # in folds 2 and 3, which both train in fold 0
-    own = split_photos(replace(photos, given=np.array([*"0123"] * 10)), copies, 0, 4).fold(0)
+    own = split_photos(replace(FORTY, given=np.array([*"0123"] * 10)), copies, 0, 4).fold(0)
     assert "several parts of the given split: 1" in describe_duplicates(own, copies)[1]
     assert [line[1:] for line in list_duplicates(across, groups)] == [
         ("fog/00.jpg", "fog", across.names[across.part[0]]),

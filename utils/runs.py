@@ -177,8 +177,8 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
     datasets = load_datasets(configs, device.device, ranks.count())
     runs = [Run(config, datasets[config.fold], device) for config in configs]
     about = read_tensors(config.weights) if config.weights else {}  # a run's has more than weights
+    same = about.get("photos") == runs[0].data.decoded.digest
     for run in runs:
-        same = about.get("photos") == run.data.decoded.digest
         if same and about.get("held_out") != run.data.split.held_out:
             why = "or its teacher was trained on another split, perhaps on test photos of"
             raise UserError(f"--weights {config.weights} {why} {run.name}")
@@ -232,11 +232,11 @@ def lock_runs(
 
 def check_earlier(run: Run, *, used: bool) -> None:
     """Raise UserError for an earlier run that must not be resumed or, if `used`, used as it is."""
-    weights = run.config.weights if run.config.overwrite else None
-    if weights and weights.resolve().parent == run.best.resolve().parent:
+    weights, overwritten = run.config.weights, run.config.overwrite and not used
+    if overwritten and weights and weights.resolve().parent == run.best.resolve().parent:
         raise UserError(f"--overwrite would delete --weights {weights}: give --tag NAME")
     started = run.finished or any(map(os.path.lexists, (run.best, run.last)))
-    if not started or (run.config.overwrite and not used):
+    if overwritten or not started:
         return
     if not run.finished and not os.path.lexists(run.last):
         raise UserError(f"{run.name}: last.pt or result.json is gone: --overwrite trains it again")
@@ -258,8 +258,8 @@ def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) ->
         if isinstance(found, dict) and isinstance(value, dict):
             check_settings(path, found, value)
         elif found != value:
-            photos = key in ("classes", "split", "photos")  # which cannot be read off their hashes
-            other = "other photos, or another split" if photos else f"{key} {found}, not {value}"
+            hashed = key in ("classes", "split", "photos")  # which cannot be read off their hashes
+            other = "other photos, or another split" if hashed else f"{key} {found}, not {value}"
             hint = "--overwrite to start over (baselines and teachers by train.py) or another --tag"
             raise UserError(f"{path} was written with {other}: give the same settings, or {hint}")
 
