@@ -205,6 +205,8 @@ def test_an_export_gives_the_same_probabilities_without_the_repo(kind, best, pho
 def test_photos_that_networks_have_seen_are_not_measured_as_new(best, photos, tmp_path, capsys):
     copy = shutil.copy(best, tmp_path / "alone.pt")  # without a split.csv
     where = ("--cache", photos.parent / "cache", "--mistakes", tmp_path / "mistakes.csv")
+    status, lines, (error,) = command("utils.evaluate", copy, photos, *where)
+    assert (status, lines, error.count("their test photos are unknown or differ")) == (2, [], 1)
     for program, flag in ((evaluate, "--mistakes"), (export, "--output")):
         with pytest.raises(UserError, match=f"^{flag}: '{tmp_path}' is a folder or a device"):
             program.main([str(copy), str(photos), flag, str(tmp_path)])
@@ -217,9 +219,8 @@ def test_photos_that_networks_have_seen_are_not_measured_as_new(best, photos, tm
     runs = shutil.copytree(photos.parent / "output", tmp_path / "output")
     split = runs / "results" / best.parent.name / "split.csv"
     split.write_text(split.read_text("utf-8").replace("train", "test"), "utf-8")
-    for file in (copy, runs / "checkpoints" / best.parent.name):
-        with pytest.raises(UserError, match=r"their test photos are unknown or differ.*$"):
-            evaluated(file, photos)
+    with pytest.raises(UserError, match="are unknown or differ"):
+        evaluated(runs / "checkpoints" / best.parent.name, photos)
     others = tmp_path / "others"
     for name in ("rain", "sun"):
         (others / name).mkdir(parents=True)
