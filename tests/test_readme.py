@@ -26,7 +26,7 @@ TRAINING = [words for words in COMMANDS if words[:2] in (TRAIN, DISTIL)]
 RUN = (
     "train.py --models resnet18 --folds 10",
     "knowledge_distillation.py --reverse",
-    "knowledge_distillation.py --teacher efficientnet_b0 --teacher-tag tuned --method fitnet"
+    "knowledge_distillation.py --data photos --teacher efficientnet_b0 --teacher-tag tuned --method fitnet"
     " --alpha 0.9 --epochs 30 --mixup 0.2 --tag 30epochs",
 )
 SMALL = ("--seeds", 0, "--warmup-epochs", 0)
@@ -71,7 +71,7 @@ def test_a_training_command_runs(line, photos, tmp_path, capsys):
     small = training(photos, tmp_path, *SMALL)
     small += ("--folds", "3", "--fold", "1") if "--folds" in words else ()
     if "--teacher-tag" in words:  # the command before it trains this teacher
-        assert run_script(train.main, [*small, "--models", words[3], "--tag", words[5]]) == 0
+        assert run_script(train.main, [*small, "--models", words[5], "--tag", words[7]]) == 0
     main = knowledge_distillation.main if words[:2] == DISTIL else train.main
     status = run_script(main, [*words[2:], *small])
     printed = capsys.readouterr()
