@@ -39,8 +39,8 @@ def shown(text: object, keep: str = "\n") -> str:
 
 
 def one_line(problem: object, most: int = 150) -> str:
-    """What an error says, or else its type, in a line of at most so many characters."""
-    return " ".join(str(problem).split())[:most] or repr(problem)
+    """What an error says (but torch's advice on unsafe files) or its type, in a line, cut short."""
+    return " ".join(str(problem).partition(" This file can")[0].split())[:most] or repr(problem)
 
 
 def plain_name(path: Path) -> str:

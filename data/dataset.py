@@ -95,8 +95,8 @@ def load_datasets(
     }
     size, train = config.batch_size, min(d.counts["train"] for d in datasets.values())
     if size > train:
-        why = f"{len(decoded.photos)} photos leave {train} to train on, fewer than a step takes"
-        raise UserError(f"{why} ({size}): add photos, or give --batch-size {max(2, train // 4)}")
+        why = f"{len(decoded.photos)} photos leave {train} to train on, fewer than a step's {size}"
+        raise UserError(f"{why}: add photos or labels, or give --batch-size {max(2, train // 2)}")
     if size % ranks or size < 2 * ranks:
         why = f"{ranks} ranks need a multiple of {ranks}, two photos each"
         raise UserError(f"--batch-size {size}: {why}")

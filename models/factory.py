@@ -96,7 +96,7 @@ def check_network(
     values = [logits, *model.state_dict().values()]
     if not all(isinstance(v, torch.Tensor) for v in values) or logits.shape != (2, classes):
         found = getattr(logits, "shape", type(logits).__name__)
-        raise UserError(f"{network} must return logits (2, {classes}) of 2 images, not {found}")
+        raise UserError(f"{network}({classes}): 2 images give {found}, not logits (2, {classes})")
     if logits.min() >= 0 and (logits.sum(1) - 1).abs().max() < 0.01:
         raise UserError(f"{network} returns probabilities, not logits: omit its last softmax")
     if wrong := [name for name, v in model.state_dict().items() if not v.isfinite().all()]:

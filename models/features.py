@@ -40,10 +40,7 @@ def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
         if stem or isinstance(module, nn.AdaptiveAvgPool2d) or 997 in getattr(output, "shape", ()):
             return
         match getattr(output, "shape", ()):
-            # With C = H = W, the layout is assumed to be that of the map before.
-            case (_, channels, side, other) if side == other and not (
-                channels == side and seen and seen[-1][3].channels_last
-            ):
+            case (_, channels, side, other) if side == other:
                 seen.append((name.count("."), len(seen), side, Layer(name, channels, False)))
             case (_, side, other, channels) if side == other:
                 seen.append((name.count("."), len(seen), side, Layer(name, channels, True)))
@@ -52,15 +49,18 @@ def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
         module.register_forward_hook(partial(note, name))
     with torch.no_grad():
         model(torch.zeros(1, 3, image_size, image_size))
+    layouts = {depth: one.channels_last for depth, _, side, one in seen if one.channels != side}
     trunk: list[tuple[int, int, Layer]] = []  # time, side; never larger than before
-    for _, time, side, layer in sorted(seen, key=lambda one: (one[0], -one[1])):
+    for depth, time, side, layer in sorted(seen, key=lambda one: (one[0], -one[1])):
+        if layer.channels == side:  # C = H = W: with the layout of other maps at this depth
+            layer = layer._replace(channels_last=layouts.get(depth, False))
         once = calls[layer.module] == 1  # not as an activation that is used again and again
         if once and all(side <= s if t < time else side >= s for t, s, _ in trunk):
             trunk.append((time, side, layer))
     sides = sorted({side for _, side, _ in trunk}, reverse=True)
     layers, stride = dict[int, Layer](), 1
     for larger, side in zip([image_size, *sides], sides, strict=False):
-        stride *= 2 ** round(math.log2(larger / side))  # an odd side is halved up or down
+        stride *= 2 ** round(math.log2((larger + 0.25) / (side + 0.25)))  # 3 is halved to 2 or 1
         layers[stride] = next(layer for _, s, layer in trunk if s == side)
     return layers
 

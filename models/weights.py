@@ -39,7 +39,7 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state_dict in a file: alone, or as `model` or `state_dict` of a checkpoint."""
-    with explained(f"{path}: not a file of weights that can be read"):
+    with explained(f"{path}: not weights as torch.save(model.state_dict(), FILE) writes them"):
         state = read_tensors(path)
         for key in ("model", "state_dict"):
             state = state.get(key, state) if isinstance(state.get(key), dict) else state

@@ -8,8 +8,7 @@ from hypothesis import settings
 # Set before torch is imported: for networks this small, waking threads takes longer than the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell that starts the tests in the background has them ignore SIGINT, and so would every command
-# that they start and interrupt.
+# Tests that a shell starts in the background ignore SIGINT, and so would commands that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline, since a busy machine is not a bug. In CI the same examples are drawn every time.

@@ -53,6 +53,8 @@ def test_the_maps_of_any_network_are_those_of_its_stages(name):
     _, maps = logits_and_maps(create_model(name, 3, 64, seed=0).eval(), layers, images)
     for layer, stride, features in zip(layers, STRIDES, maps, strict=True):
         assert features.shape == (1, layer.channels, 64 // stride, 64 // stride)
+    if name in ("convnext_tiny", "swin_v2_t"):  # of 96 channels, at 384 px in 96 rows
+        assert feature_layers(name, 384, (4,))[0].channels_last == layers[0].channels_last
 
 
 OWN = """
@@ -69,3 +71,4 @@ def test_neither_a_module_that_is_used_at_several_strides_nor_a_map_of_classes_i
     (tmp_path / "own.py").write_text(OWN)
     layers = feature_layers(f"{tmp_path}/own.py:own", 50, (4, 8, 16))
     assert [layer.module for layer in layers] == ["2", "4", "6"]
+    assert feature_layers("alexnet", 64, (32,))[0].module == "features"  # 1 × 1, after 3 × 3

@@ -179,15 +179,14 @@ def test_an_export_gives_the_same_probabilities_without_the_repo(kind, best, pho
     expected, _ = load_any(best)
     torch.testing.assert_close(classify(squares), expected(squares), atol=0.01, rtol=0)
     assert about["classes"] == [*CLASSES]
-    # Others than the sizes it was traced with.
-    one = squares[:1, :40, :57]
+    one = squares[:1, :40, :57]  # other sizes than it was traced with
     torch.testing.assert_close(classify(one.repeat(3, 1, 1, 1)), classify(one).repeat(3, 1))
     (folder := file.parent / "output/cache/sample/files/snow").mkdir(parents=True)
     Image.fromarray(squares[0].numpy()).save(folder / "0000.jpg", "png")
     assert without_repo(USE[kind], file.parent) == f"{CLASSES[expected(squares[:1]).argmax()]}\n"
 
     where = ("--cache", photos.parent / "cache", "--mistakes", tmp_path / "mistakes.csv")
-    status, lines, errors = command("utils.evaluate", best.parent, file, photos, *where)
+    status, lines, errors = command("utils.evaluate", best.parent, file, file, photos, *where)
     assert (status, errors) == (0, [])
     result = read_json(photos.parent / "output/results" / best.parent.name / "result.json")
     count, accuracy = result["test"]["photos"], result["test"]["accuracy"]

@@ -26,8 +26,8 @@ TRAINING = [words for words in COMMANDS if words[:2] in (TRAIN, DISTIL)]
 RUN = (
     "train.py --models resnet18 --folds 10",
     "knowledge_distillation.py --reverse",
-    "knowledge_distillation.py --data photos --teacher efficientnet_b0 --teacher-tag tuned --method fitnet"
-    " --alpha 0.9 --epochs 30 --mixup 0.2 --tag 30epochs",
+    "knowledge_distillation.py --data photos --teacher efficientnet_b0 --teacher-tag tuned"
+    " --method fitnet --alpha 0.9 --epochs 30 --mixup 0.2 --tag 30epochs",
 )
 SMALL = ("--seeds", 0, "--warmup-epochs", 0)
 # Other commands, which install, need the network, or are run by make, .ci/run and other tests.

@@ -97,11 +97,12 @@ def test_photos_resolutions_splits_and_divisions_are_not_mixed(tmp_path):
     others = [{"name": "fog"}, {"image_size": 96}, {"split": "ffff"}, {"name": "s", "sample": True}]
     others += [{"labels_per_class": 5.0}, {"labels_per_class": 0.1}]
     plain = [result() | {"run": f"{one}", "photos": result()["photos"] | one} for one in others]
-    plain.append(result(environment_precision="float32"))
+    plain += [result(environment_precision="float32"), result(environment_device="cuda:0, H100")]
     text = report(tmp_path, result(), *plain, *on_folds(0, 1), *on_folds(0, 1, photos_digest="b"))
     assert len(re.findall("^## .*", text, re.M)) == 10
-    assert text.count("Computed in float32.") == 1
-    assert text.count("Labels per class: 5.") == 1
+    assert text.count("Computed in float32: cpu, 1 threads, torch ") == 1
+    assert re.search(r"in bf16: cpu, 1 threads, torch 2\.\S+; cuda:0, H100, torch 2\.\S+\.", text)
+    assert text.count("Labels per class: at most 5.") == 1
     assert text.count("Labels per class: a share of 0.1.") == 1
     assert text.count("11 classes, split ffff: train 2614, val 750, test 10.") == 1
     assert text.count("Synthetic images, not photographs.") == 1

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
     options.mistakes.parent.mkdir(parents=True, exist_ok=True)
     device = find_device(Config(device=options.device, precision="float32"))
-    files = options.networks
+    files = [*dict.fromkeys(options.networks)]
     loaded = [load_any(file, options.network, str(device.device)) for file in files]
     networks, abouts = zip(*loaded, strict=True)
     classes, size = abouts[0]["classes"], abouts[0]["image_size"]

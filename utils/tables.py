@@ -60,8 +60,9 @@ def section(results: Sequence[Result]) -> str:
         here = len({result["photos"]["fold"] for result in results})
         about = f"{len(names)} classes; {here} of {folds} folds of division {photos['division']}."
     if few := photos.get("labels_per_class"):
-        about += f" Labels per class: {'a share of ' * (few < 1)}{few:g}."
-    about += f" Computed in {results[0]['environment']['precision']}."
+        about += f" Labels per class: {'a share of' if few < 1 else 'at most'} {few:g}."
+    on = {"{device}, torch {torch}".format_map(run["environment"]) for run in results}
+    about += f" Computed in {results[0]['environment']['precision']}: {'; '.join(sorted(on))}."
     about += " Synthetic images, not photographs." * photos["sample"]
     if (test := photos["counts"]["test"]) < 200 and not folds:
         about += f" Few test photos: each counts {100 / test:.1f} points."
