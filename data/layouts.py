@@ -26,10 +26,10 @@ from data.files import FREE_SPACE, build_once
 from data.listing import ALL_PARTS, LAYOUTS, PARTS, UNLABELLED, Photos, photos_below, walk
 
 PART = re.compile(  # as in seg_train, training_set, Testdata, TrainImages, unlabelled
-    r"(?<![a-z])(train|test|eval|val|dev|unlabel)(ing|uation|id|idation|l?ed|val)?"
+    r"(?<![a-z])(train|trn|test|tst|eval|val|dev|unlabel)(ing|uation|id|idation|l?ed|val)?"
     r"(set|data|images?|photos?)?(?![a-z])"
 )
-MEANT = {"eval": "test", "dev": "val", "unlabel": UNLABELLED}
+MEANT = {"trn": "train", "tst": "test", "eval": "test", "dev": "val", "unlabel": UNLABELLED}
 # Drawn BMP images pack to a twentieth at best; a bomb unpacks to a thousand times its size or more.
 MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
 

@@ -51,7 +51,7 @@ LAYOUTS = {
     "Data/train": (["Data/train", "Data/test"], [], (14, 4, 18)),
     "seg_train": (["seg_train/seg_train", "seg_test/seg_test"], ["seg_pred/seg_pred"], (14, 4, 18)),
     "without test": (["train", "valid"], ["unlabelled/a", "unlabelled/b"], (16, 18, 2)),
-    "others": (["train", "test"], ["extra/a", "extra/b"], (14, 4, 18)),
+    "others": (["trn", "tst"], ["extra/a", "extra/b"], (14, 4, 18)),
     "test without classes": (["train"], ["test"], (12, 4, 2)),
 }
 
