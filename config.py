@@ -39,8 +39,9 @@ def shown(text: object, keep: str = "\n") -> str:
 
 
 def one_line(problem: object, most: int = 150) -> str:
-    """What an error says (but torch's advice on unsafe files) or its type, in a line, cut short."""
-    return " ".join(str(problem).partition(" This file can")[0].split())[:most] or repr(problem)
+    """What an error says (of torch.load's, the reason alone), or its type, in one short line."""
+    text = " ".join(str(problem).split()).rpartition("WeightsUnpickler error: ")[2]
+    return text.partition(" Please use `torch")[0][:most] or repr(problem)
 
 
 def plain_name(path: Path) -> str:

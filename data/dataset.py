@@ -95,7 +95,7 @@ def load_datasets(
     }
     size, train = config.batch_size, min(d.counts["train"] for d in datasets.values())
     if size > train:
-        why = f"{len(decoded.photos)} photos leave {train} to train on, fewer than a step's {size}"
+        why = f"{len(decoded.photos)} photos leave {train} to train on, less than a batch of {size}"
         raise UserError(f"{why}: add photos or labels, or give --batch-size {max(2, train // 2)}")
     if size % ranks or size < 2 * ranks:
         why = f"{ranks} ranks need a multiple of {ranks}, two photos each"

@@ -1,5 +1,4 @@
-"""Anything on disk may be damaged: each command then gives one error line or the right numbers.
-FAULTS=whole pytest tests/test_faults_damage.py runs it."""
+"""Damage on disk gives one error line or the right numbers; FAULTS=whole runs all of it."""
 
 import contextlib
 import io

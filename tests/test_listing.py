@@ -68,7 +68,7 @@ def test_a_layout_is_recognised_and_its_parts_are_used_as_given(name, packed, tm
     assert split.photos.classes == ("rain", "snow")
     assert tuple(len(split.indices(part)) for part in PARTS) == counts
     for photo, part in zip(split.photos.paths, split.part, strict=True):
-        assert "test" not in photo or PARTS[part] == "test"
+        assert "test" not in photo.replace("tst", "test") or PARTS[part] == "test"
     left_out = {other.split("/")[0] for other in others} | ({"files"} if others else set())
     assert {note.split()[0] for note in split.photos.notes} == left_out
     assert not others or f": {9 * len(others)}, such as '{others[0]}/0" in split.photos.notes[-1]

@@ -26,7 +26,7 @@ from utils.runs import prepare
 from utils.script import run_script
 
 NAME = "weather-32px-resnet18-seed0"
-FEW = "56 photos leave 40 to train on, fewer than a step's 57: .* --batch-size 20"
+FEW = "56 photos leave 40 to train on, less than a batch of 57: .* --batch-size 20"
 
 
 def words_for(photos: Path, folder: Path) -> list[str]:

@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> None:
     model, about = load_classifier(path, options.network)
     to = options.output or Path(f"{path.resolve().parent.name}.{options.format}")
     if to.suffix != f".{options.format}":
-        raise UserError(f"--output {to}: --format {options.format} needs a name with that ending")
+        raise UserError(f"--output {to}: --format {options.format} makes a .{options.format} file")
     before, side = load_any(path, options.network)[0], cached_side(about["image_size"])
     names = [*map(options.photos.joinpath, photos_below(options.photos))]
     squares, photos = [], []
