@@ -38,10 +38,10 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file: alone, or as `model` or `state_dict` of a checkpoint."""
+    """The state_dict in a file: alone, or in a checkpoint under one of these names."""
     with explained(f"{path}: not weights as torch.save(model.state_dict(), FILE) writes them"):
         state = read_tensors(path)
-        for key in ("model", "state_dict"):
+        for key in ("model", "state_dict", "model_state_dict"):
             state = state.get(key, state) if isinstance(state.get(key), dict) else state
         state = {str(k).removeprefix("module."): v for k, v in state.items()}
         if not state or not all(isinstance(v, Tensor) for v in state.values()):

@@ -80,8 +80,8 @@ def test_weights_that_are_broken_or_cannot_be_had_are_named(weights_folder):
 def test_weights_of_a_file_are_taken_whole_but_for_a_head_of_other_classes(tmp_path):
     source, path = create_model("resnet18", 5, 64, seed=1).state_dict(), tmp_path / "w.pt"
     parallel = {f"module.{key}": value for key, value in source.items()}
-    for content in (source, {"model": source}, {"state_dict": parallel}):
-        torch.save(content, path)
+    for one in (source, {"model": source}, {"state_dict": parallel}, {"model_state_dict": source}):
+        torch.save(one, path)
         file_digest.cache_clear()  # as at the start of a command
         same, loaded = initial_model("resnet18", 5, 64, seed=2, weights=path)
         assert all(map(torch.equal, same.state_dict().values(), source.values()))
