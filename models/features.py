@@ -52,7 +52,7 @@ def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
     layouts = {depth: one.channels_last for depth, _, side, one in seen if one.channels != side}
     trunk: list[tuple[int, int, Layer]] = []  # time, side; never larger than before
     for depth, time, side, layer in sorted(seen, key=lambda one: (one[0], -one[1])):
-        if layer.channels == side:  # C = H = W: with the layout of other maps at this depth
+        if layer.channels == side:  # C = H = W: take the layout of others at this depth
             layer = layer._replace(channels_last=layouts.get(depth, False))
         once = calls[layer.module] == 1  # not as an activation that is used again and again
         if once and all(side <= s if t < time else side >= s for t, s, _ in trunk):

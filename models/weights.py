@@ -38,7 +38,7 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file: alone, or in a checkpoint under one of these names."""
+    """The state_dict in a file: alone, or as `model` or `[model_]state_dict` of a checkpoint."""
     with explained(f"{path}: not weights as torch.save(model.state_dict(), FILE) writes them"):
         state = read_tensors(path)
         for key in ("model", "state_dict", "model_state_dict"):

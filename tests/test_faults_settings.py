@@ -179,6 +179,6 @@ def outcome(words: list[str], distils: bool, output: Path) -> str:
 
 def may_diverge(config: Config) -> bool:
     """Whether weights may outgrow float32 within a few steps: AdamW moves each by about the rate,
-    and BatchNorm's running averages lag behind. 0.3 is too much for ResNet50, 0.1 is not."""
+    and in validation BatchNorm's averages lag behind. 0.3 is too much for ResNet50, 0.1 is not."""
     weight = (config.kd and config.kd.weight) or 0
     return config.lr > 0.1 or config.lr * config.weight_decay > 1 or weight > 1e4
