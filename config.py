@@ -184,7 +184,7 @@ class Config:
         "training labels to use per class, or the fraction if below 1; a student with a teacher "
         "uses the other photos as unlabelled")
     duplicates: str = setting("near", ("near", "exact", "off"), "which photos to keep in the same "
-        "part of the split: near, all of one picture; exact, identical files; off, none")
+        "part of the split: near-duplicates (near), identical files (exact) or none (off)")
 
     # Training recipe; docs/recipe.md has the reasons for the defaults
     epochs: int = setting(15, number(int, 1), "passes over the training photos")
@@ -223,8 +223,7 @@ class Config:
         if per_class > 1 and per_class % 1:
             raise UserError("--labels-per-class: an integer, or a fraction below 1")
         if self.warmup_epochs > self.epochs:
-            most = f"at most --epochs, which is {self.epochs}"
-            raise UserError(f"--warmup-epochs {self.warmup_epochs:g}: {most}")
+            raise UserError(f"--warmup-epochs {self.warmup_epochs} exceeds --epochs {self.epochs}")
 
     @property
     def recipe(self) -> dict[str, Any]:

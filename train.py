@@ -3,7 +3,7 @@
     python train.py                                    experiment_1: DenseNet169, then ResNet18
     python train.py --experiment experiment_2          ResNet50, then ResNet18
     python train.py --models resnet18 --seeds 0 1 2 --data FOLDER --image-size 64
-    python train.py --models resnet18 --folds 10       each photo is a test photo once
+    python train.py --models resnet18 --folds 10       each photo is in the test set once
 
 Without --data it uses data/weather or data/weather.zip if one exists, else synthetic weather.
 Ends with tables of validation and test results by model.

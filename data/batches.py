@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate, one_hot
 
 from config import Config
 
-# Of ImageNet, as its weights expect, but for efficientnet_v2_l (0.5); also used from scratch.
+# ImageNet's, as pretrained weights expect (but efficientnet_v2_l's: 0.5); also used from scratch.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 TRIES = 10  # to draw a crop that fits, as in torchvision
@@ -63,10 +63,9 @@ def crop_by_matmul(photos: Tensor, boxes: Tensor, size: int) -> Tensor:
     count, side, _, _ = photos.shape
     rows = resampling(boxes[:, 0], boxes[:, 1], side, size)
     columns = resampling(boxes[:, 2], boxes[:, 3], side, size)
-    with torch.autocast(photos.device.type, enabled=False):  # bfloat16 would blur the grey levels
-        half = rows @ photos.view(count, side, side * 3).float()
-        half = half.view(count, size, side, 3).transpose(2, 3).reshape(count, size * 3, side)
-        whole = half @ columns.transpose(1, 2)
+    half = rows @ photos.view(count, side, side * 3).float()
+    half = half.view(count, size, side, 3).transpose(2, 3).reshape(count, size * 3, side)
+    whole = half @ columns.transpose(1, 2)
     return whole.view(count, size, 3, size).transpose(1, 2)
 
 

@@ -91,7 +91,7 @@ def _fingerprint(photos: Photos, side: int) -> str:
     lines = [f"version {VERSION} side {side} {sorted(FOREIGN)} {np.sum(photos.labels < 0)}"]
     for path in photos.paths:
         lines.append(path)
-        with suppress(FileNotFoundError, NotADirectoryError):  # also a link to nothing
+        with suppress(FileNotFoundError, NotADirectoryError):  # also a broken link
             s = os.stat(photos.root / path)
             lines.append(f"\0{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}")
     return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
@@ -143,7 +143,7 @@ def _decode_into(folder: Path, photos: Photos, side: int, name: str) -> None:
     paths = [photos.root / path for path in photos.paths]
     missing = {path for path in paths if not os.path.exists(path)}
     if denied := [p for p in paths if p not in missing and not os.access(p, os.R_OK)]:
-        raise UserError(f"no permission to read {len(denied)} photos, as {str(denied[0])!r}")
+        raise UserError(f"no permission to read {len(denied)} photos, such as {str(denied[0])!r}")
     with (
         # Not a memory map: on a full disk, that would kill the process without a word.
         open(folder / "pixels.raw", "wb") as file,
@@ -158,7 +158,7 @@ def _decode_into(folder: Path, photos: Photos, side: int, name: str) -> None:
                 bar.update()
     reasons, signatures, sums = map(np.array, zip(*rows, strict=True))
     if gone := {paths[n] for n in np.flatnonzero(reasons == os.strerror(2))} - missing:
-        raise UserError(f"{len(gone)} photos disappeared, as {str(min(gone))!r}: bring them back")
+        raise UserError(f"{len(gone)} photos disappeared, such as {str(min(gone))!r}: restore them")
     readable, labelled = reasons == "", photos.labels >= 0
     groups = together = group_duplicates(signatures[readable & labelled])
     if not labelled.all():  # unlabelled photos must not affect the groups of labelled ones
@@ -181,5 +181,5 @@ def _decode(side: int, path: Path) -> tuple[str, np.ndarray, int, np.ndarray]:
     except UnreadablePhoto as problem:
         return str(problem), np.zeros(1024, np.uint8), 0, np.zeros((side, side, 3), np.uint8)
     except (OSError, MemoryError) as error:  # not the photo's fault, so not recorded in the cache
-        why = getattr(error, "strerror", None) or "too little memory"
+        why = getattr(error, "strerror", None) or "out of memory"
         raise UserError(f"{str(path)!r} could not be read: {why}") from error

@@ -25,7 +25,7 @@ class Dataset:
     pixels: Tensor
     groups: np.ndarray  # (N,) int64, equal for photos that stay in one part of the split
     split: Split
-    division: str | None = None  # the hash of the division that the fold is of
+    division: str | None = None  # the hash of the division into folds
 
     @cached_property
     def unlabelled(self) -> np.ndarray:

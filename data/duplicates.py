@@ -12,7 +12,7 @@ SIDE = 32  # of a signature's thumbnail: enough for details, and 1 kB per photo
 # below it nearly none are the same photo to the eye. Foggy pictures with little detail may fall
 # below it, and are the same if their grey levels are.
 ALIKE = 0.73
-ALIKE_TURNED = 0.85  # mirrored or turned by quarters; below 0.8, some are not the same to the eye
+ALIKE_TURNED = 0.85  # mirrored or rotated by multiples of 90°; below 0.8, some look different
 ROUGHLY_ALIKE = 0.5
 SAME_LEVELS = 4.0
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, csv, JSON, and locks between processes."""
+"""Files and folders that are written atomically, CSV, JSON, and locks between processes."""
 
 import csv
 import errno

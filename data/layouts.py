@@ -30,7 +30,7 @@ PART = re.compile(  # as in seg_train, training_set, Testdata, TrainImages, unla
     r"(set|data|images?|photos?)?(?![a-z])"
 )
 MEANT = {"trn": "train", "tst": "test", "eval": "test", "dev": "val", "unlabel": UNLABELLED}
-# Drawn BMP images pack to a twentieth at best; a bomb unpacks to a thousand times its size or more.
+# Drawn BMP images compress to a twentieth at best; a bomb unpacks to a thousand times its size.
 MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 100, 256 << 20
 
 
@@ -49,11 +49,12 @@ def find_split(root: Path, names: list[str], tables: list[Path]) -> Photos | Non
     Raises UserError for a folder that is none of these."""
     if tables:
         if len(tables) > 1:
-            raise UserError(f"{tables[0]} and {tables[1].name} list photos: join them or give one")
+            raise UserError(f"{tables[0]} and {tables[1].name} list photos: merge them or give one")
         photos = from_table(tables[0])
         for path in photos.paths:
             if Path(path).is_absolute() or ".." in Path(path).parts:
-                raise UserError(f"{tables[0]}: {path!r} points outside its folder")
+                what = "is absolute or leads out of the folder: if it is right, give the CSV itself"
+                raise UserError(f"{tables[0]}: {path!r} {what}")
         return replace(photos, notes=(f"{tables[0].name} lists the photos", *photos.notes))
     parts = _from_parts(root, names)
     if not parts and len(names) > 1 and all(map(part_of, names)):
@@ -148,8 +149,9 @@ def read_table(table: Path, whole: bool = True) -> tuple[list[str], list[dict[st
 def lists_photos(table: Path) -> bool:
     """Whether a table has the columns path and class."""
     with suppress(OSError, UnicodeError, csv.Error):
-        columns = {*read_table(table, whole=False)[0]}  # evaluate, predict and runs write others
-        return {"path", "class"} <= columns and not columns & {"predicted", "picture", "rank"}
+        columns = read_table(table, whole=False)[0]  # evaluate, predict and runs write others
+        others = "probability" in columns or columns == ["picture", "path", "class", "split"]
+        return {"path", "class"} <= {*columns} and not others
     return False
 
 
@@ -184,27 +186,28 @@ def from_table(table: Path) -> Photos:
         raise UserError(f"{str(table)!r}: {what}: paths start from the folder of the CSV, with /")
     others = ", ".join(name for name in columns if name not in ("", "path", "class", "split"))
     hint = "" if "split" in columns else " (only one named split is)"
-    notes = (f"columns of {table.name} that are not used{hint}: {others}",) if others else ()
-    given = None
+    notes = [f"columns of {table.name} that are not used{hint}: {others}"] * bool(others)
+    given, folders = None, {name for row in rows for name in row["path"].split("/")[:-1]}
+    if "split" not in columns and len(parts := {*map(part_of, folders)} - {""}) > 1:
+        notes.append(f"{table.name} has no column split: {', '.join(sorted(parts))} are mixed")
     if "split" in columns:
         texts = [re.sub("(?<=[a-z])[ _-]", "", row["split"].strip().lower()) for row in rows]
         given = np.array([part_of(text, PART.fullmatch) or text for text in texts])
-        folds = {str(number) for number in range(len(set(texts)))}
         known = np.isin(given, ALL_PARTS)
         wrong = sorted({row["split"] for row, fits in zip(rows, known, strict=True) if not fits})
-        if wrong and {*texts} != folds:
+        if wrong and {*texts} != {str(number) for number in range(len({*texts}))}:
             may = "it may have train, val and test, or the numbers of folds, from 0"
             raise UserError(f"{str(table)!r}: its column split has {wrong[0]!r}; {may}")
     labels = np.array([classes.index(row["class"]) for row in rows], np.int64)
     paths = tuple(row["path"] for row in rows)
-    return Photos(table.parent, tuple(classes), paths, labels, given, notes)
+    return Photos(table.parent, tuple(classes), paths, labels, given, tuple(notes))
 
 
 def unpack(archive: Path, into: Path) -> Path:
     """Unpack a zip or tar (.gz, .bz2, .xz) archive into a new folder under into, and return it; the
     same one (path, size, times) once, and again if unpacked files have changed. Returns a folder as
-    it is. Raises UserError if it is no archive, encrypted or broken, leads out of the folder, has a
-    device, symbolic link or name twice, or is far larger than packed, and if the disk is full."""
+    it is. Raises UserError if it is no archive, encrypted or broken, has a name twice or, in a tar,
+    a device, symbolic link or way out, or is far larger than packed, and if the disk is full."""
     if os.path.isdir(archive):
         return archive
     if not os.path.isfile(archive):
@@ -220,8 +223,7 @@ def unpack(archive: Path, into: Path) -> Path:
         if isinstance(error, OSError) and error.errno in disk and error.filename != str(archive):
             raise UserError(f"{str(into)!r}: {error.strerror}; {FREE_SPACE}") from error
         what = f"{str(archive)!r} cannot be unpacked as tar or zip ({one_line(error, 1000)})"
-        hint = "get it again, or unpack it by hand and give the folder"
-        raise UserError(f"{what}: {hint}") from error
+        raise UserError(f"{what}: download it again, or give the unpacked folder") from error
 
 
 def _extract(archive: Path, folder: Path) -> None:
@@ -233,7 +235,7 @@ def _extract(archive: Path, folder: Path) -> None:
         for entry in tqdm(packed if is_tar else packed.infolist(), "unpacking", disable=None):
             left -= 512 + (entry.size if is_tar else entry.file_size)
             if left < 0:
-                raise ValueError("far larger than its compressed size: these are no photos")
+                raise ValueError("far larger than its compressed size: not photos")
             if is_tar and entry.issym():  # they trick the filter until 3.11.12, 3.12.10 and 3.13.3
                 raise ValueError(f"{entry.name!r} in it is a symbolic link")
             if not is_tar:  # ZipFile strips leading / and .. from names, and writes links as files

@@ -1,4 +1,4 @@
-"""Which photos there are, of which class and, where somebody has divided them, in which part."""
+"""Which photos there are, of which class and, if they are already split, in which part."""
 
 import os
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Photos:
     classes: tuple[str, ...]  # their names, sorted; surrogates stand for bytes that are not UTF-8
     paths: tuple[str, ...]  # with "/" between the parts, sorted; unlabelled ones last, absolute
     labels: np.ndarray  # (N,) int64, index into classes; -1 for unlabelled photos
-    # Of each photo with a class, the part of the split or the number of the fold, as text.
+    # The part of the split or the number of the fold of each photo with a class, as text.
     given: np.ndarray | None = None
     notes: tuple[str, ...] = ()  # what was found and left out
 
@@ -49,7 +49,7 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
     while True:
         _, names, files = next(walk(root))
         if dead := [p for n in files if not is_named_as_photo(n) and not (p := root / n).exists()]:
-            raise UserError(f"{str(dead[0])!r} is a link to nothing: restore it, or remove it")
+            raise UserError(f"{str(dead[0])!r} is a broken link: restore it, or remove it")
         tables = {n: lists_photos(root / n) for n in files if n.lower().endswith(TABLES)}
         notes += [f"{n} is not used as a list of photos" for n in tables if not tables[n]]
         photos = find_split(root, names, [root / n for n in tables if tables[n]])

@@ -23,7 +23,7 @@ if find_spec("pillow_heif"):  # not needed otherwise
     import_module("pillow_heif").register_heif_opener()
     FORMATS += ["HEIF"]
 SUFFIXES = {".mpo"} | {e for e, name in Image.registered_extensions().items() if name in FORMATS}
-# Photos that are not decoded are reported as unreadable. Of RAW, Pillow would take the thumbnail.
+# Reported as unreadable, not decoded: of a RAW file, Pillow would read only the thumbnail.
 RAW = {".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2", ".pef", ".srw"}
 HEIF = {".heic", ".heif", ".hif"}
 FOREIGN = ({".jxl", ".avif"} | HEIF | RAW) - SUFFIXES
@@ -96,7 +96,7 @@ def _has_end(jpeg: bytes) -> bool:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # grey of 16 or 32 bits
+    if image.mode.startswith("I") or image.mode == "F":  # 16- or 32-bit greyscale
         values = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0).clip(0)
         white = max(values.max(), 1 if image.mode == "F" else 65535)
         image = Image.fromarray((values * (255 / white)).round().astype(np.uint8))

@@ -11,8 +11,8 @@ from data.files import build_once
 
 VERSION = 5  # counted up whenever a drawing changes, so that older samples are drawn again
 PER_CLASS, SIZE = 48, 96
-# Of each class: its waves' length in pixels, how much longer than wide its shapes are, their
-# direction in degrees, and the share of a photo that is bright.
+# Per class: wavelength in pixels, how much longer than wide the shapes are, their direction in
+# degrees, and the share of a photo that is bright.
 TEXTURES = {
     "dew": (12, 1, 0, 0.5),
     "fogsmog": (20, 2, 90, 0.5),

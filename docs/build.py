@@ -126,8 +126,8 @@ def filled(text: str, made: Mapping[str, str]) -> str:
 
 def draw_curves(path: Path, columns: Columns, quantity: str) -> None:
     """One colour for each of `columns`, four at most; `quantity` is loss or accuracy. Lines
-    (validation) and dashes (training) are medians over the runs, bands hold the middle half. The
-    loss is cross-entropy with the labels, as the teacher's part of a loss has another scale."""
+    (validation) and dashes (training) are medians over the runs, bands show the interquartile
+    range. The loss is cross-entropy with the labels: a teacher's part of it has another scale."""
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
     for (name, runs), colour in zip(columns.items(), COLOURS, strict=False):
         for title, part, style in (("validation", "val", "-"), ("training", "train", "--")):

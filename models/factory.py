@@ -67,7 +67,7 @@ def initial_model(
     model = create_model(network, classes, image_size, seed=seed)
     if not weights:
         return model, ""
-    from models.weights import load_weights  # rarely needed
+    from models.weights import load_weights  # which imports this module
 
     return model, load_weights(model, network, weights)
 
@@ -102,7 +102,7 @@ def check_network(
     if wrong := [name for name, v in model.state_dict().items() if not v.isfinite().all()]:
         raise UserError(f"{network}: {wrong[0]} is not finite: register it with persistent=False")
     if not images.equal(copy):
-        raise UserError(f"{network} changes its images in place: let it work on a copy")
+        raise UserError(f"{network} modifies its input in place: clone it first")
     margin = 0.01 * logits.nan_to_num().abs().max().item()
     what = "in eval mode, logits are random, or depend on other images or more than the state_dict"
     with explained(f"{network}: {what}"):

@@ -1,4 +1,4 @@
-"""The cache: decoded once, right, whole, and made again when the photos change or it is damaged."""
+"""The cache: decoded once, right, whole, and rebuilt when the photos change or it is damaged."""
 
 import os
 import re
@@ -176,14 +176,15 @@ def test_a_system_error_stops_decoding_at_once_and_is_not_cached(photos, monkeyp
             raise why
         return path.read_bytes()
 
+    says = r"^no permission to read 103 photos, such as .*000\.bmp'$"
     with monkeypatch.context() as patched:
         patched.setattr("os.access", lambda *_: False)
-        with pytest.raises(UserError, match=r"^no permission to read 103 photos, as .*000\.bmp'$"):
+        with pytest.raises(UserError, match=says):
             decode(photos)
     with monkeypatch.context() as patched:
         patched.setattr("data.cache.read_photo", fails)
-        says = r"010\.bmp' could not be read: (no|too little memory)$|^$"
-        says += r"|^2 photos disappeared, as .*fog/010\.bmp': bring them back$"
+        says = r"010\.bmp' could not be read: (no|out of memory)$|^$"
+        says += r"|^2 photos disappeared, such as .*fog/010\.bmp': restore them$"
         with pytest.raises((UserError, KeyboardInterrupt), match=says):
             decode(photos)
     # Those that have not begun are not waited for; that photos disappeared is seen at the end.

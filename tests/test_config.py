@@ -25,7 +25,7 @@ BAD = [
     ("--image-size 7", "--image-size: '7' is not an integer from 32 to 4096"),
     ("--fold 3", "--fold 3: give --folds with a larger number"),
     ("--folds 5 --fold 1 5", "--fold 5: give --folds with a larger number"),
-    ("--epochs 2 --warmup-epochs 3", "--warmup-epochs 3: at most --epochs, which is 2"),
+    ("--epochs 2 --warmup-epochs 3", "--warmup-epochs 3.0 exceeds --epochs 2"),
     ("--lr 0", "--lr: '0' is not a number above 0"),
     ("--mixup nan", "--mixup: 'nan' is not a number from 0"),
     ("--device cuda:-1", "--device: 'cuda:-1' is not auto, cpu, cuda or cuda:N"),

@@ -44,8 +44,7 @@ def start(config: Config, model: nn.Module) -> Training:
 
 
 SGD = partial(torch.optim.SGD, momentum=0.9, nesterov=True)
-# PyTorch's loop over single tensors, which knows no fused kernel.
-ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), foreach=False)
+ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), foreach=False)  # a loop, not fused
 
 
 @pytest.mark.parametrize(

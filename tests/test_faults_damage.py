@@ -70,7 +70,7 @@ DAMAGES: dict[str, Damage] = {
     "gone": remove,
     "text": lambda path, _: replace(path, b"something else"),
     "pipe": another(os.mkfifo),
-    "link to nothing": another(lambda path: path.symlink_to("nowhere")),
+    "broken link": another(lambda path: path.symlink_to("nowhere")),
     "link to a device": another(lambda path: path.symlink_to("/dev/zero")),
     "swapped": swap,
 }

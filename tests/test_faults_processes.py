@@ -46,7 +46,7 @@ def test_finished_runs_are_whole_and_of_one_process(tmp_path):
                 process.kill()
         for process in processes:
             _, errors = process.communicate(timeout=300)
-            lines = [line for line in errors.splitlines() if line[:7] not in ("waiting", "note: l")]
+            lines = [line for line in errors.splitlines() if line[:7] not in ("waiting", "NOTE: l")]
             kinds = process.returncode, [line[:7] for line in lines[:1]]
             assert kinds in ((0, []), (2, ["error: "])) or kinds[0] == -9, (process.args, errors)
             assert len(lines) <= 2, errors

@@ -77,18 +77,21 @@ def test_a_layout_is_recognised_and_its_parts_are_used_as_given(name, packed, tm
 def test_classes_of_sub_folders_are_no_parts(tmp_path):
     files(tmp_path / "a" / "in", "rain/light", "rain/heavy", "snow/light", "snow/heavy")
     (tmp_path / "a" / "1.jpg").touch()
-    (tmp_path / "a" / "mistakes.csv").write_text("network,path,class,predicted\n")
     files(tmp_path / "b", "train/steam", "train/diesel", "car/red", "car/blue")
     found = find_photos(tmp_path / "a", tmp_path)
-    assert (len(found), found.notes[2][-28:]) == (36, "left out: 1, such as '1.jpg'")
-    assert found.notes[1] == "mistakes.csv is not used as a list of photos"
+    assert (len(found), found.notes[1][-28:]) == (36, "left out: 1, such as '1.jpg'")
     assert found.notes[0].startswith("each class has the folders heavy, light: if those are")
     assert find_photos(tmp_path / "b", tmp_path).classes == ("car", "train")
     classes_in(tmp_path / "c", "train", "val")
     files(tmp_path / "c", "test/rain/2020")  # no wrapper, as training has a class of this name
-    (tmp_path / "c" / "l.csv").write_text("file,label\n")
+    (tmp_path / "c" / "l.csv").write_text("network,path,class,predicted,probability\n")
     c = find_photos(tmp_path / "c", tmp_path)
     assert (np.sum(c.given == "test"), *c.notes) == (9, "l.csv is not used as a list of photos")
+    two = [("train/rain/1.jpg", "rain"), ("../val/b", "snow")]
+    listed = table(tmp_path / "c" / "m.csv", "path class", two)
+    assert "m.csv has no column split: train, val are mixed" in find_photos(listed, tmp_path).notes
+    with pytest.raises(UserError, match=r"'\.\./val/b' is absolute or leads out of the folder"):
+        find_photos(listed.parent, tmp_path)
     files(tmp_path / "d", *(f"{p}/{n}/{k}" for p in ("train", "test") for n in "ab" for k in "cd"))
     assert find_photos(tmp_path / "d", tmp_path).notes[0].startswith("each class has the folders c")
 
@@ -112,8 +115,8 @@ def test_a_table_gives_classes_parts_and_folds_and_reads_what_is_written(tmp_pat
     notes = "folds.csv lists the photos", "a.csv is not used as a list of photos"
     assert (found.hash, found.photos.notes) == (folds.hash, notes)
     files(tmp_path, "outer/a/b")  # a table beside its photos, in folders that hold one folder alone
-    flat = [(f"{n}.jpg", ("rain", "snow")[n % 2]) for n in range(9)]
-    table(tmp_path / "outer" / "a" / "b" / "a.csv", "path class", flat)
+    flat = [(f"{n}.jpg", ("rain", "snow")[n % 2], n) for n in range(9)]
+    table(tmp_path / "outer" / "a" / "b" / "a.csv", "path class picture", flat)
     assert len(find_photos(tmp_path / "outer", tmp_path)) == 9
     text = text.replace("split", "split,a;b;c;d")
     tops = {"sep=;\n": "utf-8", "\t\n": "utf-16", "\n,,\n": "utf-8-sig"}  # of spreadsheets

@@ -169,7 +169,7 @@ def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
         (f"{file}:soft", 32, "own.py:soft returns probabilities, not logits"),
         (f"{file}:ends", 32, "own.py:ends: SystemExit: 0"),
         (f"{file}:frozen", 32, "does not require grad"),
-        (f"{file}:altering", 32, "own.py:altering changes its images in place: let it"),
+        (f"{file}:altering", 32, "own.py:altering modifies its input in place: clone it"),
         (f"{file}:together", 32, "own.py:together: in eval mode, logits are .* other images"),
         (f"{file}:unsaved", 32, "own.py:unsaved: in eval mode, logits .* more than the state_dict"),
         (f"{file}:differentiating", 32, "own.py:differentiating does not work on .* require grad"),

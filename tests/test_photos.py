@@ -116,7 +116,7 @@ def test_links_and_special_files(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="does not exist, or is neither"):
             find_photos(path, tmp_path)
     only = "links to a folder, as only class folders may"
-    for name, what in (("snow/others", only), ("sleet", "is a link to nothing: restore it")):
+    for name, what in (("snow/others", only), ("sleet", "is a broken link: restore it")):
         (snow.parent / name).symlink_to("../rain")
         with pytest.raises(UserError, match=f"{name}' {what}"):
             find_photos(snow.parent, tmp_path)
@@ -152,7 +152,7 @@ def test_system_errors_are_not_blamed_on_the_photo(monkeypatch):
     """A photo on a disk that fails for a moment must not be remembered as unreadable."""
     with pytest.raises(OSError, match="Input/output error"):
         open_rgb(Path("/proc/self/mem"), 8)  # as nothing lies at its beginning
-    # Too little memory to turn a photo is no broken EXIF block.
+    # Lack of memory to rotate a photo is no broken EXIF block.
     monkeypatch.setattr("PIL.ImageOps.exif_transpose", Mock(side_effect=MemoryError))
     with pytest.raises(MemoryError):
         decode_rgb(encoded(Image.new("RGB", (8, 8))), ".jpg", 8)

@@ -103,7 +103,7 @@ def test_photos_resolutions_splits_and_divisions_are_not_mixed(tmp_path):
     assert text.count("Computed in float32: cpu, 1 threads, torch ") == 1
     assert re.search(r"in bf16: cpu, 1 threads, torch 2\.\S+; cuda:0, H100, torch 2\.\S+\.", text)
     assert text.count("Labels per class: at most 5.") == 1
-    assert text.count("Labels per class: a share of 0.1.") == 1
+    assert text.count("Labels per class: a fraction of 0.1.") == 1
     assert text.count("11 classes, split ffff: train 2614, val 750, test 10.") == 1
     assert text.count("Synthetic images, not photographs.") == 1
 
@@ -114,7 +114,7 @@ def test_the_command_leaves_out_copies_and_needs_a_finished_run(tmp_path):
     results = tmp_path / "results"
     shutil.copytree(results / alone["run"], results / "a-backup")
     done = python("-m", "utils.report", "--output", tmp_path)
-    note = f"note: copies of other runs left out: {results / 'a-backup'}\n"
+    note = f"NOTE: copies of other runs left out: {results / 'a-backup'}\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, text + "\n", note)
     assert (results / "report.md").read_text("utf-8") == text
     with pytest.raises(UserError, match=r"nowhere/results: no finished run is there; "):

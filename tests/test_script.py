@@ -14,7 +14,7 @@ from tests.faults import only_whole
 from tests.photo_folders import ROOT, make_photos, python, training
 from utils.script import run_script
 
-TOO_LITTLE = "error: too little memory; a smaller --batch-size needs less"
+TOO_LITTLE = "error: out of memory; a smaller --batch-size needs less"
 TOO_LITTLE += "; once fixed, --resume continues"
 
 
@@ -65,7 +65,7 @@ PLACES = {  # where a command runs; its exit statuses there, and how its line on
     "set -o pipefail; {python} {words} | head -1": ({141}, "stopped: nothing reads its output"),
     "ulimit -n 64; {python} {words}": ({0}, ""),
     "ulimit -v 1000000; {python} {words}": ({2}, "error: "),
-    "ulimit -v 4000000; {python} {words}": ({0, 2}, "error: too little memory"),
+    "ulimit -v 4000000; {python} {words}": ({0, 2}, "error: out of memory"),
     "LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0 {python} {words}": ({0}, ""),
 }
 

@@ -54,7 +54,6 @@ COPIES: dict[str, Any] = {
     "darker": lambda image: image.point(lambda level: level**1.3 / 255**0.3),
     "cropped": lambda image: saved(image.crop((17, 19, 276, 188)), quality=70),
 }
-# Mirrored, or turned by quarters of a circle.
 COPIES |= {way.name: partial(Image.Image.transpose, method=way) for way in Image.Transpose}
 PAIRS = [(contrast, name) for contrast in (55, 12) for name in COPIES]
 

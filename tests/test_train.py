@@ -66,8 +66,7 @@ def finished(photos, tmp_path_factory) -> tuple[Path, str]:
     """The output folder of two seeds of one baseline, and what their command printed."""
     folder = tmp_path_factory.mktemp("runs")
     done = python("train.py", *words_for(photos, folder), "--seeds", 0, 1)
-    # Without a terminal, stderr has no bars.
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "")  # no bars without a terminal
     return folder / "output", done.stdout
 
 

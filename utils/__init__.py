@@ -10,5 +10,5 @@ try:
         raise ImportError(f"there is no {MISSING[0]}: `source .venv/bin/activate` first")
     import torch  # noqa: F401
 except (ImportError, OSError, MemoryError) as problem:
-    print("error:", *(str(problem) or "too little memory").split(), file=sys.stderr)
+    print("error:", *(str(problem) or "out of memory").split(), file=sys.stderr)
     sys.exit(2)

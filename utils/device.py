@@ -39,8 +39,7 @@ def find_device(config: Config) -> Device:
         if config.device in ("auto", "cuda"):
             device = torch.device("cuda", torch.distributed.get_node_local_rank(fallback_rank=0))
         elif ranks.count() > 1:
-            why = "each rank takes a GPU of its own; give --device cuda"
-            raise UserError(f"--device {device}: {why}")
+            raise UserError(f"--device {device}: each rank uses its own GPU: give --device cuda")
         if device.index >= torch.cuda.device_count():
             has = f"this machine has {torch.cuda.device_count()} GPUs that PyTorch can use"
             raise UserError(f"--device {config.device}: {has}; --device cpu always works")

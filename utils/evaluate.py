@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     own = np.array([classes.index(name) for name in photos.classes])
     labels = own[decoded.photos.labels[places]]
     for note in (*photos.notes, *map(" is left out: ".join, decoded.unreadable)):
-        print(f"note: {shown(note, keep='')}", file=sys.stderr)
+        print(f"NOTE: {shown(note, keep='')}", file=sys.stderr)
     print(f"{which}; {device}, float32\n")
     costs = measure_costs(networks, files, abouts, squares)
     mistakes: list[tuple[object, ...]] = [("network", "path", "class", "predicted", "probability")]
@@ -130,7 +130,7 @@ def select_photos(
         places, which = np.arange(len(photos)), "photos"
     if common := len(seen & {photos.paths[place] for place in places}):
         what = f"{common:,} of these photos have the paths of a network's training photos"
-        print(f"WARNING: {what}: it may score too well", file=sys.stderr)
+        print(f"WARNING: {what}: its scores may be too high", file=sys.stderr)
     elif any(about["photos"] != decoded.digest for about in abouts):
         which += f", assuming that no {'other ' * bool(tests)}network was trained with their labels"
     return places, f"{len(places):,} {which}"

@@ -8,7 +8,6 @@ A folder stands for all photos in it and its sub-folders, `-` for paths on stdin
 line. The exit status is 2 if the network or a photo cannot be used; stderr says why.
 """
 
-import csv
 import json
 import os
 import sys
@@ -25,6 +24,7 @@ from torch import Tensor
 from config import Parser, UserError, checkpoint, number, shown
 from data.batches import cached_side, eval_batch
 from data.cache import read_square
+from data.files import csv_text
 from data.listing import photos_below
 from data.photos import UnreadablePhoto
 from utils.export import Classify, load_any, probabilities
@@ -43,9 +43,9 @@ def main(arguments: Sequence[str]) -> None:
     style.add_argument("--json", action="store_true", help="one JSON object per line")
     options = parser.parse_intermixed_args(arguments)
     classify, about = load_any(options.network, options.code)
-    table, unreadable = csv.writer(sys.stdout, lineterminator="\n"), 0
+    unreadable = 0
     if options.csv:
-        table.writerow(("path", "rank", "class", "probability"))
+        print("path,rank,class,probability")
     for path, answer in classify_paths(classify, photos_at(options.photos), about["image_size"]):
         if isinstance(answer, str):
             print(f"error: {shown(path, keep='')}: {answer}", file=sys.stderr)
@@ -55,7 +55,8 @@ def main(arguments: Sequence[str]) -> None:
         names = [shown(about["classes"][place], keep="") for place in places]
         top = list(zip(names, values.tolist(), strict=True))[: options.top]
         if options.csv:
-            table.writerows((path, n, name, f"{p:.4f}") for n, (name, p) in enumerate(top, 1))
+            rows = ((path, n, name, f"{p:.4f}") for n, (name, p) in enumerate(top, 1))
+            print(csv_text(rows), end="")
         elif options.json:
             print(json.dumps({"path": path, "classes": {name: round(p, 4) for name, p in top}}))
         else:

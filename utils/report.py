@@ -102,7 +102,7 @@ def read_results(folder: Path) -> list[Result]:
     """Every finished run's result, by name, without copies; raises UserError when there is none."""
     found = {path.parent: read_json(path) for path in sorted(folder.glob("*/result.json"))}
     if copies := [str(place) for place, result in found.items() if result["run"] != place.name]:
-        print(shown(f"note: copies of other runs left out: {', '.join(copies)}"), file=sys.stderr)
+        print(shown(f"NOTE: copies of other runs left out: {', '.join(copies)}"), file=sys.stderr)
     if len(copies) == len(found):
         raise UserError(f"{folder}: no finished run is there; train.py makes them")
     return [result for place, result in found.items() if result["run"] == place.name]

@@ -130,7 +130,7 @@ class Run:
         return result
 
     def check_taught_by(self, digest: str) -> None:
-        """Raise UserError if this student was begun or finished with a teacher of other weights."""
+        """Raise UserError if this student was started with a teacher of other weights."""
         begun = {} if self.finished or not self.last.exists() else load_checkpoint(self.last)
         found = self.result()["teacher"]["digest"] if self.finished else begun.get("teacher_digest")
         if found not in (None, digest):
@@ -247,7 +247,7 @@ def check_earlier(run: Run, *, used: bool) -> None:
         check_settings(path.with_name("result.json"), found, {"precision": run.device.precision})
     if not run.config.resume and not used:
         state = "is finished" if run.finished else "was started before"
-        hint = "--overwrite does it again, --tag NAME makes a new run beside it"
+        hint = "--overwrite trains it again, --tag NAME makes a new run beside it"
         raise UserError(f"{run.name} {state}: --resume keeps what exists and does the rest, {hint}")
 
 

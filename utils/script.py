@@ -49,7 +49,7 @@ def run_script(
         if not lacks_memory(problem):
             raise
         less = "; a smaller --batch-size needs less" * resumes
-        status, says = 2, f"error: too little memory{less}{hint}"
+        status, says = 2, f"error: out of memory{less}{hint}"
     except KeyboardInterrupt as stopped:
         hint = "; the same command with --resume continues" if resumes else ""
         if "--overwrite" in arguments:

@@ -60,7 +60,7 @@ def section(results: Sequence[Result]) -> str:
         here = len({result["photos"]["fold"] for result in results})
         about = f"{len(names)} classes; {here} of {folds} folds of division {photos['division']}."
     if few := photos.get("labels_per_class"):
-        about += f" Labels per class: {'a share of' if few < 1 else 'at most'} {few:g}."
+        about += f" Labels per class: {'a fraction of' if few < 1 else 'at most'} {few:g}."
     on = {"{device}, torch {torch}".format_map(run["environment"]) for run in results}
     about += f" Computed in {results[0]['environment']['precision']}: {'; '.join(sorted(on))}."
     about += " Synthetic images, not photographs." * photos["sample"]
