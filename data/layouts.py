@@ -188,8 +188,6 @@ def from_table(table: Path) -> Photos:
     hint = "" if "split" in columns else " (only one named split is)"
     notes = [f"columns of {table.name} that are not used{hint}: {others}"] * bool(others)
     given, folders = None, {name for row in rows for name in row["path"].split("/")[:-1]}
-    if "split" not in columns and len(parts := {*map(part_of, folders)} - {""}) > 1:
-        notes.append(f"{table.name} has no column split: {', '.join(sorted(parts))} are mixed")
     if "split" in columns:
         texts = [re.sub("(?<=[a-z])[ _-]", "", row["split"].strip().lower()) for row in rows]
         given = np.array([part_of(text, PART.fullmatch) or text for text in texts])
@@ -198,6 +196,8 @@ def from_table(table: Path) -> Photos:
         if wrong and {*texts} != {str(number) for number in range(len({*texts}))}:
             may = "it may have train, val and test, or the numbers of folds, from 0"
             raise UserError(f"{str(table)!r}: its column split has {wrong[0]!r}; {may}")
+    elif len(parts := {*map(part_of, folders)} - {""}) > 1:
+        notes.append(f"{table.name} has no column split: {', '.join(sorted(parts))} are mixed")
     labels = np.array([classes.index(row["class"]) for row in rows], np.int64)
     paths = tuple(row["path"] for row in rows)
     return Photos(table.parent, tuple(classes), paths, labels, given, tuple(notes))
