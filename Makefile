@@ -2,7 +2,7 @@
 #   make train   install the locked packages into .venv and train on the drawn sample
 #   make distill install as well, and let DenseNet169 teach ResNet18 on it
 #   make test    install the packages for testing as well, and check style, types and behaviour
-#   make test-faults   all the kills, full disks, odd photos and settings of which make test runs a sample
+#   make test-faults   all the kills, full disks, odd photos and settings that make test only samples
 # Options of train.py or pytest go in ARGS, another Python in PYTHON:
 #   make train ARGS="--seeds 1" PYTHON=python3.12
 
@@ -53,7 +53,7 @@ lock:
 	$(POETRY) export --without-urls --output requirements.txt
 	$(POETRY) export --without-urls --only test --output requirements-test.txt
 
-# Keeps photos and the runs under output/: they can take hours to come by.
+# Keeps photos and the runs under output/: they can take hours to recreate.
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -111,19 +111,20 @@ DEVICE = matching("auto|cpu|cuda(:[1-9]?[0-9])?", "auto, cpu, cuda or cuda:N")
 
 def checkpoint(text: str) -> Path:
     """An argparse type: the path of a checkpoint, or of a run's folder, whose best.pt it takes."""
-    return path / "best.pt" if (path := PATH(text)).is_dir() else path
+    path = PATH(text)
+    return path / "best.pt" if path.is_dir() else path
 
 
 def new_file(text: str) -> Path:
-    """An argparse type: a path to write a file to, where no folder, device or pipe is."""
+    """An argparse type: a path to write a file to, which may exist, or replace one."""
     if (path := PATH(text)).exists() and not path.is_file():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder or a device, not a file")
     return path
 
 
 def setting(default: Any, kind: Callable[[str], Any] | Sequence[str], text: str) -> Any:
-    """A field of a configuration, which is a flag. `kind` converts one word of the command line, or
-    lists the choices, where () stands for all methods; `text` is the help."""
+    """A field of a configuration, which is a flag. `kind` is bool for a switch, converts one word,
+    or lists the choices, where () stands for all methods; `text` is the help."""
     return field(default=default, metadata={"kind": kind, "text": text})
 
 
@@ -165,7 +166,7 @@ class Config:
     model: str = setting("resnet18", MODEL, "networks to train (default: the experiment's two): "
         "names that `python -m models.factory` lists or, for your own, FILE.py:FUNCTION, which is "
         "called with the number of classes")
-    seed: int = setting(0, number(int, 0), "of initial weights, batches and crops, not the split")
+    seed: int = setting(0, number(int, 0), "for initial weights, batches and crops, not the split")
     tag: str = setting("", TAG, "added to the run's name, to tell variants apart")
     kd: KDConfig | None = None
 
@@ -191,7 +192,7 @@ class Config:
     batch_size: int = setting(32, number(int, 2), "photos per step")
     lr: float = setting(0.001, number(float, 0, above=True), "peak learning rate")
     optimizer: str = setting("adamw", ("adamw", "sgd"), "SGD needs another --lr, such as 0.05")
-    weight_decay: float = setting(0.05, number(float, 0), "on weights; not on biases and norms")
+    weight_decay: float = setting(0.05, number(float, 0), "of weights; biases and norms have none")
     schedule: str = setting("cosine", ("cosine", "constant"), "after warm-up; cosine decays to 0")
     warmup_epochs: float = setting(1.0, number(float, 0), "epochs of linear warm-up")
     label_smoothing: float = setting(0.0, number(float, 0, 0.99), "probability spread over classes")
@@ -230,7 +231,8 @@ class Config:
         """The settings that decide a run's weights and are not all in its name, as plain values."""
         names = [item.name for item in fields(self)]
         names = ["split_seed", *names[names.index("epochs") : names.index("device")]]
-        values = {name: getattr(self, name) for name in names} | {"crops": "RandomResizedCrop"}
+        values = {name: getattr(self, name) for name in names}
+        values["crops"] = "RandomResizedCrop"  # changes when crops do, so that no run mixes two
         return values | {"weights": self.weights and file_digest(self.weights)}
 
 
@@ -288,7 +290,7 @@ def parse(
     """The runs that a command line asks for, by fold, by seed, then by model or by method; with
     `methods`, the table of knowledge_distillation.py, each is a student's. Raises UserError, in one
     line that names the flag, for anything that is invalid alone or in combination."""
-    file_digest.cache_clear()
+    file_digest.cache_clear()  # for several commands in one process
     given = vars(_make_parser(description, methods or ()).parse_args(arguments))
     pair, kds = EXPERIMENTS[given.pop("experiment")], [None]
     models = given.pop("model", pair)

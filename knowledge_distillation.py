@@ -17,8 +17,8 @@ from config import parse
 from utils.distillation import METHODS, Distillation
 from utils.engine import CrossEntropy
 from utils.report import comparison
-from utils.runs import Run, Teacher, load_finished, lock_runs, prepare, train_and_test
-from utils.script import describe, print_paths, run_script
+from utils.runs import Run, Teacher, describe, load_finished, lock_runs, prepare, train_and_test
+from utils.script import print_paths, run_script
 from utils.tables import Result
 from utils.teacher import check_teachers, inspect, load_teacher, teacher_of, with_name, with_teacher
 
@@ -81,8 +81,8 @@ def report_teacher(teacher: Teacher, baseline: Result, network: str) -> None:
     print(f"teacher {teacher.about['run']}: validation accuracy {theirs:.2%}; {alone}")
     if theirs < own:
         print("WARNING  this teacher is worse than its student and may harm it: train it longer,")
-        print(f"         train.py --models {network} --epochs 60 --tag NAME and this command's")
-        print("         seeds and settings of photos, then give --teacher-tag NAME")
+        print(f"         train.py --models {network} --epochs 60 --tag NAME with the same")
+        print("         seeds and photo settings, then give --teacher-tag NAME")
     if teacher.about["other_split"]:
         print("WARNING  this teacher was trained on another split and may have seen test photos")
     print()

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from config import parse
 from utils.engine import CrossEntropy
-from utils.runs import lock_runs, prepare, train_and_test
-from utils.script import describe, print_paths, run_script
+from utils.runs import describe, lock_runs, prepare, train_and_test
+from utils.script import print_paths, run_script
 from utils.tables import section
 
 

@@ -129,10 +129,10 @@ class TrainBatches:
         self.classes, self.config, self.known = classes, config, labels >= 0
         self.shard = range(*shard.indices(config.batch_size))
         # Labelled photos per batch: equally many per shard, because the shards' means are averaged.
-        self.labelled, ranks = config.batch_size, config.batch_size // len(self.shard)
+        self.labelled, shards = config.batch_size, config.batch_size // len(self.shard)
         if not self.known.all():
             share = round(self.known.mean() * len(self.shard))
-            self.labelled = ranks * min(max(share, 1), len(self.shard) - 1)
+            self.labelled = shards * min(max(share, 1), len(self.shard) - 1)
         self.normalise = Normalise(MEAN, STD, device)
 
     def __len__(self) -> int:

@@ -38,7 +38,7 @@ class Decoded:
     pixels: np.ndarray  # (M, side, side, 3) uint8 RGB, memory-mapped read-only
     rows: np.ndarray  # (N,) int64, the row of `pixels` of each of them
     groups: np.ndarray  # (N,) int64, equal for photos of one picture (data/duplicates.py)
-    equal: np.ndarray  # (N,) int64, for each photo, the first one with an equal file
+    equal: np.ndarray  # (N,) int64, for each photo, the first one whose file has the same CRC-32
     digest: str  # 16 hex digits that stand for the bytes of the N files, in their order
     unreadable: tuple[tuple[str, str], ...]  # path and reason of each photo that was left out
     unlabelled: np.ndarray  # (U,) int64, rows of `pixels`

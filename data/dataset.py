@@ -29,8 +29,8 @@ class Dataset:
 
     @cached_property
     def unlabelled(self) -> np.ndarray:
-        """Rows of `pixels` of the photos that have only the teacher's term in a student's loss, but
-        for those that show the same picture as a val or test photo."""
+        """Rows of `pixels` of the photos that have only the teacher's term in a student's loss,
+        except those that show the same picture as a val or test photo."""
         parts, together = self.split.part, self.decoded.together
         held_out = together[: len(parts)][(parts == 1) | (parts == 2)]
         known = self.split.indices(UNLABELLED)
@@ -76,7 +76,7 @@ def load_datasets(
 
         photos = with_unlabelled(photos, unlabelled, config.cache / "unpacked")
     decoded = decode_photos(photos, cached_side(config.image_size), config.cache)
-    if unreadable := decoded.unreadable:  # before what is left may turn out to be too little
+    if unreadable := decoded.unreadable:  # first, since too few photos may be left
         print(f"WARNING  {len(unreadable)} files cannot be read; a run's unreadable.csv lists all:")
         print(*(f"         {path!r}: {reason}" for path, reason in unreadable[:5]), sep="\n")
     if unlabelled and not len(decoded.unlabelled):

@@ -27,7 +27,7 @@ except ImportError:  # Windows: two processes are not kept apart there
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read bytes. A pipe, which would block, or a device is a FileNotFoundError."""
+    """Open a file to read bytes. For a device, or a pipe, which would block: FileNotFoundError."""
     with suppress(NotADirectoryError):  # its folder is a file
         if stat.S_ISREG(path.stat().st_mode):
             return path.open("rb")
@@ -186,7 +186,7 @@ def lacks_memory(problem: Exception) -> bool:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Raise UserError for any exception inside, as of torch on files that it did not write, except
+    """Raise UserError for any exception inside, such as torch's on files it did not write, except
     UserError itself, disk errors and lack of memory, which pass through."""
     try:
         yield

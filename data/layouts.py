@@ -109,7 +109,7 @@ def _from_parts(root: Path, names: list[str]) -> Photos | None:
 
 
 def from_folders(root: Path, folders: dict[str, str]) -> Photos:
-    """Photos of a class for each of `folders`, by their paths below the root."""
+    """The photos in class folders: `folders` maps their paths below the root to the classes."""
     classes = sorted(set(folders.values()))
     found, folders_in = list[tuple[str, int]](), list[set[str]]()
     for folder, name in folders.items():
@@ -206,8 +206,8 @@ def from_table(table: Path) -> Photos:
 def unpack(archive: Path, into: Path) -> Path:
     """Unpack a zip or tar (.gz, .bz2, .xz) archive into a new folder under into, and return it; the
     same one (path, size, times) once, and again if unpacked files have changed. Returns a folder as
-    it is. Raises UserError if it is no archive, encrypted or broken, has a name twice or, in a tar,
-    a device, symbolic link or way out, or is far larger than packed, and if the disk is full."""
+    it is. Raises UserError if it is not an archive, is encrypted or broken, far larger than
+    packed, has a name twice or, in a tar, a device, a link or a way out, or if the disk is full."""
     if os.path.isdir(archive):
         return archive
     if not os.path.isfile(archive):

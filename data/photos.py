@@ -30,7 +30,7 @@ FOREIGN = ({".jxl", ".avif"} | HEIF | RAW) - SUFFIXES
 
 
 class UnreadablePhoto(Exception):
-    """The file is no photo that can be decoded completely; the message is a short reason."""
+    """The file is not a photo, or cannot be decoded completely; the message is a short reason."""
 
 
 def is_named_as_photo(name: str) -> bool:

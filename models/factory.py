@@ -1,4 +1,4 @@
-"""Networks: torchvision's classifiers by name, or a function in a file of yours.
+"""Networks: torchvision's classifiers by name, or a function in your own file.
 
 python -m models.factory     lists the names
 """
@@ -31,7 +31,7 @@ def create_model(network: str, classes: int, image_size: int, *, seed: int) -> n
     torch.manual_seed(seed)
     file, _, function = network.rpartition(":")
     if file:
-        path, known, places = unchanged(Path(file)).absolute(), {*sys.modules}, [*sys.path]
+        path, before, paths = unchanged(Path(file)).absolute(), {*sys.modules}, [*sys.path]
         sys.path.append(str(path.parent))  # for what it imports
         try:
             made_by = runpy.run_path(str(path))[function]
@@ -41,10 +41,10 @@ def create_model(network: str, classes: int, image_size: int, *, seed: int) -> n
             why = f"{type(problem).__name__}: {one_line(problem)}"
             raise UserError(f"{network}: {why}") from problem
         finally:  # a file in another folder may import other modules of the same names
-            sys.path[:] = places
-            for name in {*sys.modules} - known:
-                place = getattr(sys.modules[name], "__file__", None) or ""
-                if path.parent in Path(place).parents and "site-packages" not in place:
+            sys.path[:] = paths
+            for name in {*sys.modules} - before:
+                source = getattr(sys.modules[name], "__file__", None) or ""
+                if path.parent in Path(source).parents and "site-packages" not in source:
                     del sys.modules[name]
         if not isinstance(model, nn.Module):
             raise UserError(f"{network} must return a torch.nn.Module, not {type(model).__name__}")
@@ -69,14 +69,14 @@ def initial_model(
         return model, ""
     from models.weights import load_weights  # which imports this module
 
-    return model, load_weights(model, network, weights)
+    return model, load_weights(model, network, weights)[0]
 
 
 def check_network(
     network: str, image_size: int, weights: Path | bool | None = None, *, trained: bool = True
 ) -> None:
-    """Raise UserError for a network that cannot be used or, if it is to be `trained`, be trained at
-    this size or from these weights."""
+    """Raise UserError for a network that cannot be used or, with `trained`, trained at this size or
+    from these weights."""
     classes = 61  # what a function that ignores its argument would hardly return
     model, _ = initial_model(network, classes, image_size, seed=0, weights=weights)
     if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
     and small maps that larger ones follow, as inside squeeze-and-excitation."""
     check_network(network, image_size, trained=False)
     model = create_model(network, 997, image_size, seed=0).eval()  # classes mark the head
-    seen: list[tuple[int, int, int, Layer]] = []  # depth of the name, time, side
+    seen: list[tuple[int, int, int, Layer]] = []  # depth of the name, time, side, layer
     calls = Counter[str]()
 
     def note(name: str, module: nn.Module, _inputs: object, output: object) -> None:
@@ -50,7 +51,7 @@ def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
     with torch.no_grad():
         model(torch.zeros(1, 3, image_size, image_size))
     layouts = {depth: one.channels_last for depth, _, side, one in seen if one.channels != side}
-    trunk: list[tuple[int, int, Layer]] = []  # time, side; never larger than before
+    trunk: list[tuple[int, int, Layer]] = []  # time, side, layer; sides never grow
     for depth, time, side, layer in sorted(seen, key=lambda one: (one[0], -one[1])):
         if layer.channels == side:  # C = H = W: take the layout of others at this depth
             layer = layer._replace(channels_last=layouts.get(depth, False))
@@ -59,7 +60,7 @@ def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
             trunk.append((time, side, layer))
     sides = sorted({side for _, side, _ in trunk}, reverse=True)
     layers, stride = dict[int, Layer](), 1
-    for larger, side in zip([image_size, *sides], sides, strict=False):
+    for larger, side in pairwise([image_size, *sides]):
         stride *= 2 ** round(math.log2((larger + 0.25) / (side + 0.25)))  # 3 is halved to 2 or 1
         layers[stride] = next(layer for _, s, layer in trunk if s == side)
     return layers

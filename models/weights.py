@@ -11,10 +11,10 @@ from data.files import explained
 from models.checkpoint import read_tensors
 
 
-def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
+def load_weights(model: nn.Module, network: str, weights: Path | bool) -> tuple[str, list[str]]:
     """Load a network's weights from a file or, if `weights` is True, torchvision's ImageNet
-    weights, downloaded once; only the head may differ. Returns a summary of what was loaded. Raises
-    UserError for weights that are unavailable or those of another network."""
+    weights, downloaded once; only the head may differ. Returns a summary of what was loaded, and
+    the names of what was not. Raises UserError for weights that are unavailable or do not fit."""
     if isinstance(weights, Path):
         where, state = str(weights), read_weights(unchanged(weights))
     else:
@@ -33,8 +33,9 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> str:
         model.load_state_dict(fits, strict=False)
     if not all(model.state_dict()[k].isfinite().all() for k in fits):
         raise UserError(f"{where}: some of its values are not finite")
-    new = ", ".join(sorted({*own} & others)) or "nothing"
-    return f"{len(fits)} of {len(own)} tensors from {where}; initialised randomly: {new}"
+    new = sorted({*own} & others)
+    names = ", ".join(new) or "nothing"
+    return f"{len(fits)} of {len(own)} tensors from {where}; initialised randomly: {names}", new
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ def test_streams_may_be_closed_or_replaced(stream, monkeypatch):
 
 
 PLACES = {  # where a command runs; its exit statuses there, and how its line on stderr begins
-    "{python} -S {words}": ({2}, "error: there is no torch: `source .venv/bin/activate`"),
+    "{python} -S {words}": ({2}, "error: torch is not installed: `source .venv/bin/activate`"),
     "{python} {words} <&- >&- 2>&-": ({0}, ""),
     "set -o pipefail; {python} {words} | head -1": ({141}, "stopped: nothing reads its output"),
     "ulimit -n 64; {python} {words}": ({0}, ""),
@@ -116,4 +116,4 @@ def test_baseline_and_student_are_trained_on_a_system_that_lacks_what_only_unix_
     assert (done.returncode, done.stderr) == (0, "")
     assert "duplicates: 2 photos show 1 pictures" in done.stdout
     assert "| Test accuracy" in done.stdout
-    assert "WARNING  classes that look the same: 'Rain ', 'rain'" in done.stdout
+    assert "WARNING  class names that look the same: 'Rain ', 'rain'" in done.stdout

@@ -4,10 +4,10 @@ import sys
 from importlib.util import find_spec
 
 PACKAGES = ("torch", "torchvision", "tensorboard", "numpy", "PIL", "tqdm")
-# Checked here because every script imports this package before any of these.
+# Checked here, as all scripts but models/factory.py import this package before any of these.
 try:
     if MISSING := [name for name in PACKAGES if find_spec(name) is None]:
-        raise ImportError(f"there is no {MISSING[0]}: `source .venv/bin/activate` first")
+        raise ImportError(f"{MISSING[0]} is not installed: `source .venv/bin/activate` first")
     import torch  # noqa: F401
 except (ImportError, OSError, MemoryError) as problem:
     print("error:", *(str(problem) or "out of memory").split(), file=sys.stderr)

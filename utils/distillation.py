@@ -33,7 +33,8 @@ class Method:
     hard_labels: bool = False  # whether it needs one label per photo, of three or more classes
 
     def __post_init__(self) -> None:
-        if not (bool(self.strides) == bool(self.feature_loss) != bool(self.logits_loss)):
+        by_logits, by_maps = self.logits_loss is not None, self.feature_loss is not None
+        if by_logits == by_maps or by_maps != bool(self.strides):
             raise ValueError(f"{self.source}: needs a logits_loss, or a feature_loss and strides")
 
 
@@ -116,12 +117,11 @@ class Distillation(CrossEntropy):
             logits, teacher_logits = logits.float(), teacher_logits.float()
             hard, plain = hard_loss(logits, labels, self.label_smoothing)
             if method.logits_loss:
-                name, t = kd.method, kd.temperature
-                soft = method.logits_loss(logits, teacher_logits, labels, t, weight)
+                soft = method.logits_loss(logits, teacher_logits, labels, kd.temperature, weight)
             else:
-                name, soft = "kd", losses.kd_loss(logits, teacher_logits, kd.temperature)
+                soft = losses.kd_loss(logits, teacher_logits, kd.temperature)
             loss = (1 - kd.alpha) * hard + kd.alpha * soft
-            parts = {"ce": plain, name: soft.detach()}
+            parts = {"ce": plain, kd.method if method.logits_loss else "kd": soft.detach()}
             if method.feature_loss:
                 maps, targets = ([m.float() for m in each] for each in (maps, targets))
                 term = torch.stack([*map(method.feature_loss, maps, targets)]).sum()

@@ -45,7 +45,7 @@ class CrossEntropy:
 
 def hard_loss(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Cross-entropy with label smoothing, to minimise, and without, to log. Both are means over the
-    labelled photos; the others have label -1 or, before they are mixed, all-zero targets."""
+    labelled photos; the others have label -1 or all-zero targets, for which TrainBatches scales."""
 
     def loss(logits: Tensor, smoothing: float) -> Tensor:
         if labels.ndim == 1:
@@ -86,7 +86,7 @@ class Training:
         self.optimizer = make_optimizer(self.module, self.config)
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values; the teacher is no part of it."""
+        """Tensors and plain values; the teacher is not part of it."""
         return {
             "model": self.model.state_dict(),
             "best": self.best,
@@ -187,7 +187,7 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
     torch.manual_seed(config.seed * 1_000_003 + epoch)  # for models with dropout
     steps, photos, started = len(train), 0, time.perf_counter()
     sums: dict[str, Tensor] = {}
-    # A bar on rank 0's terminal; none where stderr is no terminal.
+    # A progress bar on rank 0, if stderr is a terminal.
     hidden = None if ranks.is_first() else True
     bar = tqdm(train.epoch(epoch), f"epoch {epoch}", steps, leave=False, disable=hidden)
     for number, (images, labels) in enumerate(bar):
@@ -226,7 +226,7 @@ def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate, in place where it is a tensor that a CUDA graph reads."""
     for group in optimizer.param_groups:
-        group["lr"] = lr.fill_(rate) if isinstance(lr := group["lr"], Tensor) else rate
+        group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
 
 
 def check_finite(loss: float, part: str, epoch: int) -> None:

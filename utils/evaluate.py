@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("data", type=PATH, help="labelled photos: a folder, a CSV, an archive")
     parser.add_argument("--mistakes", type=new_file, default="mistakes.csv", help="file to write")
     parser.add_argument("--device", type=DEVICE, default="auto", help="cpu, cuda or cuda:N")
-    parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
+    parser.add_argument("--network", default="", help="your own network, as FILE.py:FUNCTION")
     parser.add_argument("--cache", type=PATH, default=Config.cache, help="as train.py's")
     options = parser.parse_intermixed_args(arguments)
     options.mistakes.parent.mkdir(parents=True, exist_ok=True)

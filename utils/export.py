@@ -126,7 +126,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("photos", type=PATH, help="a folder with photos, to compare on")
     parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")
     parser.add_argument("--output", type=new_file, help="the file (default: RUN.onnx or RUN.pt2)")
-    parser.add_argument("--network", default="", help="FILE.py:FUNCTION of a network of your own")
+    parser.add_argument("--network", default="", help="your own network, as FILE.py:FUNCTION")
     options = parser.parse_args(arguments)
     path: Path = options.checkpoint
     model, about = load_classifier(path, options.network)

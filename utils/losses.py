@@ -1,11 +1,11 @@
 """Knowledge distillation losses of logits (kd, dkd, dist), of features (fitnet, attention), and of
 the relations between the photos of a batch (rkd, sp).
 
-All are zero where student and teacher agree, and average over the batch to a scalar ≥ 0 (but for
-rounding, in float32 by about 1e-7 · T²). `student` and `teacher` are logits (N, C) or feature maps
+All are zero where student and teacher agree, and average over the batch to a scalar ≥ 0 (up to
+rounding: about 1e-7 · T² in float32). `student` and `teacher` are logits (N, C) or feature maps
 (N, C, H, W) of the same photos; except for fitnet, maps may differ in their number of channels.
-To be called with float32 or float64 and outside of autocast, as Distillation does: half precision
-would round the small differences away.
+Call them with float32 or float64, outside autocast, as Distillation does: half precision would
+round the small differences away.
 """
 
 from functools import partial

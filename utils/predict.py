@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("network", type=checkpoint, help="a run's folder, checkpoint or export")
     parser.add_argument("photos", nargs="+", help="photos, folders, or - for paths on stdin")
     parser.add_argument("--top", type=number(int, 1), default=3, help="classes shown (default: 3)")
-    parser.add_argument("--network", dest="code", default="", help="FILE.py:FUNCTION of your own")
+    parser.add_argument("--network", dest="code", default="", help="your own FILE.py:FUNCTION")
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--csv", action="store_true", help="lines of path,rank,class,probability")
     style.add_argument("--json", action="store_true", help="one JSON object per line")

@@ -1,7 +1,7 @@
 """Several processes as one run: torchrun --nproc-per-node=4 train.py ...
 
 Every rank runs the whole script, on its shard of each training batch, with the same random numbers;
-rank 0 alone prints and writes files. Without torchrun, everything here does nothing.
+rank 0 alone prints and writes runs, any rank the cache. Without torchrun, this does nothing.
 """
 
 import io

@@ -12,16 +12,18 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import Config, KDConfig, UserError, network_name, plain_name
+from config import Config, KDConfig, UserError, network_name, plain_name, shown
 from data.batches import MEAN, STD, EvalBatches, TrainBatches
 from data.dataset import Dataset, load_datasets
 from data.files import atomic_write, csv_text, explained, locks, read_json, remove, write_json
-from data.split import list_duplicates
+from data.listing import PARTS, UNLABELLED
+from data.split import describe_duplicates, list_duplicates
 from models.checkpoint import load_checkpoint, read_tensors, save_checkpoint, weights_digest
 from models.factory import channels_last, check_network, initial_model, multiply_adds, source_digest
 from utils import ranks
@@ -46,7 +48,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Unique among the runs that can share an output folder."""
+        """The name of its folders; an output folder holds one run of each name."""
         config = self.config
         parts = [self.data.name, f"{config.image_size}px", network_name(config.model)]
         if config.kd:
@@ -104,7 +106,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the run's weights, as plain values; also describes its checkpoints."""
+        """All that decides the weights, except the precision; also describes the checkpoints."""
         return {
             "run": self.name,
             "arch": network_name(self.config.model),
@@ -153,7 +155,7 @@ class Run:
         size, device = self.config.image_size, self.device.device
         return EvalBatches(self.data.pixels, *self.data.rows_and_labels(part), size, device)
 
-    def measure(self, model: nn.Module, part: str) -> tuple[dict[str, Any], Tensor, Tensor]:
+    def measure_part(self, model: nn.Module, part: str) -> tuple[dict[str, Any], Tensor, Tensor]:
         """A model's metrics on `val` or `test`, its logits and the labels."""
         logits, labels, _ = evaluate(model, CrossEntropy(), self.eval_batches(part), self.device)
         return measure(logits, labels, self.data.classes), logits, labels
@@ -186,6 +188,39 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
         what = "labels of this split" if same else "photos, perhaps on these test photos"
         print(f"NOTE     --weights was trained on other {what}\n")
     return runs
+
+
+def describe(runs: Sequence[Run]) -> None:
+    """Print which photos and device are used, and what was found wrong with the photos."""
+    config, data, device = runs[0].config, runs[0].data, runs[0].device
+    photos = data.decoded.photos
+    counts = ", ".join(f"{part} {count:,}" for part, count in data.counts.items())
+    if config.folds:
+        counts = f"of {config.folds} folds, fold {config.fold} has {counts}"
+    about = f"{len(photos):,} in {len(data.classes)} classes, {counts}; split {data.split.hash}"
+    print(f"photos   {data.name}: {about}")
+    sizes = zip(photos.classes, np.bincount(photos.labels), strict=True)
+    classes = [f"{shown(name, keep='')} {size:,}" for name, size in sizes]
+    print(f"classes  {', '.join(classes[:24])}{', ...' * (len(classes) > 24)}")
+    for note in photos.notes:
+        print(f"NOTE     {shown(note)}")
+    for fold, each in {run.config.fold: run.data for run in runs}.items():
+        of = f" of fold {fold}" if config.folds else ""
+        for part in PARTS[1:]:
+            if lacking := len(classes) - len({*each.rows_and_labels(part)[1].tolist()}):
+                print(f"NOTE     {part}{of} has no photo of {lacking} of the classes")
+    if (count := len(data.unlabelled)) or (config.kd and config.kd.unlabelled):
+        copies = len(data.split.indices(UNLABELLED)) + len(data.decoded.unlabelled) - count
+        left_out = f"{copies:,} copies of val and test photos are left out"
+        print(f"NOTE     {count:,} unlabelled photos, used only for distillation; {left_out}")
+    if config.data == "sample":
+        print("NOTE     synthetic photos, which say nothing about real ones: give --data FOLDER")
+    looks = ["".join(normalize("NFKC", name).casefold().split()) for name in photos.classes]
+    if alike := [ascii(n) for i, n in enumerate(photos.classes) if looks.count(looks[i]) > 1]:
+        print(f"WARNING  class names that look the same: {', '.join(alike)}")
+    for note in describe_duplicates(data.split, data.groups):
+        print(note)
+    print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
 
 
 @contextmanager
@@ -268,7 +303,7 @@ def train_and_test(
     run: Run, objective: CrossEntropy, runs: Sequence[Run], teacher: Teacher | None = None
 ) -> Result:
     """Train one of the runs, from its last checkpoint if it has one, test it once, return its
-    result; of a finished run, only that. Prints how long it will take, and all of the runs."""
+    result; of a finished run, only that. Prints the time that it and all of the runs will take."""
     if run.finished:
         return load_finished(run)
     config, data, device = run.config, run.data, run.device
@@ -276,7 +311,7 @@ def train_and_test(
     weights = config.pretrained or config.weights
     model, loaded = initial_model(config.model, classes, size, seed=config.seed, weights=weights)
     training = Training(channels_last(model, device.device), objective, config, device)
-    if ranks.is_first():  # counted now, as building networks draws random numbers
+    if ranks.is_first():  # counted now: to build networks during an epoch would reseed its dropout
         more = sum(work(other) / work(run) for other in runs if other != run and not other.finished)
         training.forecast = partial(forecast, more)
     header = run.settings | {
@@ -330,7 +365,8 @@ def forecast(others: float, seconds: float, left: float) -> None:
 
 
 def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
-    """Continue from last.pt, if it exists; raises UserError if it is damaged or another run's."""
+    """Print the run's name; continue from last.pt, if it exists: lock_runs has checked --resume.
+    Raises UserError if it is damaged or another run's."""
     if not os.path.lexists(run.last):
         print(run.name)
         return
@@ -346,7 +382,7 @@ def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
 def check_owner(run: Run) -> None:
     """Raise UserError if another process has started this run since this process did."""
     if read_json(run.path("results", "settings.json"))["process"] != PROCESS["process"]:
-        raise UserError(f"{run.name}: another process is training it, too; this one stops")
+        raise UserError(f"{run.name}: another process is training it as well: stopping this one")
 
 
 def load_finished(run: Run) -> Result:
@@ -361,8 +397,8 @@ def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result
     """Measure the best weights on validation and, this once, on test: the content of result.json.
     Writes the logits and labels of the test photos."""
     config, data, history, settings = run.config, run.data, training.history, run.settings | PROCESS
-    val, _, _ = run.measure(training.model, "val")
-    test, logits, labels = run.measure(training.model, "test")
+    val, _, _ = run.measure_part(training.model, "val")
+    test, logits, labels = run.measure_part(training.model, "test")
     arrays: dict[str, Any] = {"logits": logits.numpy(), "labels": labels.numpy()}
     best, final = max(history, key=validation_rank), history[-1]
     result: Result = settings | {
@@ -397,7 +433,7 @@ def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result
         "test": test,
     }
     if teacher:
-        theirs, teacher_logits, _ = run.measure(teacher.model, "test")
+        theirs, teacher_logits, _ = run.measure_part(teacher.model, "test")
         arrays["teacher_logits"] = teacher_logits.numpy()
         result["teacher"] = teacher.about | {"test": theirs}
         result["agreement"] = {"top1": accuracy(logits, teacher_logits.argmax(1))}

@@ -1,4 +1,4 @@
-"""What every script does around its work: report problems in a line, print photos and paths."""
+"""What every script does around its work: report problems in a line, say where its results are."""
 
 import io
 import shlex
@@ -6,19 +6,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-from unicodedata import normalize
-
-import numpy as np
 
 from config import UserError, shown
 from data.files import lacks_memory
-from data.listing import PARTS, UNLABELLED
-from data.split import describe_duplicates
 from utils.ranks import init_distributed
-
-if TYPE_CHECKING:  # report and predict start without what a training needs
-    from utils.runs import Run
 
 
 def run_script(
@@ -54,7 +45,7 @@ def run_script(
         hint = "; the same command with --resume continues" if resumes else ""
         if "--overwrite" in arguments:
             hint = "; to continue once an epoch is done, give --resume instead of --overwrite"
-        status, says = 143 if stopped.args else 130, f"\nstopped{hint}"
+        status, says = (143 if stopped.args else 130), f"\nstopped{hint}"
     finally:
         signal.signal(signal.SIGTERM, before)
     print(says, file=sys.stderr)
@@ -65,39 +56,6 @@ def _terminate(*_: object) -> None:
     """Handle SIGTERM like Ctrl-C; the argument tells the two KeyboardInterrupts apart."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the clean-up
     raise KeyboardInterrupt(signal.SIGTERM)
-
-
-def describe(runs: Sequence["Run"]) -> None:
-    """Print which photos and device are used, and what was found wrong with the photos."""
-    config, data, device = runs[0].config, runs[0].data, runs[0].device
-    photos = data.decoded.photos
-    counts = ", ".join(f"{part} {count:,}" for part, count in data.counts.items())
-    if config.folds:
-        counts = f"of {config.folds} folds, fold {config.fold} has {counts}"
-    about = f"{len(photos):,} in {len(data.classes)} classes, {counts}; split {data.split.hash}"
-    print(f"photos   {data.name}: {about}")
-    sizes = zip(photos.classes, np.bincount(photos.labels), strict=True)
-    classes = [f"{shown(name, keep='')} {size:,}" for name, size in sizes]
-    print(f"classes  {', '.join(classes[:24])}{', ...' * (len(classes) > 24)}")
-    for note in photos.notes:
-        print(f"NOTE     {shown(note)}")
-    for fold, each in {run.config.fold: run.data for run in runs}.items():
-        of = f" of fold {fold}" if config.folds else ""
-        for part in PARTS[1:]:
-            if lacking := len(classes) - len({*each.rows_and_labels(part)[1].tolist()}):
-                print(f"NOTE     {part}{of} has no photo of {lacking} of the classes")
-    if (count := len(data.unlabelled)) or (config.kd and config.kd.unlabelled):
-        copies = len(data.split.indices(UNLABELLED)) + len(data.decoded.unlabelled) - count
-        left_out = f"{copies:,} copies of val and test photos are left out"
-        print(f"NOTE     {count:,} unlabelled photos, used only for distillation; {left_out}")
-    if config.data == "sample":
-        print("NOTE     synthetic photos, which say nothing about real ones: give --data FOLDER")
-    looks = ["".join(normalize("NFKC", name).casefold().split()) for name in photos.classes]
-    if alike := [ascii(n) for i, n in enumerate(photos.classes) if looks.count(looks[i]) > 1]:
-        print(f"WARNING  classes that look the same: {', '.join(alike)}")
-    for note in describe_duplicates(data.split, data.groups):
-        print(note)
-    print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
 
 
 def print_paths(output: Path) -> None:

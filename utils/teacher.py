@@ -11,8 +11,8 @@ from torch import nn
 from config import Config, UserError, network_name
 from data.batches import MEAN, STD
 from models.checkpoint import load_classifier, read_tensors, weights_digest
-from models.factory import channels_last, create_model, initial_model
-from models.weights import read_weights
+from models.factory import channels_last, create_model
+from models.weights import load_weights, read_weights
 from utils.distillation import check_method
 from utils.runs import Run, Teacher
 
@@ -107,13 +107,13 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
         raise UserError(f"{path} has changed since it was evaluated: {hint}")
     model = channels_last(model, student.device.device)
     about = {
-        "run": description.get("run", path.name),  # a file of weights is of no run
+        "run": description.get("run", path.name),  # a file of weights does not come from a run
         "recipe": description["recipe"],
         "source": description.get("source"),
         "digest": expected,
         "other_split": of_other_split(description, student),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "val": student.measure(model, "val")[0],
+        "val": student.measure_part(model, "val")[0],
     }
     return Teacher(model, about)
 
@@ -125,7 +125,7 @@ def of_other_split(description: dict[str, Any], student: Run) -> bool:
 
 
 def inspect(checkpoint: Path, config: Config) -> dict[str, Any]:
-    """What the teacher's checkpoint says about itself, and the digest of its weights."""
+    """What a teacher's checkpoint, read once a command, says of itself; its weights' digest."""
     if checkpoint not in INSPECTED:
         model, description = load(checkpoint, config)
         INSPECTED[checkpoint] = description | {"digest": weights_digest(model)}
@@ -149,8 +149,9 @@ def load(checkpoint: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]:
     two, state = create_model(network, 2, image_size, seed=0).state_dict(), read_weights(checkpoint)
     same = {k: v for k, v in state.items() if k in two and v.shape[1:] == two[k].shape[1:]}
     classes = next((len(v) for k, v in same.items() if v.ndim and v.shape != two[k].shape), 2)
-    model, loaded = initial_model(network, classes, image_size, seed=0, weights=checkpoint)
-    if not loaded.endswith(": nothing"):
+    model = create_model(network, classes, image_size, seed=0)
+    loaded, random = load_weights(model, network, checkpoint)
+    if random:
         raise UserError(f"{checkpoint}: a teacher needs all weights of {network}: {loaded}")
     about = {"arch": network_name(network), "classes": classes, "image_size": image_size}
     about |= {"mean": list(MEAN), "std": list(STD), "recipe": {}, "split": "", "photos": ""}

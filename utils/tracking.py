@@ -19,8 +19,8 @@ METRICS = ("test/accuracy", "test/loss", "test/macro_f1", "best/accuracy/val")
 
 
 class Tracker(ExitStack):
-    """Writes one run's TensorBoard events to disk, or raises OSError: its curves as two runs,
-    `train` and `val`, each in its own colour. Each start replaces earlier files and writes the
+    """Writes one run's TensorBoard events, its curves as two runs, `train` and `val`, each in its
+    own colour; raises OSError. Each start replaces earlier files and writes the
     epochs so far, `history`, again: a resumed run has one point per epoch."""
 
     def __init__(self, folder: Path, history: Sequence[Row], settings: dict[str, Any]) -> None:
