@@ -192,7 +192,7 @@ class Config:
     batch_size: int = setting(32, number(int, 2), "photos per step")
     lr: float = setting(0.001, number(float, 0, above=True), "peak learning rate")
     optimizer: str = setting("adamw", ("adamw", "sgd"), "SGD needs another --lr, such as 0.05")
-    weight_decay: float = setting(0.05, number(float, 0), "of weights; biases and norms have none")
+    weight_decay: float = setting(0.05, number(float, 0), "of weights, not of biases and norms")
     schedule: str = setting("cosine", ("cosine", "constant"), "after warm-up; cosine decays to 0")
     warmup_epochs: float = setting(1.0, number(float, 0), "epochs of linear warm-up")
     label_smoothing: float = setting(0.0, number(float, 0, 0.99), "probability spread over classes")
@@ -228,11 +228,11 @@ class Config:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The settings that decide a run's weights and are not all in its name, as plain values."""
+        """The settings that decide a run's weights and are not all in its name, as plain values;
+        `crops` names the kind of crops, lest a run mix two."""
         names = [item.name for item in fields(self)]
         names = ["split_seed", *names[names.index("epochs") : names.index("device")]]
-        values = {name: getattr(self, name) for name in names}
-        values["crops"] = "RandomResizedCrop"  # changes when crops do, so that no run mixes two
+        values = {name: getattr(self, name) for name in names} | {"crops": "RandomResizedCrop"}
         return values | {"weights": self.weights and file_digest(self.weights)}
 
 

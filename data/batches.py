@@ -1,7 +1,7 @@
 """Decoded photos as batches on the device: gathered, cropped, resized and normalised there."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from config import Config
 # ImageNet's, as pretrained weights expect (but efficientnet_v2_l's: 0.5); also used from scratch.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+Normalise = Callable[[Tensor], Tensor]
 TRIES = 10  # to draw a crop that fits, as in torchvision
 
 
@@ -85,15 +86,11 @@ def resampling(low: Tensor, high: Tensor, source: int, size: int) -> Tensor:
     return weights / weights.sum(2, keepdim=True)
 
 
-class Normalise:
-    """Levels 0..255 to the (x/255 − mean)/std that the networks take, in place."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
-        centre, spread = torch.tensor([mean, std], device=device).view(2, 1, 3, 1, 1)
-        self.gain, self.offset = 1 / (255 * spread), -centre / spread
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.mul_(self.gain).add_(self.offset)
+def normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalise:
+    """Takes images of levels 0..255 to (x/255 − mean)/std, as the networks take them, in place."""
+    centre, spread = torch.tensor([mean, std], device=device).view(2, 1, 3, 1, 1)
+    gain, offset = 1 / (255 * spread), -centre / spread
+    return lambda images: images.mul_(gain).add_(offset)
 
 
 def whole_images(photos: Tensor, size: int, normalise: Normalise) -> Tensor:
@@ -133,7 +130,7 @@ class TrainBatches:
         if not self.known.all():
             share = round(self.known.mean() * len(self.shard))
             self.labelled = shards * min(max(share, 1), len(self.shard) - 1)
-        self.normalise = Normalise(MEAN, STD, device)
+        self.normalise = normaliser(MEAN, STD, device)
 
     def __len__(self) -> int:
         """Steps per epoch."""
@@ -174,7 +171,7 @@ class EvalBatches:
         self.pixels, self.size, self.device = pixels, size, device
         self.rows = torch.from_numpy(rows).to(pixels.device)
         self.labels = torch.from_numpy(labels).to(device)
-        self.normalise = Normalise(MEAN, STD, device)
+        self.normalise = normaliser(MEAN, STD, device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images (B, 3, size, size) float32 and labels (B,) int64."""

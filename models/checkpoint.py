@@ -81,7 +81,7 @@ def load_classifier(path: Path, network: str = "") -> tuple[nn.Module, dict[str,
     if not fits:
         raise UserError(f"{path}: its description is incomplete or invalid")
     if own := "." in arch:  # its code comes from the command line, never from a checkpoint
-        if network_name(network) != arch:
+        if network_name(network) != arch or ":" not in network:
             raise UserError(f"{path} is for {arch}, a network of your own: give FILE.py:FUNCTION")
         if source_digest(network) != content.get("source"):
             raise UserError(f"{path}: {network} has changed since this was trained")

@@ -49,7 +49,7 @@ def _layers(network: str, image_size: int) -> Mapping[int, Layer]:
     for name, module in model.named_modules():
         module.register_forward_hook(partial(note, name))
     with torch.no_grad():
-        model(torch.zeros(1, 3, image_size, image_size))
+        model(torch.zeros(1, 3, image_size, image_size).to(memory_format=torch.channels_last))
     layouts = {depth: one.channels_last for depth, _, side, one in seen if one.channels != side}
     trunk: list[tuple[int, int, Layer]] = []  # time, side, layer; sides never grow
     for depth, time, side, layer in sorted(seen, key=lambda one: (one[0], -one[1])):

@@ -15,36 +15,39 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> tuple[
     """Load a network's weights from a file or, if `weights` is True, torchvision's ImageNet
     weights, downloaded once; only the head may differ. Returns a summary of what was loaded, and
     the names of what was not. Raises UserError for weights that are unavailable or do not fit."""
+    own = model.state_dict()
     if isinstance(weights, Path):
-        where, state = str(weights), read_weights(unchanged(weights))
+        where, state = str(weights), read_weights(unchanged(weights), own)
     else:
         where, state = f"{network}, ImageNet weights", _imagenet_weights(network)
-    own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     others = {k for k in {*state, *own} - {*fits} if not k.endswith(".num_batches_tracked")}
-    # The head is the last layer or, where that fits, one with another number of rows alone.
+    # The head is the last layer or, where that fits, what differs in its number of rows alone.
     rows = {k for k in others & {*state} & {*own} if state[k].shape[1:] == own[k].shape[1:]}
-    last, heads = [*own][-1].rpartition(".")[0], {k.rpartition(".")[0] for k in rows}
+    last = [*own][-1].rpartition(".")[0]
     wrong = {k for k in others if not k.startswith(f"{last}.")}
-    if wrong and not (wrong == rows == others and len(heads) == 1):
+    if wrong and rows != others:
         why = f"{len(wrong)} tensors are missing, unexpected or of another shape, e.g. {min(wrong)}"
         raise UserError(f"{where}: not the weights of this {network}: {why}")
     with explained(where):  # some tensors are sparse or quantised
         model.load_state_dict(fits, strict=False)
-    if not all(model.state_dict()[k].isfinite().all() for k in fits):
-        raise UserError(f"{where}: some of its values are not finite")
+        given = (*state.values(), *(model.state_dict()[name] for name in fits))
+        if not all(value.isfinite().all() for value in given):
+            raise UserError(f"{where}: some of its values are not finite")
     new = sorted({*own} & others)
     names = ", ".join(new) or "nothing"
     return f"{len(fits)} of {len(own)} tensors from {where}; initialised randomly: {names}", new
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file: alone, or as `model` or `[model_]state_dict` of a checkpoint."""
+def read_weights(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state_dict in a file: alone, or as `model` or `[model_]state_dict` of a checkpoint. If a
+    network does not have such names of its `own`, without DataParallel's or compile's prefix."""
     with explained(f"{path}: not weights as torch.save(model.state_dict(), FILE) writes them"):
         state = read_tensors(path)
         for key in ("model", "state_dict", "model_state_dict"):
             state = state.get(key, state) if isinstance(state.get(key), dict) else state
-        state = {str(k).removeprefix("module."): v for k, v in state.items()}
+        for prefix in ("module.", "_orig_mod."):
+            state = {k if k in own else str(k).removeprefix(prefix): v for k, v in state.items()}
         if not state or not all(isinstance(v, Tensor) for v in state.values()):
             raise ValueError("not a dict of named tensors")
     return state

@@ -12,9 +12,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from config import Config, UserError
+from data.batches import TrainBatches
 from tests.toys import CLASSES, CPU, photos, tensors, train, train_batches, val_batches
+from utils import engine
 from utils.device import Device
-from utils.engine import CrossEntropy, Training, evaluate, learning_rate, set_rate, validation_rank
+from utils.engine import CrossEntropy, Training, evaluate, learning_rate, set_rate
 from utils.graphs import keep_rates_on_device
 
 CONFIG = Config(image_size=8, batch_size=8, epochs=2)  # five steps an epoch
@@ -100,6 +102,23 @@ def test_training_is_what_plain_pytorch_computes(plain_optimizer, changed):
     assert weights[0].real.max() < 1
 
 
+class Sure(CrossEntropy):
+    """Right where a batch of every other label has the larger part of a labelled photo, only."""
+
+    def __call__(self, model, images, labels):
+        larger = 2 * labels.sum(1) > labels.sum(1).min() + labels.sum(1).max()
+        loss, _, parts = super().__call__(model, images, labels)
+        return loss, torch.where(larger[:, None], labels, -labels), parts
+
+
+def test_the_accuracy_is_over_the_photos_of_which_the_larger_part_has_a_label():
+    config, (pixels, rows, labels) = replace(CONFIG, mixup=0.5), photos(64)
+    labels[::2] = -1
+    batches = TrainBatches(torch.from_numpy(pixels), rows, labels, CLASSES, config, CPU)
+    training = Training(small_model(), Sure(), config, Device(CPU))
+    assert engine.train_epoch(training, batches, 1)["accuracy/train"] == 1
+
+
 def test_a_resumed_run_ends_with_the_same_bits():
     config = replace(CONFIG, epochs=5, mixup=0.2, label_smoothing=0.1)
     states: list[Any] = []
@@ -155,7 +174,7 @@ def test_the_rate_rises_linearly_and_falls_to_zero_as_a_cosine(changed, step, sh
 def test_the_best_epoch_has_the_highest_accuracy_then_the_lowest_loss():
     pairs = [(0.5, 0.1), (0.6, 2.0), (0.6, 1.9), (0.4, 0.0)]
     rows = [{"accuracy/val": accuracy, "loss/val": loss} for accuracy, loss in pairs]
-    assert max(rows, key=validation_rank) is rows[2]
+    assert max(rows, key=engine.validation_rank) is rows[2]
 
 
 def test_captured_steps_of_one_optimizer_read_their_rate_in_one_place():

@@ -16,11 +16,13 @@ import pytest
 
 import knowledge_distillation
 import train
+from data import files
 from tests.faults import only_whole
 from tests.photo_folders import make_photos, training
 from utils import predict, report
 from utils.script import run_script
 
+remove: Any = files.remove
 Damage = Callable[[Path, Path], Any]  # to a path; the other one is of the same kind
 
 
@@ -30,10 +32,6 @@ class Blocked(BaseException):
 
 def stop(*_: object) -> Any:
     raise Blocked
-
-
-def remove(path: Path, *_: object) -> Any:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -67,7 +65,7 @@ OF_FILES: dict[str, Damage] = {
     "folder": another(os.mkdir),
 }
 DAMAGES: dict[str, Damage] = {
-    "gone": remove,
+    "gone": lambda path, _: remove(path),
     "text": lambda path, _: replace(path, b"something else"),
     "pipe": another(os.mkfifo),
     "broken link": another(lambda path: path.symlink_to("nowhere")),

@@ -13,18 +13,18 @@ from PIL import Image
 
 import knowledge_distillation
 import train
+from data.files import read_json
 from models.checkpoint import load_checkpoint, save_checkpoint
-from tests.faults import WHOLE, not_finite
+from tests.faults import WHOLE
 from tests.photo_folders import CLASSES, make_photos, training
 from utils.distillation import METHODS
 
 
 def results_of(folder: Path, name: str = "") -> list[dict[str, Any]]:
     """The results of the runs with this in their name, after looking at each of their numbers."""
-    paths = sorted(folder.glob(f"output/results/*{name}*/result.json"))
-    results = [dict(json.loads(path.read_text("utf-8"))) for path in paths]
+    results = [read_json(path) for path in folder.glob(f"output/results/*{name}*/result.json")]
     assert results
-    assert not_finite(results) == []
+    json.dumps(results, allow_nan=False)  # raises for a number that is not finite
     return results
 
 

@@ -19,7 +19,9 @@ from config import UserError
 from data.files import atomic_write, read_json, remove, write_json
 from knowledge_distillation import main
 from models.checkpoint import save_checkpoint
-from tests.photo_folders import ROOT, make_photos, training
+from models.factory import create_model
+from tests.photo_folders import training
+from tests.test_models import OWN
 from tests.test_train import refused as refused_by
 from tests.test_train import result_of, rows_of
 
@@ -53,11 +55,6 @@ def printed_by(words: list[str], when: str = "\0", action: Callable[[], Any] = i
     with contextlib.redirect_stdout(Printed()) as printed:
         main(words)
     return printed.getvalue()
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    return make_photos(tmp_path_factory.mktemp("photos") / "weather", per_class=10)
 
 
 @pytest.fixture(scope="module")
@@ -158,20 +155,26 @@ def given(copied, tmp_path) -> tuple[Path, list[str]]:
 @pytest.mark.parametrize(
     ("values", "more", "says"),
     [
-        ({"held_out": "0123456789abcdef"}, [], "have seen the student's test photos.\nTrain one"),
-        ({"photos": "0123456789abcdef"}, [], "on other photos: .*\nTrain one"),
-        ({"classes": ["hail", "fog", "rain", "snow"]}, [], "has classes .*hail.*, the student"),
-        ({}, ["--teacher-checkpoint", str(ROOT / "README.md")], "damaged, or not a checkpoint"),
+        ({"held_out": "0123456789abcdef"}, "", "have seen the student's test photos.\nTrain one"),
+        ({"photos": "0123456789abcdef"}, "", "on other photos: .*\nTrain one"),
+        ({"classes": ["hail", "fog", "rain", "snow"]}, "", "has classes .*hail.*, the student"),
+        ({}, "/own.py", "damaged, or not a checkpoint"),
+        ({}, "/w.pt", "w.pt has only weights: give --teacher and --allow-other-split"),
+        ({}, "/w.pt --allow-other-split --teacher {}/own.py:soft", "soft returns probabilities"),
+        ({}, "/w.pt --allow-other-split --teacher resnet18", "not the weights of this resnet18"),
     ],
 )
-def test_a_teacher_that_does_not_fit_is_refused(values, more, says, given):
+def test_a_teacher_that_does_not_fit_is_refused(values, more, says, given, tmp_path):
     changed(given[0], **values)
-    refused([*given[1], *more], says)
+    (own := tmp_path / "own.py").write_text(OWN)
+    torch.save(create_model(f"{own}:small", 4, 32, seed=0).state_dict(), tmp_path / "w.pt")
+    refused(f"{' '.join(given[1])}{more.format(tmp_path)}".split(), says)
 
 
 def test_a_weak_teacher_and_one_of_another_split_are_warned_of(given, copied):
     path, words = given
-    assert "another split" not in printed_by([*words, "--labels-per-class", "5"])  # of all labels
+    printed = printed_by([*words, "--labels-per-class", "5"])  # a teacher of all labels
+    assert re.findall(r"trained .*other (\w+ \w+)", printed) == ["labels of", "labels than"]
     model = torch.load(path, weights_only=True)["model"]
     model["fc.weight"].zero_()
     model["fc.bias"] = torch.tensor([9.0, 0, 0, 0])  # it says fog, whatever it sees
@@ -183,8 +186,9 @@ def test_a_weak_teacher_and_one_of_another_split_are_warned_of(given, copied):
     assert "WARNING  this teacher is worse than its student" in printed
     assert "WARNING  this teacher was trained on another split" in printed
     assert "WARNING: the teacher" in printed.partition("###")[2]
-    (best,) = copied[0].glob("checkpoints/*-from-resnet50.*-T2-seed0/best.pt")
-    assert torch.load(best, weights_only=True)["held_out"] == ""  # it may not teach these photos
+    for name, key in (("T2", "held_out"), ("T2-labels5", "labels")):  # if the student teaches
+        (best,) = copied[0].glob(f"checkpoints/*-from-resnet50.*-{name}-seed0/best.pt")
+        assert torch.load(best, weights_only=True)[key] == ""
     # Of its past nothing is known but what was measured.
     assert re.search(r"^\| Final training loss +\| +– \|", printed, re.M)
     assert re.search(r"^\| Best validation accuracy +\| +25\.00% \|", printed, re.M)

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from config import Config, UserError, file_digest
 from models import checkpoint
 from models.checkpoint import FORMAT, load_checkpoint, load_classifier, weights_digest
-from models.factory import check_network, create_model, initial_model, source_digest
+from models.factory import check_network, create_model, initial_model, multiply_adds, source_digest
 from models.weights import load_weights
 from tests.toys import CLASSES, CPU, train_batches
 from utils.device import Device
@@ -79,7 +80,7 @@ def test_weights_that_are_broken_or_cannot_be_had_are_named(weights_folder):
 
 def test_weights_of_a_file_are_taken_whole_but_for_a_head_of_other_classes(tmp_path):
     source, path = create_model("resnet18", 5, 64, seed=1).state_dict(), tmp_path / "w.pt"
-    parallel = {f"module.{key}": value for key, value in source.items()}
+    parallel = {f"module._orig_mod.{key}": value for key, value in source.items()}
     for one in (source, {"model": source}, {"state_dict": parallel}, {"model_state_dict": source}):
         torch.save(one, path)
         file_digest.cache_clear()  # as at the start of a command
@@ -94,7 +95,7 @@ def test_weights_of_a_file_are_taken_whole_but_for_a_head_of_other_classes(tmp_p
     torch.save(source, path)
     with pytest.raises(UserError, match=r"w\.pt' has changed since this command was started"):
         initial_model("resnet18", 5, 64, seed=2, weights=path)
-    nan = {"bn1.bias": torch.full((64,), torch.nan)}
+    nan = {"fc.bias": torch.full((5,), torch.nan)}
     not_its = "not the weights of this resnet18: 1 .*"
     wrong = [(source | {k: torch.zeros(1)}, f"{not_its}{k}$") for k in ("conv1.weight", "more")]
     others = [(one, "not weights as torch.save") for one in ([1], {}, {"a": 1})]
@@ -103,7 +104,12 @@ def test_weights_of_a_file_are_taken_whole_but_for_a_head_of_other_classes(tmp_p
         torch.save(made, path)
         file_digest.cache_clear()
         with pytest.raises(UserError, match=rf"w\.pt: {says}"):
-            initial_model("resnet18", 5, 64, seed=2, weights=path)
+            initial_model("resnet18", 3, 64, seed=2, weights=path)
+    own = [nn.Sequential(nn.Linear(4, n), nn.BatchNorm1d(n)) for n in (3, 2)]  # two layers of head
+    torch.save((named := nn.ModuleDict({"module": own[0]})).state_dict(), path)
+    file_digest.cache_clear()
+    assert load_weights(named, "own.py:net", path)[1] == []
+    assert len(load_weights(own[1], "own.py:net", path)[1]) == 6
 
 
 ABOUT: dict[str, Any] = {
@@ -138,6 +144,7 @@ small = lambda n, *m: nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), *m, n
 frozen = lambda n: small(n).requires_grad_(False)
 soft = lambda n: small(n).append(nn.Softmax(1))
 viewing = lambda n: changed(nn.ReLU(), lambda x: x.view(2, -1))
+last = lambda n: changed(nn.Conv2d(3, n, 16, 16), lambda x: x.movedim(1, 3).view(-1, 4, n).mean(1))
 altering = lambda n: nn.Sequential(nn.ReLU(inplace=True), small(n))
 together = lambda n: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), small(n))
 lazy = lambda n: nn.Sequential(nn.Flatten(), nn.LazyLinear(n))
@@ -148,7 +155,7 @@ def masked(n):
 changed = lambda model, change: model.register_forward_hook(lambda _, x, y: change(y)) and model
 slope = lambda x: torch.autograd.grad(x.square().sum(), x, create_graph=True)[0]
 differentiating = lambda n: changed(small(n), slope)
-unsaved = lambda n: changed(small(n), torch.randn(n).add)
+unsaved = lambda n: changed(small(n), (torch.randn(n) / 10000).add)
 share = lambda a, b: setattr(b, "weight", a.weight) or (a, b)
 tied = lambda n: changed(small(n, *share(nn.Linear(48, 48), nn.Linear(48, 48))), torch.Tensor.half)
 """
@@ -157,11 +164,12 @@ tied = lambda n: changed(small(n, *share(nn.Linear(48, 48), nn.Linear(48, 48))),
 def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
     (file := tmp_path / "own.py").write_text(OWN)
     check_network(f"{file}:small", 32)
+    assert multiply_adds(f"{file}:last", 2, 32) == 3072 * 2  # which takes channels last alone
     check_network("resnet18", 32)
     for network, side, says in (
         ("resnet19", 32, "no such network; `python -m models.factory` lists the names"),
         ("alexnet", 32, "alexnet does not work on images of 32 pixels; .*small"),
-        ("googlenet", 64, "googlenet does not work on images of 64 pixels; .*several outputs"),
+        ("googlenet", 64, "googlenet does not work on images of 64 pixels; .*its output is Goog"),
         ("vit_b_16", 40, "vit_b_16: does not take images of 40 pixels .*patch size"),
         (f"{file}:number", 32, "own.py:number must return a torch.nn.Module, not int"),
         (f"{file}:five", 32, r"own.py:five\(61\): 2 images give .*2, 5.*, not logits \(2, 61\)"),
@@ -277,7 +285,7 @@ def test_a_classifier_is_what_its_checkpoint_describes_or_refused(tmp_path):
     small["model"] = create_model(f"{own}:small", 2, 64, seed=0).state_dict()
     checkpoint.save_checkpoint(path, small)
     assert load_classifier(path, f"{own}:small")[0].training is False
-    for wrong in ("", f"{own}:frozen", "resnet18"):
+    for wrong in ("", "own.small", f"{own}:frozen", "resnet18"):
         with pytest.raises(UserError, match=r"own.small, a network of your own: give FILE"):
             load_classifier(path, wrong)
     own.write_text(OWN + "# changed")

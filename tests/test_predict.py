@@ -17,7 +17,7 @@ from data.cache import decode_photos, read_square
 from data.files import read_json
 from data.listing import find_photos
 from models.checkpoint import load_checkpoint, save_checkpoint
-from tests.photo_folders import CLASSES, make_photos, python, training
+from tests.photo_folders import CLASSES, python, training
 from tests.test_readme import PYTHON
 from utils import evaluate, export
 from utils.export import load_any, load_exported
@@ -31,11 +31,6 @@ def command(*words, **options):
     """Exit status, lines of stdout and lines of stderr."""
     done = python("-m", *words, timeout=120, **options)
     return done.returncode, (done.stdout or "").splitlines(), done.stderr.splitlines()
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return make_photos(tmp_path_factory.mktemp("photos") / "weather")
 
 
 @pytest.fixture(scope="module")
@@ -145,12 +140,6 @@ def test_what_cannot_be_used_is_refused_in_a_line(words, best, tmp_path, caplog)
     assert not caplog.records
 
 
-def without_repo(code, folder):
-    """stdout of a script that runs in a folder of its own, without this repo on its path."""
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return python("-I", "-c", code, cwd=folder, env=clean, check=True).stdout
-
-
 USE = {
     "onnx": PYTHON[0],
     "pt2": """
@@ -183,7 +172,8 @@ def test_an_export_gives_the_same_probabilities_without_the_repo(kind, best, pho
     torch.testing.assert_close(classify(one.repeat(3, 1, 1, 1)), classify(one).repeat(3, 1))
     (folder := file.parent / "output/cache/sample/files/snow").mkdir(parents=True)
     Image.fromarray(squares[0].numpy()).save(folder / "0000.jpg", "png")
-    assert without_repo(USE[kind], file.parent) == f"{CLASSES[expected(squares[:1]).argmax()]}\n"
+    alone = python("-I", "-c", USE[kind], cwd=file.parent)  # this repo is not on its path
+    assert alone.stdout == f"{CLASSES[expected(squares[:1]).argmax()]}\n"
 
     where = ("--cache", photos.parent / "cache", "--mistakes", tmp_path / "mistakes.csv")
     status, lines, errors = command("utils.evaluate", best.parent, file, file, photos, *where)

@@ -12,7 +12,7 @@ from data.dataset import load_datasets
 from data.files import read_json
 from tests import ranks_program
 from tests.faults import only_whole
-from tests.photo_folders import make_photos, python, training
+from tests.photo_folders import python, training
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
@@ -44,9 +44,8 @@ def test_after_two_epochs_all_ranks_have_the_weights_and_the_metrics_of_one(save
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("runs")
-    return training(make_photos(folder / "weather", per_class=15), folder)
+def words(photos, tmp_path_factory) -> list[str]:
+    return training(photos, tmp_path_factory.mktemp("runs"))
 
 
 @only_whole

@@ -3,14 +3,13 @@ run, with small settings added at the end; code blocks are executed."""
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 import knowledge_distillation
 import train
 from config import Config, UserError, parse
-from tests.photo_folders import ROOT, make_photos, training
+from tests.photo_folders import ROOT, training
 from utils import distillation
 from utils.distillation import METHODS
 from utils.script import run_script
@@ -57,11 +56,6 @@ def test_each_command_is_known_and_understood():
                 parse(words[2:], "", methods)
         else:
             assert parse(words[2:], "", methods)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    return make_photos(tmp_path_factory.mktemp("readme") / "photos")
 
 
 @pytest.mark.parametrize("line", RUN)

@@ -195,8 +195,7 @@ def test_names_are_nothing_but_text():
 def test_a_line_for_each_run_is_sorted_filtered_and_in_one_csv(tmp_path, capsys):
     alone = [result(seed=seed, wrong=range(wrong)) for seed, wrong in enumerate((3, 1, 2))]
     alone[2]["recipe"] = alone[2]["recipe"] | {"lr": 0.5}
-    for made in [*alone, student_of(alone[0], ())]:
-        write_json(tmp_path / "results" / made["run"] / "result.json", made)
+    report(tmp_path, *alone, student_of(alone[0], ()))
     main(["--output", str(tmp_path)])
     first = tables(capsys.readouterr().out)[0]
     assert first[0][:4] == ["run", "settings", "val/accuracy", "test/accuracy"]

@@ -57,11 +57,6 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    return make_photos(tmp_path_factory.mktemp("photos") / "weather")
-
-
-@pytest.fixture(scope="module")
 def finished(photos, tmp_path_factory) -> tuple[Path, str]:
     """The output folder of two seeds of one baseline, and what their command printed."""
     folder = tmp_path_factory.mktemp("runs")
@@ -173,13 +168,17 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_bits(finished, photos, tmp_
         refused([*words, "--resume"], says)
     last.rename(last.with_name("best.pt"))
     refused([*words, "--resume"], "last.pt or result.json is gone: --overwrite")
-    torch.save(state | {"device": "cpu, 99 threads"}, last)
+    torch.save(state | {"devices": [("cpu, 99 threads", 3)]}, last)
     last.with_name(".best.pt.tmp").touch()  # as when killed while it was written
     main([*words, "--resume"])
     printed = capsys.readouterr().out
     assert f"{NAME}: resumed after epoch 1" in printed
-    assert "NOTE     started on cpu, 99 threads: the result may differ by rounding" in printed
-    assert result_of(tmp_path / "output")["digest"] == result_of(finished[0])["digest"]
+    assert "NOTE     started on cpu, 99 threads: the result may differ" in printed
+    whole, resumed = result_of(finished[0]), result_of(tmp_path / "output")
+    assert resumed["digest"] == whole["digest"]
+    both = f"cpu, 99 threads, then {whole['environment']['device']}"
+    assert resumed["environment"] == whole["environment"] | {"device": both, "ranks": 3}
+    assert re.fullmatch(r"([\w.-]*[0-9a-f]{7,}(-dirty)?)?", resumed["commit"])
     assert not list(tmp_path.rglob("*.tmp"))
     assert len(list((tmp_path / "output" / "logs" / NAME).rglob("*.*"))) == 3
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from config import Config
 from data.batches import EvalBatches, TrainBatches
@@ -51,8 +52,4 @@ def resnet_by_hand(model: Any, images: Tensor) -> tuple[Tensor, dict[int, Tensor
 
 def tensors(state: object) -> list[Tensor]:
     """All tensors in nested dicts and lists."""
-    if isinstance(state, dict):
-        state = list(state.values())
-    if isinstance(state, list):
-        return [tensor for item in state for tensor in tensors(item)]
-    return [state] if isinstance(state, Tensor) else []
+    return [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]

@@ -19,9 +19,8 @@ from utils.engine import CrossEntropy, Output, hard_loss
 
 @dataclass(frozen=True)
 class Method:
-    """A distillation method, with exactly one of the two losses."""
+    """A distillation method, with exactly one of the two losses; those name the papers."""
 
-    source: str  # the paper
     # Replaces the KL in L. Takes student and teacher logits (N, C), labels, temperature, weight.
     logits_loss: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] | None = None
     # Added to L, summed over `strides`. Takes student and teacher feature maps (N, C, H, W).
@@ -35,36 +34,21 @@ class Method:
     def __post_init__(self) -> None:
         by_logits, by_maps = self.logits_loss is not None, self.feature_loss is not None
         if by_logits == by_maps or by_maps != bool(self.strides):
-            raise ValueError(f"{self.source}: needs a logits_loss, or a feature_loss and strides")
+            raise ValueError("a Method has a logits_loss, or a feature_loss and strides")
 
 
 # With a ResNet50 as teacher, these weights of feature and relation losses make the term about as
 # large as the cross-entropy at the end. RepDistiller's (Tian et al. 2020,
 # https://arxiv.org/abs/1910.10699), 100, 10, 10 and 30 times as large, were worse on validation.
 METHODS = {
-    "kd": Method("Hinton et al. 2015", logits_loss=lambda s, t, _, T, w: losses.kd_loss(s, t, T)),
+    "kd": Method(lambda s, t, _, T, weight: losses.kd_loss(s, t, T)),
     # beta of the authors' code for ResNet32x4 to ResNet8x4
-    "dkd": Method("Zhao et al. 2022", logits_loss=losses.dkd_loss, weight=8.0, hard_labels=True),
-    "dist": Method(  # beta and gamma of the paper
-        "Huang et al. 2022", lambda s, t, _, T, beta: losses.dist_loss(s, t, T, beta), weight=2.0
-    ),
-    "fitnet": Method(
-        "Romero et al. 2015",
-        feature_loss=losses.fitnet_loss,
-        strides=(16,),
-        weight=1.0,
-        adapter=True,
-    ),
-    "attention": Method(
-        "Zagoruyko and Komodakis 2017",
-        feature_loss=losses.attention_loss,
-        strides=(4, 8, 16, 32),
-        weight=100.0,
-    ),
-    "rkd": Method(  # weight of 25 distance + 50 angle
-        "Park et al. 2019", feature_loss=losses.rkd_loss, strides=(32,), weight=0.1
-    ),
-    "sp": Method("Tung and Mori 2019", feature_loss=losses.sp_loss, strides=(32,), weight=100.0),
+    "dkd": Method(losses.dkd_loss, weight=8.0, hard_labels=True),
+    "dist": Method(lambda s, t, _, T, beta: losses.dist_loss(s, t, T, beta), weight=2.0),
+    "fitnet": Method(feature_loss=losses.fitnet_loss, strides=(16,), weight=1.0, adapter=True),
+    "attention": Method(feature_loss=losses.attention_loss, strides=(4, 8, 16, 32), weight=100.0),
+    "rkd": Method(feature_loss=losses.rkd_loss, strides=(32,), weight=0.1),  # of 25 and 50
+    "sp": Method(feature_loss=losses.sp_loss, strides=(32,), weight=100.0),
 }
 
 

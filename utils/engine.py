@@ -84,6 +84,7 @@ class Training:
     def __post_init__(self) -> None:
         self.module = ranks.parallel(TrainModule(self.model, self.objective))
         self.optimizer = make_optimizer(self.module, self.config)
+        self.devices = [(str(self.device), ranks.count())]  # also those before it was resumed
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values; the teacher is not part of it."""
@@ -93,6 +94,7 @@ class Training:
             "adapters": self.objective.adapters.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
+            "devices": self.devices,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -101,6 +103,7 @@ class Training:
         self.objective.adapters.load_state_dict(state["adapters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history[:], self.best = state["history"], state["best"]
+        self.devices = [*dict.fromkeys([*state["devices"], *self.devices])]
 
 
 def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
@@ -173,8 +176,8 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
             nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
         optimizer.step()
         known, truth = labels >= 0, labels
-        if labels.ndim == 2:
-            known, truth = labels.sum(1) > 0, labels.argmax(1)
+        if labels.ndim == 2:  # known where more than half of the mix is
+            known, truth = labels.sum(1) > config.batch_size / train.labelled / 2, labels.argmax(1)
         right = ((logits.argmax(1) == truth) & known).sum() / known.sum()
         return {"loss": loss.detach(), "accuracy": right} | parts
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from config import PATH, Parser, UserError, checkpoint, new_file
-from data.batches import Normalise, cached_side, eval_batch, resampling, whole_images
+from data.batches import cached_side, eval_batch, normaliser, resampling, whole_images
 from data.cache import read_square
 from data.files import explained
 from data.listing import photos_below
@@ -42,7 +42,7 @@ class PhotoClassifier(nn.Module):
     def __init__(self, model: nn.Module, about: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.image_size = model, about["image_size"]
-        self.normalise = Normalise(about["mean"], about["std"], torch.device("cpu"))
+        self.normalise = normaliser(about["mean"], about["std"], torch.device("cpu"))
 
     def forward(self, photos: Tensor) -> Tensor:
         images, low = photos.permute(0, 3, 1, 2).float(), torch.zeros(1)
@@ -99,7 +99,7 @@ def load_any(path: Path, network: str = "", device: str = "cpu") -> tuple[Classi
     if path.suffix in (".onnx", ".pt2"):
         return load_exported(path)
     model, about = load_classifier(path, network)
-    normalise = Normalise(about["mean"], about["std"], torch.device(device))
+    normalise = normaliser(about["mean"], about["std"], torch.device(device))
     model.to(device)
 
     def classify(photos: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ import io
 import os
 import platform
 import secrets
+import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,7 @@ import numpy as np
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import Config, KDConfig, UserError, network_name, plain_name, shown
+from config import ROOT, Config, KDConfig, UserError, network_name, plain_name, shown
 from data.batches import MEAN, STD, EvalBatches, TrainBatches
 from data.dataset import Dataset, load_datasets
 from data.files import atomic_write, csv_text, explained, locks, read_json, remove, write_json
@@ -34,7 +36,9 @@ from utils.tables import Result
 from utils.tracking import Tracker
 
 # Written to the settings.json and result.json of each run that this process trains.
-PROCESS = {"process": secrets.token_hex(8)}
+DESCRIBE = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+COMMIT = shutil.which("git") and subprocess.run(DESCRIBE, capture_output=True, text=True).stdout
+PROCESS = {"process": secrets.token_hex(8), "commit": (COMMIT or "").strip()}
 
 
 @dataclass(frozen=True)
@@ -174,8 +178,9 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
     config, device = configs[0], find_device(configs[0])
     for network in dict.fromkeys(c.model for c in configs):
         check_network(network, config.image_size, config.pretrained or config.weights)
-    if (kd := config.kd) and not kd.teacher_checkpoint:
-        check_network(kd.teacher, config.image_size, config.pretrained and not kd.teacher_tag)
+    if kd := config.kd:
+        new = not (kd.teacher_checkpoint or kd.teacher_tag)
+        check_network(kd.teacher, config.image_size, config.pretrained and new, trained=new)
     datasets = load_datasets(configs, device.device, ranks.count())
     runs = [Run(config, datasets[config.fold], device) for config in configs]
     about = read_tensors(config.weights) if config.weights else {}  # a run's has more than weights
@@ -183,8 +188,8 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
     for run in runs:
         if same and about.get("held_out") != run.data.split.held_out:
             why = "or its teacher was trained on another split, perhaps on test photos of"
-            raise UserError(f"--weights {config.weights} {why} {run.name}")
-    if "split" in about and not (same and about["split"] == runs[0].data.split.hash):
+            raise UserError(f"--weights {config.weights} {why} {run.name}: give its split and fold")
+    if "labels" in about and not (same and about["labels"] == runs[0].data.split.hash):
         what = "labels of this split" if same else "photos, perhaps on these test photos"
         print(f"NOTE     --weights was trained on other {what}\n")
     return runs
@@ -318,6 +323,7 @@ def train_and_test(
         "computed_in": device.precision,  # which the settings may leave to the machine
         # Its own students may not see the photos that its teacher may have seen.
         "held_out": "" if teacher and teacher.about["other_split"] else data.split.held_out,
+        "labels": "" if teacher and teacher.about["other_labels"] else data.split.hash,
         "teacher_digest": teacher.about["digest"] if teacher else None,
     }
     resume(run, training, header)
@@ -331,7 +337,7 @@ def train_and_test(
 
         def after_epoch() -> None:
             check_owner(run)
-            save_checkpoint(run.last, header | training.state() | {"device": str(device)})
+            save_checkpoint(run.last, header | training.state())
             if tracker:
                 tracker.epoch(training.history[-1])
 
@@ -365,8 +371,7 @@ def forecast(others: float, seconds: float, left: float) -> None:
 
 
 def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
-    """Print the run's name; continue from last.pt, if it exists: lock_runs has checked --resume.
-    Raises UserError if it is damaged or another run's."""
+    """Print the run's name; continue from last.pt, if any, or UserError if that is not its own."""
     if not os.path.lexists(run.last):
         print(run.name)
         return
@@ -375,8 +380,8 @@ def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
     with explained(f"{run.last} cannot be resumed: --overwrite trains it again"):
         training.load_state(state)
     print(f"{run.name}: resumed after epoch {len(training.history)}")
-    if state["device"] != str(run.device):
-        print(f"NOTE     started on {state['device']}: the result may differ by rounding errors")
+    if len(training.devices) > 1:
+        print(f"NOTE     started on {state['devices'][0][0]}: the result may differ slightly")
 
 
 def check_owner(run: Run) -> None:
@@ -413,9 +418,9 @@ def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result
             **{key: getattr(config, key) for key in ("folds", "fold", "labels_per_class")},
         },
         "environment": {
-            "device": str(run.device),
+            "device": ", then ".join(device for device, _ in training.devices),
             "precision": run.device.precision,
-            "ranks": ranks.count(),
+            "ranks": max(count for _, count in training.devices),
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
         },

@@ -89,12 +89,13 @@ def check_teacher(path: Path, student: Run) -> None:
         if has[name] != wanted[name]:
             what = f"this teacher has {name} {has[name]}, the student {wanted[name]}"
             raise UserError(f"{path}: {what}; train one on these photos and at this --image-size")
-    if (elsewhere := of_other_split(has, student)) and not student.kd.allow_other_split:
+    elsewhere, other_labels = differences(has, student).values()
+    if elsewhere and not student.kd.allow_other_split:
         why = "it, or its own teacher, was trained on another split or on other photos"
         hint = "--allow-other-split uses a --teacher-checkpoint anyway, and tables say so"
         seen = "it may have seen the student's test photos"
         raise UserError(f"{path}: {why}: {seen}.\nTrain one on this split, or {hint}")
-    if not elsewhere and has["split"] != wanted["split"]:
+    if other_labels and not elsewhere:
         print(f"NOTE     {path}: this teacher was trained on other labels of this split\n")
 
 
@@ -111,17 +112,20 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
         "recipe": description["recipe"],
         "source": description.get("source"),
         "digest": expected,
-        "other_split": of_other_split(description, student),
+        **differences(description, student),
         "parameters": sum(p.numel() for p in model.parameters()),
         "val": student.measure_part(model, "val")[0],
     }
     return Teacher(model, about)
 
 
-def of_other_split(description: dict[str, Any], student: Run) -> bool:
-    """Whether a teacher, by its checkpoint, may have seen the student's test photos."""
+def differences(description: dict[str, Any], student: Run) -> dict[str, bool]:
+    """Whether a teacher, by its checkpoint, may have seen the student's test photos, and whether
+    it was trained with other labels than the student."""
     ours = student.data.decoded.digest, student.data.split.held_out
-    return (description["photos"], description.get("held_out")) != ours
+    elsewhere = (description["photos"], description.get("held_out")) != ours
+    labels = description.get("labels") != student.data.split.hash
+    return {"other_split": elsewhere, "other_labels": labels}
 
 
 def inspect(checkpoint: Path, config: Config) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def load(checkpoint: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]:
     assert config.kd
     network, image_size, ours = config.kd.teacher, config.image_size, True
     with suppress(Exception):  # load_classifier says why it cannot be read
-        ours = "format" in read_tensors(checkpoint)
+        ours = isinstance(read_tensors(checkpoint).get("format"), int)
     if ours:
         model, about = load_classifier(checkpoint, network)
         if network and network_name(network) != about["arch"]:
@@ -146,7 +150,8 @@ def load(checkpoint: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]:
         return model, about
     if not (network and config.kd.allow_other_split):
         raise UserError(f"{checkpoint} has only weights: give --teacher and --allow-other-split")
-    two, state = create_model(network, 2, image_size, seed=0).state_dict(), read_weights(checkpoint)
+    two = create_model(network, 2, image_size, seed=0).state_dict()
+    state = read_weights(checkpoint, two)
     same = {k: v for k, v in state.items() if k in two and v.shape[1:] == two[k].shape[1:]}
     classes = next((len(v) for k, v in same.items() if v.ndim and v.shape != two[k].shape), 2)
     model = create_model(network, classes, image_size, seed=0)
