@@ -116,7 +116,7 @@ def checkpoint(text: str) -> Path:
 
 
 def new_file(text: str) -> Path:
-    """An argparse type: a path to write a file to, which may exist, or replace one."""
+    """An argparse type: a path to write to, of a file or of none, not a folder or a device."""
     if (path := PATH(text)).exists() and not path.is_file():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder or a device, not a file")
     return path

@@ -207,7 +207,7 @@ def unpack(archive: Path, into: Path) -> Path:
     """Unpack a zip or tar (.gz, .bz2, .xz) archive into a new folder under into, and return it; the
     same one (path, size, times) once, and again if unpacked files have changed. Returns a folder as
     it is. Raises UserError if it is not an archive, is encrypted or broken, far larger than
-    packed, has a name twice or, in a tar, a device, a link or a way out, or if the disk is full."""
+    packed, has a name twice or, in a tar, a device, symlink or way out, or if the disk is full."""
     if os.path.isdir(archive):
         return archive
     if not os.path.isfile(archive):

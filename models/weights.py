@@ -22,17 +22,18 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> tuple[
         where, state = f"{network}, ImageNet weights", _imagenet_weights(network)
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     others = {k for k in {*state, *own} - {*fits} if not k.endswith(".num_batches_tracked")}
-    # The head is the last layer or, where that fits, what differs in its number of rows alone.
+    # The head is the last layer or, where that fits, what differs by the same number of rows alone.
     rows = {k for k in others & {*state} & {*own} if state[k].shape[1:] == own[k].shape[1:]}
+    sizes = {(state[k].shape[:1], own[k].shape[:1]) for k in rows}
     last = [*own][-1].rpartition(".")[0]
     wrong = {k for k in others if not k.startswith(f"{last}.")}
-    if wrong and rows != others:
+    if wrong and (rows != others or len(sizes) > 1):
         why = f"{len(wrong)} tensors are missing, unexpected or of another shape, e.g. {min(wrong)}"
         raise UserError(f"{where}: not the weights of this {network}: {why}")
     with explained(where):  # some tensors are sparse or quantised
         model.load_state_dict(fits, strict=False)
-        given = (*state.values(), *(model.state_dict()[name] for name in fits))
-        if not all(value.isfinite().all() for value in given):
+        given = state | {name: model.state_dict()[name] for name in fits}
+        if not all(value.isfinite().all() for value in given.values()):
             raise UserError(f"{where}: some of its values are not finite")
     new = sorted({*own} & others)
     names = ", ".join(new) or "nothing"
@@ -46,7 +47,7 @@ def read_weights(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
         state = read_tensors(path)
         for key in ("model", "state_dict", "model_state_dict"):
             state = state.get(key, state) if isinstance(state.get(key), dict) else state
-        for prefix in ("module.", "_orig_mod."):
+        for prefix in ("_orig_mod.", "module.", "_orig_mod."):
             state = {k if k in own else str(k).removeprefix(prefix): v for k, v in state.items()}
         if not state or not all(isinstance(v, Tensor) for v in state.values()):
             raise ValueError("not a dict of named tensors")

@@ -172,7 +172,7 @@ def test_an_export_gives_the_same_probabilities_without_the_repo(kind, best, pho
     torch.testing.assert_close(classify(one.repeat(3, 1, 1, 1)), classify(one).repeat(3, 1))
     (folder := file.parent / "output/cache/sample/files/snow").mkdir(parents=True)
     Image.fromarray(squares[0].numpy()).save(folder / "0000.jpg", "png")
-    alone = python("-I", "-c", USE[kind], cwd=file.parent)  # this repo is not on its path
+    alone = python("-I", "-c", USE[kind], cwd=file.parent, check=True)  # without this repo
     assert alone.stdout == f"{CLASSES[expected(squares[:1]).argmax()]}\n"
 
     where = ("--cache", photos.parent / "cache", "--mistakes", tmp_path / "mistakes.csv")

@@ -51,7 +51,7 @@ def test_streams_may_be_closed_or_replaced(monkeypatch):
     for stream in (None, io.StringIO()):
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(sys, "stderr", stream)
-        assert run_script(lambda _: print(file=sys.stderr), []) == 0
+        assert run_script(lambda _: exec("sys.stdout.flush(); sys.stderr.flush()"), []) == 0
 
 
 PLACES = {  # where a command runs; its exit statuses there, and how its line on stderr begins

@@ -4,7 +4,7 @@ import sys
 from importlib.util import find_spec
 
 PACKAGES = ("torch", "torchvision", "tensorboard", "numpy", "PIL", "tqdm")
-# Checked here, as all scripts but models/factory.py import this package before any of these.
+# Checked here, as the scripts that train or use networks import this package before these.
 try:
     if MISSING := [name for name in PACKAGES if find_spec(name) is None]:
         raise ImportError(f"{MISSING[0]} is not installed: `source .venv/bin/activate` first")

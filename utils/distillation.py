@@ -42,12 +42,11 @@ class Method:
 # https://arxiv.org/abs/1910.10699), 100, 10, 10 and 30 times as large, were worse on validation.
 METHODS = {
     "kd": Method(lambda s, t, _, T, weight: losses.kd_loss(s, t, T)),
-    # beta of the authors' code for ResNet32x4 to ResNet8x4
-    "dkd": Method(losses.dkd_loss, weight=8.0, hard_labels=True),
+    "dkd": Method(losses.dkd_loss, weight=8.0, hard_labels=True),  # the authors' beta for ResNets
     "dist": Method(lambda s, t, _, T, beta: losses.dist_loss(s, t, T, beta), weight=2.0),
     "fitnet": Method(feature_loss=losses.fitnet_loss, strides=(16,), weight=1.0, adapter=True),
     "attention": Method(feature_loss=losses.attention_loss, strides=(4, 8, 16, 32), weight=100.0),
-    "rkd": Method(feature_loss=losses.rkd_loss, strides=(32,), weight=0.1),  # of 25 and 50
+    "rkd": Method(feature_loss=losses.rkd_loss, strides=(32,), weight=0.1),  # 25 distance, 50 angle
     "sp": Method(feature_loss=losses.sp_loss, strides=(32,), weight=100.0),
 }
 

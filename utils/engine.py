@@ -45,7 +45,7 @@ class CrossEntropy:
 
 def hard_loss(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Cross-entropy with label smoothing, to minimise, and without, to log. Both are means over the
-    labelled photos; the others have label -1 or all-zero targets, for which TrainBatches scales."""
+    labelled photos, for which TrainBatches scales mixed targets; others have label -1 or zeros."""
 
     def loss(logits: Tensor, smoothing: float) -> Tensor:
         if labels.ndim == 1:
@@ -176,8 +176,8 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
             nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
         optimizer.step()
         known, truth = labels >= 0, labels
-        if labels.ndim == 2:  # known where more than half of the mix is
-            known, truth = labels.sum(1) > config.batch_size / train.labelled / 2, labels.argmax(1)
+        if labels.ndim == 2:  # known where half of the mix is
+            known, truth = labels.sum(1) >= config.batch_size / train.labelled / 2, labels.argmax(1)
         right = ((logits.argmax(1) == truth) & known).sum() / known.sum()
         return {"loss": loss.detach(), "accuracy": right} | parts
 

@@ -83,7 +83,7 @@ def pair_tables(students: Sequence[Result]) -> str:
     text += [tables.aligned(head, [compared(n, r) for n, r in named.items() if r]), COMPARISON_NOTE]
     if any(student["teacher"]["other_split"] for student in students):
         text.append("WARNING: the teacher's split differs: it may have seen the test photos.\n")
-    if any(student["teacher"].get("other_labels") for student in students):
+    elif any(student["teacher"].get("other_labels") for student in students):
         text.append("WARNING: the teacher was trained with other labels than its student.\n")
     versions = {(student["teacher"]["run"], student["teacher"]["digest"]) for student in students}
     if len(versions) > len(dict(versions)):

@@ -4,7 +4,6 @@ import io
 import os
 import platform
 import secrets
-import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -36,9 +35,11 @@ from utils.tables import Result
 from utils.tracking import Tracker
 
 # Written to the settings.json and result.json of each run that this process trains.
-DESCRIBE = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-COMMIT = shutil.which("git") and subprocess.run(DESCRIBE, capture_output=True, text=True).stdout
-PROCESS = {"process": secrets.token_hex(8), "commit": (COMMIT or "").strip()}
+PROCESS = {"process": secrets.token_hex(8), "commit": ""}
+GIT = ["git", f"--git-dir={ROOT}/.git", f"--work-tree={ROOT}", "describe", "--always", "--dirty"]
+with suppress(OSError):  # where there is no git
+    described = subprocess.run(GIT, capture_output=True, encoding="utf-8", errors="replace")
+    PROCESS["commit"] = described.stdout.strip()
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the weights, except the precision; also describes the checkpoints."""
+        """What decides the weights, but precision and the teacher; also describes checkpoints."""
         return {
             "run": self.name,
             "arch": network_name(self.config.model),
@@ -189,7 +190,7 @@ def prepare(configs: Sequence[Config]) -> list[Run]:
         if same and about.get("held_out") != run.data.split.held_out:
             why = "or its teacher was trained on another split, perhaps on test photos of"
             raise UserError(f"--weights {config.weights} {why} {run.name}: give its split and fold")
-    if "labels" in about and not (same and about["labels"] == runs[0].data.split.hash):
+    if "split" in about and not (same and about.get("labels") == runs[0].data.split.hash):
         what = "labels of this split" if same else "photos, perhaps on these test photos"
         print(f"NOTE     --weights was trained on other {what}\n")
     return runs

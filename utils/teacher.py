@@ -124,7 +124,7 @@ def differences(description: dict[str, Any], student: Run) -> dict[str, bool]:
     it was trained with other labels than the student."""
     ours = student.data.decoded.digest, student.data.split.held_out
     elsewhere = (description["photos"], description.get("held_out")) != ours
-    labels = description.get("labels") != student.data.split.hash
+    labels = description.get("labels", description["split"]) != student.data.split.hash
     return {"other_split": elsewhere, "other_labels": labels}
 
 
