@@ -116,7 +116,7 @@ def checkpoint(text: str) -> Path:
 
 
 def new_file(text: str) -> Path:
-    """An argparse type: a path to write to, of a file or of none, not a folder or a device."""
+    """An argparse type: the path of a file to write; a folder or a device is refused."""
     if (path := PATH(text)).exists() and not path.is_file():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder or a device, not a file")
     return path
@@ -228,8 +228,8 @@ class Config:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The settings that decide a run's weights and are not all in its name, as plain values;
-        `crops` names the kind of crops, lest a run mix two."""
+        """The settings that decide a run's weights and are not all in its name, as plain values,
+        and the kind of crops, so that no run mixes two."""
         names = [item.name for item in fields(self)]
         names = ["split_seed", *names[names.index("epochs") : names.index("device")]]
         values = {name: getattr(self, name) for name in names} | {"crops": "RandomResizedCrop"}

@@ -22,7 +22,7 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> tuple[
         where, state = f"{network}, ImageNet weights", _imagenet_weights(network)
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     others = {k for k in {*state, *own} - {*fits} if not k.endswith(".num_batches_tracked")}
-    # The head is the last layer or, where that fits, what differs by the same number of rows alone.
+    # The head is the last layer or, where that fits, all that differs in its number of rows alone.
     rows = {k for k in others & {*state} & {*own} if state[k].shape[1:] == own[k].shape[1:]}
     sizes = {(state[k].shape[:1], own[k].shape[:1]) for k in rows}
     last = [*own][-1].rpartition(".")[0]
@@ -41,8 +41,8 @@ def load_weights(model: nn.Module, network: str, weights: Path | bool) -> tuple[
 
 
 def read_weights(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state_dict in a file: alone, or as `model` or `[model_]state_dict` of a checkpoint. If a
-    network does not have such names of its `own`, without DataParallel's or compile's prefix."""
+    """The state_dict in a file: alone, or as `model` or `[model_]state_dict` of a checkpoint. Names
+    lose the prefixes of DataParallel and torch.compile, unless they are the network's `own`."""
     with explained(f"{path}: not weights as torch.save(model.state_dict(), FILE) writes them"):
         state = read_tensors(path)
         for key in ("model", "state_dict", "model_state_dict"):

@@ -32,8 +32,8 @@ class Device:
 
 
 def find_device(config: Config) -> Device:
-    """The device and precision of the settings; makes a GPU the current one, with TF32. UserError
-    for a GPU that does not exist or, with several ranks, that is given by number."""
+    """The device and precision of the settings; makes a GPU the current one, with TF32. Raises
+    UserError for a GPU that does not exist or, with several ranks, is given by number."""
     best = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(best if config.device == "auto" else config.device)
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What every script does around its work: report problems in a line, say where its results are."""
+"""What every script does around its work: report problems in a line, print where results are."""
 
 import io
 import shlex

@@ -20,8 +20,8 @@ METRICS = ("test/accuracy", "test/loss", "test/macro_f1", "best/accuracy/val")
 
 class Tracker(ExitStack):
     """Writes one run's TensorBoard events, its curves as two runs, `train` and `val`, each in its
-    own colour; raises OSError. Each start replaces earlier files and writes the
-    epochs so far, `history`, again: a resumed run has one point per epoch."""
+    own colour; raises OSError. Each start replaces earlier files and writes the epochs so far,
+    `history`, again: a resumed run has one point per epoch."""
 
     def __init__(self, folder: Path, history: Sequence[Row], settings: dict[str, Any]) -> None:
         super().__init__()
