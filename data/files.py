@@ -27,7 +27,7 @@ except ImportError:  # Windows: two processes are not kept apart there
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read bytes. Raises FileNotFoundError for devices and pipes, which may block."""
+    """Open a file to read bytes. Raises FileNotFoundError for devices and pipes, which block."""
     with suppress(NotADirectoryError):  # its folder is a file
         if stat.S_ISREG(path.stat().st_mode):
             return path.open("rb")

@@ -372,7 +372,7 @@ def forecast(others: float, seconds: float, left: float) -> None:
 
 
 def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
-    """Print the run's name; continue from last.pt, if any. Raises UserError if that does not fit."""
+    """Print the run's name; continue from last.pt, if any. Raises UserError if it does not fit."""
     if not os.path.lexists(run.last):
         print(run.name)
         return
