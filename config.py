@@ -228,8 +228,7 @@ class Config:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The settings that decide a run's weights and are not all in its name, as plain values,
-        and the kind of crops, so that no run mixes two."""
+        """What decides a run's weights and is not all in its name: settings and kind of crops."""
         names = [item.name for item in fields(self)]
         names = ["split_seed", *names[names.index("epochs") : names.index("device")]]
         values = {name: getattr(self, name) for name in names} | {"crops": "RandomResizedCrop"}

@@ -130,6 +130,8 @@ class TrainBatches:
         if not self.known.all():
             share = round(self.known.mean() * len(self.shard))
             self.labelled = shards * min(max(share, 1), len(self.shard) - 1)
+        # Of mixed targets, so that the mean loss over a batch is that over its labelled photos.
+        self.scale = config.batch_size / self.labelled
         self.normalise = normaliser(MEAN, STD, device)
 
     def __len__(self) -> int:
@@ -155,8 +157,7 @@ class TrainBatches:
             photos = gather(self.pixels, rows, self.device)
             images = self.normalise(crop_and_resize(photos, box, self.config.image_size))
             if alpha:
-                # Scaled so that the mean loss over the batch is the mean over its labelled photos.
-                targets = one_hot(truth.clamp(min=0), self.classes) * (batch_size / self.labelled)
+                targets = one_hot(truth.clamp(min=0), self.classes) * self.scale
                 yield mixup(images, lam), mixup(targets * (truth >= 0)[:, None], lam)
             else:
                 yield images, truth

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -21,5 +20,5 @@ settings.load_profile("repo")
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
+def photos(tmp_path_factory):
     return make_photos(tmp_path_factory.mktemp("photos") / "weather")

@@ -177,7 +177,7 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
         optimizer.step()
         known, truth = labels >= 0, labels
         if labels.ndim == 2:  # known where half of the mix is
-            known, truth = labels.sum(1) >= config.batch_size / train.labelled / 2, labels.argmax(1)
+            known, truth = labels.sum(1) >= train.scale / 2, labels.argmax(1)
         right = ((logits.argmax(1) == truth) & known).sum() / known.sum()
         return {"loss": loss.detach(), "accuracy": right} | parts
 

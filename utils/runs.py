@@ -322,7 +322,7 @@ def train_and_test(
         training.forecast = partial(forecast, more)
     header = run.settings | {
         "computed_in": device.precision,  # which the settings may leave to the machine
-        # Its own students may not see the photos that its teacher may have seen.
+        # "" where its teacher may have seen other photos or labels, for students of its own.
         "held_out": "" if teacher and teacher.about["other_split"] else data.split.held_out,
         "labels": "" if teacher and teacher.about["other_labels"] else data.split.hash,
         "teacher_digest": teacher.about["digest"] if teacher else None,

@@ -89,13 +89,13 @@ def check_teacher(path: Path, student: Run) -> None:
         if has[name] != wanted[name]:
             what = f"this teacher has {name} {has[name]}, the student {wanted[name]}"
             raise UserError(f"{path}: {what}; train one on these photos and at this --image-size")
-    elsewhere, other_labels = differences(has, student).values()
-    if elsewhere and not student.kd.allow_other_split:
+    differs = differences(has, student)
+    if differs["other_split"] and not student.kd.allow_other_split:
         why = "it, or its own teacher, was trained on another split or on other photos"
         hint = "--allow-other-split uses a --teacher-checkpoint anyway, and tables say so"
         seen = "it may have seen the student's test photos"
         raise UserError(f"{path}: {why}: {seen}.\nTrain one on this split, or {hint}")
-    if other_labels and not elsewhere:
+    if differs["other_labels"] and not differs["other_split"]:
         print(f"NOTE     {path}: this teacher was trained on other labels of this split\n")
 
 
