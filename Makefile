@@ -2,7 +2,7 @@
 #   make train   install the locked packages into .venv and train on the drawn sample
 #   make distill install as well, and let DenseNet169 teach ResNet18 on it
 #   make test    install the packages for testing as well, and check style, types and behaviour
-#   make test-faults   all the kills, full disks, odd photos and settings that make test only samples
+#   make test-faults   check kills, full disks, damaged files and odd settings, which takes longer
 # Options of train.py or pytest go in ARGS, another Python in PYTHON:
 #   make train ARGS="--seeds 1" PYTHON=python3.12
 

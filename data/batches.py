@@ -29,8 +29,7 @@ def eval_batch(side: int) -> int:
 
 
 def to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
-    """The (N, side, side, 3) uint8 photos as a tensor: on a GPU where half of its free memory is
-    enough, else left on the host as a memory map."""
+    """Photos (N, side, side, 3) uint8 on a GPU, if half its free memory is enough, else mapped."""
     with warnings.catch_warnings(action="ignore"):  # the array is read-only; nothing writes to it
         mapped = torch.from_numpy(pixels)
     fits = device.type == "cuda" and 2 * pixels.nbytes < torch.cuda.mem_get_info(device)[0]

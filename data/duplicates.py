@@ -17,8 +17,7 @@ ROUGHLY_ALIKE = 0.5
 SAME_LEVELS = 4.0
 
 # Candidates: each photo's NEIGHBOURS nearest others with at least LIKENESS in their edges.
-NEIGHBOURS = 8
-LIKENESS = 0.5
+NEIGHBOURS, LIKENESS = 8, 0.5
 NORM = 2000  # of the vectors of edges
 CHUNK = 512  # thumbnails or pairs at a time
 FIT_STEPS = 5
@@ -151,8 +150,7 @@ def _same_when_aligned(pictures: np.ndarray, turned: bool) -> np.ndarray:
 
 def _warp(pictures: np.ndarray, fit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sample (P, n, n) pictures at (x·width + left, y·height + top); `fit` (P, 4) is width, left,
-    height, top, where a whole picture runs from -1 to 1. Returns the (P, n, n) samples, and 1 where
-    they lie inside the picture, else 0, as float32."""
+    height, top, where a whole picture runs from -1 to 1. Returns these, and 1 where inside."""
     size = pictures.shape[1]
     pixels = np.arange(size, dtype=np.float32)
     axis = (2 * pixels + 1) / size - 1

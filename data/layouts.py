@@ -45,8 +45,7 @@ def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
 
 
 def find_split(root: Path, names: list[str], tables: list[Path]) -> Photos | None:
-    """The photos that a CSV in this folder lists or its sub-folders split; None for class folders.
-    Raises UserError for a folder that is none of these."""
+    """Photos that a CSV here lists or sub-folders split; None for class folders; or UserError."""
     if tables:
         if len(tables) > 1:
             raise UserError(f"{tables[0]} and {tables[1].name} list photos: merge them or give one")
@@ -223,7 +222,7 @@ def unpack(archive: Path, into: Path) -> Path:
         if isinstance(error, OSError) and error.errno in disk and error.filename != str(archive):
             raise UserError(f"{str(into)!r}: {error.strerror}; {FREE_SPACE}") from error
         what = f"{str(archive)!r} cannot be unpacked as tar or zip ({one_line(error, 1000)})"
-        raise UserError(f"{what}: download it again, or give the unpacked folder") from error
+        raise UserError(f"{what}: give a complete archive, the unpacked folder or a CSV") from error
 
 
 def _extract(archive: Path, folder: Path) -> None:

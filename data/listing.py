@@ -58,7 +58,8 @@ def find_photos(path: Path, unpack_into: Path) -> Photos:
         root /= names[0]
     if not photos:
         if not names:
-            found = f"only one class, {root.name!r}," if root != top else "no class folders"
+            found = f"{sum(map(is_named_as_photo, files)):,} photos, no class folders,"
+            found = f"only one class, {root.name!r}," if root != top else found
             raise UserError(f"{found} in {str(path)!r}; {'; '.join([*notes[:1], LAYOUTS])}")
         photos = from_folders(root, {name: name for name in names})
         notes += [f"{n!r} is a class here, not a part of a split" for n in names if part_of(n)]
@@ -85,6 +86,6 @@ def photos_below(root: Path, name: str = ".") -> Iterator[str]:
     """Paths below the root of the photos in a folder of it; raises UserError for a linked one."""
     for folder, inner, files in walk(root / name):
         for link in filter(Path.is_symlink, map(folder.joinpath, inner)):
-            raise UserError(f"{str(link)!r} links to a folder, as only class folders may")
+            raise UserError(f"{str(link)!r} links to a folder, as only class folders may: copy it")
         inside = f"{folder.relative_to(root).as_posix()}/".removeprefix("./")
         yield from (f"{inside}{file}" for file in files if is_named_as_photo(file))

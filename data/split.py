@@ -46,8 +46,7 @@ class Split:
         return np.flatnonzero(self.part == self.names.index(part))
 
     def fold(self, number: int | None) -> "Split":
-        """The split with this fold of k as test, the next k/5 (at least one) as validation, and
-        the rest as training. For None, the split itself."""
+        """The split that tests on this fold and validates on the next fifth; for None, itself."""
         if number is None:
             return self
         folds = len(self.names)
@@ -172,9 +171,8 @@ def make_split(
 
 
 def _deal(held: np.ndarray, fractions: Sequence[float], rng: np.random.Generator) -> np.ndarray:
-    """(G,) int8: each group is dealt to the part that needs its photos most; those of several
-    classes and large ones first, since small ones can even out what these leave. `held` (G, C) int
-    has the number of photos of each class in each group."""
+    """(G,) int8: each group is dealt to the part that needs its photos most, those of several
+    classes and large ones first. `held` (G, C) counts the photos of each class in each group."""
     order = rng.permutation(len(held))
     order = order[np.lexsort((-held.sum(1)[order], -(held > 0).sum(1)[order]))]
     need = np.outer(held.sum(0), fractions)

@@ -75,8 +75,7 @@ def initial_model(
 def check_network(
     network: str, image_size: int, weights: Path | bool | None = None, *, trained: bool = True
 ) -> None:
-    """Raise UserError for a network that cannot be used or, with `trained`, trained at this size or
-    from these weights."""
+    """Raise UserError for a network that cannot be used or, if `trained`, trained like this."""
     classes = 61  # what a function that ignores its argument would hardly return
     model, _ = initial_model(network, classes, image_size, seed=0, weights=weights)
     if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):
@@ -87,8 +86,10 @@ def check_network(
         copy, model = images.clone(), channels_last(model, images.device)  # as in training
         if trained:
             if not isinstance(logits := model.train()(images), torch.Tensor):
-                raise TypeError(f"in training, its output is {type(logits).__name__}, not a tensor")
+                raise UserError(f"{network}: its output in training is {type(logits)}, no tensor")
             logits.sum().backward()
+        for value in [p for p in model.parameters() if not p.any()]:
+            nn.init.normal_(value, std=0.01)  # a head of zeros would hide what logits depend on
         loaded = create_model(network, classes, image_size, seed=1) if ":" in network else model
         loaded.load_state_dict(model.state_dict())
         with torch.inference_mode():

@@ -1,5 +1,4 @@
-"""The feature maps of any network, by their stride: how many pixels of the image, in each
-direction, correspond to one pixel of the map."""
+"""Feature maps of any network by stride: image pixels, in each direction, per pixel of a map."""
 
 import math
 from collections import Counter

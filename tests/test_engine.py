@@ -57,7 +57,6 @@ ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), foreach=False)  # a loop, 
     ],
 )
 def test_training_is_what_plain_pytorch_computes(plain_optimizer, changed):
-    """Kernels are decayed, biases and norms are not; adapters are trained and clipped as well."""
     config = replace(CONFIG, weight_decay=0.1, **changed)
     training = train(start(config, small_model().to(memory_format=torch.channels_last).eval()))
 

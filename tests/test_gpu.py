@@ -120,7 +120,6 @@ def test_a_resumed_run_continues_as_the_whole_one(optimizer):
 
 
 def test_an_epoch_keeps_up_with_its_steps():
-    """The step hardly ever waits for gathering, cropping and normalising."""
     config, count = replace(CONFIG, image_size=224, batch_size=32), 2048
     training = start("none", Device(GPU, bf16=True, graphs=True), config)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 256, 256, 3), np.uint8)

@@ -237,7 +237,7 @@ def test_a_finished_student_is_kept_with_the_teacher_that_it_was_started_with(co
     last = best.rename(best.with_name("last.pt"))
     for key, says in (
         ("teacher_digest", f"{name_of(KD)} was distilled from .*, which was trained again: --over"),
-        ("computed_in", rf"last.pt was written with computed_in 0000, not {done}"),
+        ("precision", rf"last.pt was written with precision 0000, not {done}"),
     ):
         before = torch.load(last, weights_only=True)[key]
         changed(last, **{key: "0000"})

@@ -132,7 +132,7 @@ WRONG = [
     ({"train": "rain snow", "test": "rain hail"}, "test has a class 'hail', which train lacks"),
     ({"train": "", "test": ""}, "split into test, train, but no training folder has two"),
     ({"a": "rain"}, "only one class, 'rain', in .*a folder with one sub-folder"),
-    ({".": ""}, "no class folders in"),
+    ({".": ""}, "9 photos, no class folders, in .*a folder with one sub-folder"),
     ({"val": "rain snow", "test": "rain snow"}, "split into test, val, but no training"),
     ({"rain": "train test", "snow": "train test"}, "rain' is split into test, train; a fold"),
     ({"rain": "training_set val", "snow": "a"}, "rain' is split into training_set, val; a fold"),

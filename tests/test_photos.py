@@ -98,7 +98,6 @@ def test_listing_holds_every_photo_in_order_and_nothing_else(tmp_path):
 
 
 def test_links_and_special_files(tmp_path, monkeypatch):
-    """Links to classes and photos are followed; anything else named like a photo is reported."""
     make(tmp_path / "store", "one/1.jpg", "2.jpg")
     snow = make(tmp_path / "photos", "snow/1.jpg") / "snow"
     (snow.parent / "rain").symlink_to(tmp_path / "store" / "one")
@@ -115,7 +114,7 @@ def test_links_and_special_files(tmp_path, monkeypatch):
     for path in (tmp_path / "missing", snow / "pipe.jpg", snow / "1.jpg" / "x"):
         with pytest.raises(UserError, match="does not exist, or is neither"):
             find_photos(path, tmp_path)
-    only = "links to a folder, as only class folders may"
+    only = "links to a folder, as only class folders may: copy it"
     for name, what in (("snow/others", only), ("sleet", "is a broken link: restore it")):
         (snow.parent / name).symlink_to("../rain")
         with pytest.raises(UserError, match=f"{name}' {what}"):

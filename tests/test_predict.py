@@ -116,7 +116,7 @@ def test_odd_files_stop_neither_each_other_nor_the_command(best, photos):
     assert (status, len(classes[0])) == (2, 2)
     assert errors[0].startswith(f"error: {folder}/b broken.jpg: ")
     assert errors[1] == f"error: {folder}/gone.jpg: No such file or directory"
-    assert errors[2].startswith(f"error: {folder}/inner.jpg: not a regular file")
+    assert errors[2] == f"error: {folder}/inner.jpg: no photo in this folder"
     assert errors[3:] == ["error: 3 photos could not be read"]
 
 
@@ -212,20 +212,21 @@ def test_photos_that_networks_have_seen_are_not_measured_as_new(best, photos, tm
         evaluated(runs / "checkpoints" / best.parent.name, photos)
     others = tmp_path / "others"
     for name in ("rain", "sun"):
-        (others / name).mkdir(parents=True)
-        shutil.copy(photos / "rain" / "0.jpg", others / name)
+        (others / name / "other").mkdir(parents=True)
+        shutil.copy(photos / "rain" / "0.jpg", others / name / "other")
     says = f"^{others} has a class 'sun' that the networks do not have$"
     with pytest.raises(UserError, match=says):
         evaluated(copy, others)
     (others / "sun").rename(others / "snow")
     alone = "2 photos, assuming that no network was trained with their labels"
     assert evaluated(copy, others) == (alone, "")
+    assert best.parent.name in (tmp_path / "mistakes.csv").read_text()  # whatever its file's name
     measured, errors = evaluated(copy, best.parent, others)
     assert measured == "2 photos"
     split = photos.parent / "output/results" / best.parent.name / "split.csv"
     rows = csv.DictReader(split.read_text("utf-8").splitlines())
     old = {row["path"] for row in rows if row["split"] != "test"} & {"rain/0.jpg", "snow/0.jpg"}
-    assert f"{len(old)} of these photos have the paths of a network's training photos" in errors
+    assert f"{len(old)} of these photos have the names of a network's training photos" in errors
     digest = decode_photos(find_photos(others, tmp_path), 64, tmp_path).digest
     for more, says in (
         ({"held_out": ""}, ": its teacher may have seen these photos"),

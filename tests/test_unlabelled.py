@@ -99,7 +99,6 @@ def test_photos_without_a_label_do_not_count_in_the_cross_entropy():
 
 
 def test_a_command_distils_with_few_labels_and_unlabelled_photos(places, tmp_path, capsys):
-    """The teacher is a user's own network; the baselines are those trained by train.py."""
     (own := tmp_path / "own.py").write_text(OWN)
     words = training(places[0], tmp_path, "--labels-per-class", 4, "--epochs", 2)
     train.main([*words, "--models", f"{own}:small", "resnet18"])

@@ -29,9 +29,8 @@ Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
 class CrossEntropy:
-    """The baseline objective: cross-entropy, with label smoothing ε towards uniform targets. Its
-    part `ce` is without smoothing, as the validation loss is. Other objectives extend it, and
-    `adapters` holds their trainable parts."""
+    """Cross-entropy, with label smoothing towards uniform targets; its part `ce` is without, as the
+    validation loss is. Other objectives extend it; `adapters` holds their trainable parts."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
@@ -188,7 +187,8 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
         step = training.step = training.step or GraphedStep(train_step, optimizer)
     training.model.train()
     torch.manual_seed(config.seed * 1_000_003 + epoch)  # for models with dropout
-    steps, photos, started = len(train), 0, time.perf_counter()
+    steps, cold = len(train), 0
+    started = warm = time.perf_counter()
     sums: dict[str, Tensor] = {}
     # A progress bar on rank 0, if stderr is a terminal.
     hidden = None if ranks.is_first() else True
@@ -197,22 +197,21 @@ def train_epoch(training: Training, train: TrainBatches, epoch: int) -> Row:
         rate = learning_rate((epoch - 1) * steps + number, steps, config)
         set_rate(optimizer, rate)
         for name, value in step(images, labels).items():
-            sums[name] = sums.get(name, 0) + value * len(images)
-        photos += len(images)
-        if number == 2:  # the first steps also pay for warming up
-            warm = time.perf_counter()
+            sums[name] = sums.get(name, 0) + value
+        if number == 2 < steps - 1:  # the first steps also pay for warming up
+            warm, cold = time.perf_counter(), 3
         slow = device.device.type == "cpu" and time.perf_counter() - started > 6
         if slow or number % 50 == 49 or number == steps - 1:
-            mean_loss = sums["loss"].item() / photos
+            mean_loss = sums["loss"].item() / (number + 1)
             bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
             check_finite(mean_loss, "training", epoch)
-            if training.forecast and number > 2:
-                seconds = (time.perf_counter() - warm) / (number - 2) * steps * config.epochs
+            if training.forecast and number >= min(3, steps - 1):
+                seconds = (time.perf_counter() - warm) / (number + 1 - cold) * steps * config.epochs
                 training.forecast(seconds, 1 - (epoch - 1 + (number + 1) / steps) / config.epochs)
                 training.forecast = None
-    photos *= ranks.count()
-    row = {f"{name}/train": ranks.all_reduce(sums[name]).item() / photos for name in sums}
-    return row | {"lr": rate, "images_per_second": photos / (time.perf_counter() - started)}
+    elapsed, count = time.perf_counter() - started, steps * ranks.count()
+    row = {f"{name}/train": ranks.all_reduce(sums[name]).item() / count for name in sums}
+    return row | {"lr": rate, "images_per_second": steps * config.batch_size / elapsed}
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
@@ -235,7 +234,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def check_finite(loss: float, part: str, epoch: int) -> None:
     """Raise UserError for a loss that is not a finite number."""
     if not math.isfinite(loss):
-        hint = "a lower --lr, --clip-norm 1 or --precision float32 may help"
+        hint = "try a lower --lr, --clip-norm 1 or --precision float32, with --overwrite or --tag"
         raise UserError(f"epoch {epoch}: the {part} loss is no longer finite; {hint}")
 
 

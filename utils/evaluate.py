@@ -9,6 +9,7 @@ its test photos are used; else their test part, if they are split, or all. Float
 import sys
 from collections.abc import Sequence
 from functools import partial
+from os.path import basename
 from pathlib import Path
 from timeit import timeit
 
@@ -21,7 +22,7 @@ from data.batches import cached_side
 from data.cache import Decoded, decode_photos
 from data.files import atomic_write, csv_text
 from data.layouts import read_table
-from data.listing import find_photos
+from data.listing import PARTS, find_photos
 from models.factory import multiply_adds
 from utils.device import find_device
 from utils.export import Classify, load_any, probabilities
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     costs = measure_costs(networks, files, abouts, squares)
     mistakes: list[tuple[object, ...]] = [("network", "path", "class", "predicted", "probability")]
     columns, matrices = {}, []
-    names = [f.name if f.name != "best.pt" else f.resolve().parent.name for f in files]
+    names = [about.get("run", f.name) for f, about in zip(files, abouts, strict=True)]
     names = names if len(set(names)) == len(files) else [str(file) for file in files]
     if device.device.type == "cuda":  # which exported files do not use
         names = [n + " (CPU)" * ("network" not in a) for n, a in zip(names, abouts, strict=True)]
@@ -100,10 +101,10 @@ def main(arguments: Sequence[str]) -> None:
 def select_photos(
     decoded: Decoded, files: Sequence[Path], abouts: Sequence[Result]
 ) -> tuple[np.ndarray, str]:
-    """Indices of the photos to measure on, and a description of them in words. Raises UserError if
-    networks were trained on these photos and their test photos are unknown, or not the same. Warns
-    of photos that have been seen otherwise: by a teacher, unlabelled, or with these paths."""
-    photos, tests, seen = decoded.photos, dict[str, frozenset[str]](), set[str]()
+    """Indices of the photos to measure on, and these in words. Raises UserError if networks were
+    trained on these photos and their test photos are unknown or not the same. Warns of photos that
+    have been seen otherwise: by a teacher, unlabelled, or under these names."""
+    photos, tests, seen = decoded.photos, dict[str, frozenset[str]](), set[tuple[str, str]]()
     for file, about in zip(files, abouts, strict=True):
         run = file.resolve().parent
         path = run.parent.parent / "results" / run.name / "split.csv"
@@ -113,7 +114,7 @@ def select_photos(
             test = test or tests.get(about["split"], frozenset())
             tests[about["split"]] = test if test <= {*photos.paths} else frozenset()
         else:
-            seen |= {row["path"] for row in rows if row["split"] in ("train", "val")}
+            seen |= {(r["class"], basename(r["path"])) for r in rows if r["split"] in PARTS[:2]}
         if (about.get("distillation") or {}).get("unlabelled_digest") == decoded.digest:
             print(f"WARNING: {file} has seen these photos without labels", file=sys.stderr)
         if about.get("held_out") == "":  # as of a student of --allow-other-split
@@ -128,8 +129,9 @@ def select_photos(
         which = f"test photos of split {split}"
     elif not len(places):
         places, which = np.arange(len(photos)), "photos"
-    if common := len(seen & {photos.paths[place] for place in places}):
-        what = f"{common:,} of these photos have the paths of a network's training photos"
+    names = [(photos.classes[photos.labels[n]], basename(photos.paths[n])) for n in places]
+    if common := sum(name in seen for name in names):
+        what = f"{common:,} of these photos have the names of a network's training photos"
         print(f"WARNING: {what}: its scores may be too high", file=sys.stderr)
     elif any(about["photos"] != decoded.digest for about in abouts):
         which += f", assuming that no {'other ' * bool(tests)}network was trained with their labels"

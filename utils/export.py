@@ -4,7 +4,6 @@
 
 The file takes upright RGB photos of any number and size, (N, H, W, 3) uint8, and gives their
 probabilities (N, classes); resizing and normalisation are inside, and so are the classes' names.
-It is compared with the checkpoint on photos of the folder.
 """
 
 import json
@@ -84,7 +83,9 @@ def load_exported(path: Path) -> tuple[Classify, dict[str, Any]]:
         else:
             import onnxruntime  # in the optional group export
 
-            session = onnxruntime.InferenceSession(path)
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()  # as many as the checkpoints'
+            session = onnxruntime.InferenceSession(path, options)
             facts = session.get_modelmeta().custom_metadata_map
 
             def classify(photos: Tensor) -> Tensor:

@@ -96,7 +96,8 @@ def _read(side: int, path: str) -> np.ndarray | str:
     try:
         return read_square(Path(path), side)
     except (UnreadablePhoto, OSError, ValueError) as problem:  # ValueError: an impossible path
-        return getattr(problem, "strerror", None) or str(problem)
+        why = getattr(problem, "strerror", None) or str(problem)
+        return "no photo in this folder" if os.path.isdir(path) else why
 
 
 if __name__ == "__main__":

@@ -226,6 +226,8 @@ def describe(runs: Sequence[Run]) -> None:
         print(f"WARNING  class names that look the same: {', '.join(alike)}")
     for note in describe_duplicates(data.split, data.groups):
         print(note)
+    if device.device.type == "cpu" and config.image_size > 128:
+        print("NOTE     slow on a CPU: --image-size 64 is several times as fast, and less accurate")
     print(f"device   {device}, {device.precision}{', CUDA graphs' * device.graphs}\n")
 
 
@@ -318,10 +320,11 @@ def train_and_test(
     model, loaded = initial_model(config.model, classes, size, seed=config.seed, weights=weights)
     training = Training(channels_last(model, device.device), objective, config, device)
     if ranks.is_first():  # counted now: to build networks during an epoch would reseed its dropout
-        more = sum(work(other) / work(run) for other in runs if other != run and not other.finished)
-        training.forecast = partial(forecast, more)
+        steps, whole = work(run)
+        others = sum(work(other)[1] for other in runs if other != run and not other.finished)
+        training.forecast = partial(forecast, whole / steps, others / steps)
     header = run.settings | {
-        "computed_in": device.precision,  # which the settings may leave to the machine
+        "precision": device.precision,  # which the settings may leave to the machine
         # "" where its teacher may have seen other photos or labels, for students of its own.
         "held_out": "" if teacher and teacher.about["other_split"] else data.split.held_out,
         "labels": "" if teacher and teacher.about["other_labels"] else data.split.hash,
@@ -355,26 +358,28 @@ def train_and_test(
     return result
 
 
-def work(run: Run) -> float:
-    """Multiply-adds of a run's steps; a backward pass costs two forward passes."""
+def work(run: Run) -> tuple[float, float]:
+    """Multiply-adds of a run's steps (a backward pass costs two forward passes), and in all."""
     config, data, kd = run.config, run.data, run.config.kd
-    passes = [config.model] * 3 + ([kd.teacher] if kd else [])
-    each = sum(multiply_adds(name, len(data.classes), config.image_size) for name in passes) or 1
-    return config.epochs * each * (data.counts["train"] + len(data.unlabelled) * bool(kd))
+    networks = [config.model, *([kd.teacher] if kd else [])]
+    own, *teacher = [multiply_adds(n, len(data.classes), config.image_size) or 1 for n in networks]
+    photos = data.counts["train"] + len(data.unlabelled) * bool(kd)
+    steps = config.epochs * photos * (3 * own + sum(teacher))
+    return steps, steps + config.epochs * data.counts["val"] * (own + sum(teacher))
 
 
-def forecast(others: float, seconds: float, left: float) -> None:
-    """Print the time left for this run and for all runs. `seconds` is for all steps of this run,
-    `left` is the share still to do, `others` the other unfinished runs' `work` relative to it."""
-    seconds *= 1.1  # for validation: only forward passes, and fewer photos
-    this, every = (timedelta(seconds=round(seconds * share)) for share in (left, left + others))
+def forecast(whole: float, others: float, seconds: float, left: float) -> None:
+    """Print the time left for this run and for all runs. `seconds` is for all steps of this run and
+    `left` the share still to do; `whole` is its `work`, and `others` theirs, relative to these."""
+    times = seconds * whole * left, seconds * (whole * left + others)
+    this, every = (timedelta(seconds=round(time)) for time in times)
     tqdm.write(f"about {this} for this run" + f", {every} for all remaining runs" * bool(others))
 
 
 def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
     """Print the run's name; continue from last.pt, if any. Raises UserError if it does not fit."""
     if not os.path.lexists(run.last):
-        print(run.name)
+        print(run.name + ": nothing to resume, so from the start" * run.config.resume)
         return
     state = load_checkpoint(run.last)
     check_settings(run.last, state, header)
@@ -400,8 +405,7 @@ def load_finished(run: Run) -> Result:
 
 
 def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result:
-    """Measure the best weights on validation and, this once, on test: the content of result.json.
-    Writes the logits and labels of the test photos."""
+    """Measure the best weights, this once on test photos, for result.json; writes the logits."""
     config, data, history, settings = run.config, run.data, training.history, run.settings | PROCESS
     val, _, _ = run.measure_part(training.model, "val")
     test, logits, labels = run.measure_part(training.model, "test")

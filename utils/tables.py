@@ -1,7 +1,4 @@
-"""Markdown tables of finished runs, made from their result.json alone.
-
-Runs that differ in nothing but fold and seed share a column.
-"""
+"""Markdown tables of finished runs: those that differ in fold and seed alone share a column."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce

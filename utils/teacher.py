@@ -120,8 +120,7 @@ def load_teacher(path: Path, expected: str, student: Run) -> Teacher:
 
 
 def differences(description: dict[str, Any], student: Run) -> dict[str, bool]:
-    """Whether a teacher, by its checkpoint, may have seen the student's test photos, and whether
-    it was trained with other labels than the student."""
+    """Whether a teacher may have seen the student's test photos; whether it had other labels."""
     ours = student.data.decoded.digest, student.data.split.held_out
     elsewhere = (description["photos"], description.get("held_out")) != ours
     labels = description.get("labels", description["split"]) != student.data.split.hash
