@@ -215,7 +215,7 @@ class Config:
     def __post_init__(self) -> None:
         """Raise UserError for settings that do not go together."""
         if self.fold is not None and self.fold >= (self.folds or 0):
-            raise UserError(f"--fold {self.fold} (from 0) needs --folds {self.fold + 1} or more")
+            raise UserError(f"--fold {self.fold} needs --folds {max(3, self.fold + 1)} or more")
         if self.resume and self.overwrite:
             raise UserError("--resume keeps earlier runs, --overwrite deletes them: give one")
         if self.pretrained and self.weights:

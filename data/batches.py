@@ -29,7 +29,7 @@ def eval_batch(side: int) -> int:
 
 
 def to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
-    """Photos (N, side, side, 3) uint8 on a GPU, if half its free memory is enough, else mapped."""
+    """Photos (N, side, side, 3) uint8, on a GPU with room for twice as many, else memory-mapped."""
     with warnings.catch_warnings(action="ignore"):  # the array is read-only; nothing writes to it
         mapped = torch.from_numpy(pixels)
     fits = device.type == "cuda" and 2 * pixels.nbytes < torch.cuda.mem_get_info(device)[0]

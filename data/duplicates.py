@@ -150,7 +150,7 @@ def _same_when_aligned(pictures: np.ndarray, turned: bool) -> np.ndarray:
 
 def _warp(pictures: np.ndarray, fit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sample (P, n, n) pictures at (x·width + left, y·height + top); `fit` (P, 4) is width, left,
-    height, top, where a whole picture runs from -1 to 1. Returns these, and 1 where inside."""
+    height, top, where a whole picture runs from -1 to 1. Returns samples, and 1 where inside."""
     size = pictures.shape[1]
     pixels = np.arange(size, dtype=np.float32)
     axis = (2 * pixels + 1) / size - 1

@@ -45,7 +45,7 @@ def with_unlabelled(photos: Photos, path: Path, unpack_into: Path) -> Photos:
 
 
 def find_split(root: Path, names: list[str], tables: list[Path]) -> Photos | None:
-    """Photos that a CSV here lists or sub-folders split; None for class folders; or UserError."""
+    """Photos that a CSV here lists or sub-folders split; None for class folders; else UserError."""
     if tables:
         if len(tables) > 1:
             raise UserError(f"{tables[0]} and {tables[1].name} list photos: merge them or give one")

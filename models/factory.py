@@ -75,7 +75,7 @@ def initial_model(
 def check_network(
     network: str, image_size: int, weights: Path | bool | None = None, *, trained: bool = True
 ) -> None:
-    """Raise UserError for a network that cannot be used or, if `trained`, trained like this."""
+    """Raise UserError for a network that cannot be used or, if `trained`, trained, as given."""
     classes = 61  # what a function that ignores its argument would hardly return
     model, _ = initial_model(network, classes, image_size, seed=0, weights=weights)
     if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):
@@ -86,9 +86,9 @@ def check_network(
         copy, model = images.clone(), channels_last(model, images.device)  # as in training
         if trained:
             if not isinstance(logits := model.train()(images), torch.Tensor):
-                raise UserError(f"{network}: its output in training is {type(logits)}, no tensor")
+                raise UserError(f"{network} must return a tensor in training, not {type(logits)}")
             logits.sum().backward()
-        for value in [p for p in model.parameters() if not p.any()]:
+        for value in [p for p in model.parameters() if p.requires_grad and not p.any()]:
             nn.init.normal_(value, std=0.01)  # a head of zeros would hide what logits depend on
         loaded = create_model(network, classes, image_size, seed=1) if ":" in network else model
         loaded.load_state_dict(model.state_dict())

@@ -171,7 +171,7 @@ def test_networks_that_cannot_be_trained_are_refused_in_a_line(tmp_path):
     for network, side, says in (
         ("resnet19", 32, "no such network; `python -m models.factory` lists the names"),
         ("alexnet", 32, "alexnet does not work on images of 32 pixels; .*small"),
-        ("googlenet", 64, "googlenet: its output in training is .*GoogLeNetOutputs'>, no tens"),
+        ("googlenet", 64, "googlenet must return a tensor in training, not .*GoogLeNetOutputs"),
         ("vit_b_16", 40, "vit_b_16: does not take images of 40 pixels .*patch size"),
         (f"{file}:number", 32, "own.py:number must return a torch.nn.Module, not int"),
         (f"{file}:five", 32, r"own.py:five\(61\): 2 images give .*2, 5.*, not logits \(2, 61\)"),

@@ -116,7 +116,7 @@ def test_odd_files_stop_neither_each_other_nor_the_command(best, photos):
     assert (status, len(classes[0])) == (2, 2)
     assert errors[0].startswith(f"error: {folder}/b broken.jpg: ")
     assert errors[1] == f"error: {folder}/gone.jpg: No such file or directory"
-    assert errors[2] == f"error: {folder}/inner.jpg: no photo in this folder"
+    assert errors[2] == f"error: {folder}/inner.jpg: a folder without photos, or given on stdin"
     assert errors[3:] == ["error: 3 photos could not be read"]
 
 
@@ -226,7 +226,7 @@ def test_photos_that_networks_have_seen_are_not_measured_as_new(best, photos, tm
     split = photos.parent / "output/results" / best.parent.name / "split.csv"
     rows = csv.DictReader(split.read_text("utf-8").splitlines())
     old = {row["path"] for row in rows if row["split"] != "test"} & {"rain/0.jpg", "snow/0.jpg"}
-    assert f"{len(old)} of these photos have the names of a network's training photos" in errors
+    assert f"{len(old)} photos have the class and file name of a network's training" in errors
     digest = decode_photos(find_photos(others, tmp_path), 64, tmp_path).digest
     for more, says in (
         ({"held_out": ""}, ": its teacher may have seen these photos"),

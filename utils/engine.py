@@ -29,8 +29,8 @@ Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
 class CrossEntropy:
-    """Cross-entropy, with label smoothing towards uniform targets; its part `ce` is without, as the
-    validation loss is. Other objectives extend it; `adapters` holds their trainable parts."""
+    """Cross-entropy, with label smoothing towards uniform targets; its part `ce` has none, as the
+    validation loss. Other objectives extend it; `adapters` holds their trainable parts."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing

@@ -131,8 +131,8 @@ def select_photos(
         places, which = np.arange(len(photos)), "photos"
     names = [(photos.classes[photos.labels[n]], basename(photos.paths[n])) for n in places]
     if common := sum(name in seen for name in names):
-        what = f"{common:,} of these photos have the names of a network's training photos"
-        print(f"WARNING: {what}: its scores may be too high", file=sys.stderr)
+        what = f"{common:,} photos have the class and file name of a network's training photos"
+        print(f"WARNING: {what}: if they are the same, its scores are too high", file=sys.stderr)
     elif any(about["photos"] != decoded.digest for about in abouts):
         which += f", assuming that no {'other ' * bool(tests)}network was trained with their labels"
     return places, f"{len(places):,} {which}"

@@ -97,7 +97,7 @@ def _read(side: int, path: str) -> np.ndarray | str:
         return read_square(Path(path), side)
     except (UnreadablePhoto, OSError, ValueError) as problem:  # ValueError: an impossible path
         why = getattr(problem, "strerror", None) or str(problem)
-        return "no photo in this folder" if os.path.isdir(path) else why
+        return "a folder without photos, or given on stdin" if os.path.isdir(path) else why
 
 
 if __name__ == "__main__":

@@ -359,7 +359,7 @@ def train_and_test(
 
 
 def work(run: Run) -> tuple[float, float]:
-    """Multiply-adds of a run's steps (a backward pass costs two forward passes), and in all."""
+    """Multiply-adds of a run's steps (a backward pass is two forward ones), and with validation."""
     config, data, kd = run.config, run.data, run.config.kd
     networks = [config.model, *([kd.teacher] if kd else [])]
     own, *teacher = [multiply_adds(n, len(data.classes), config.image_size) or 1 for n in networks]
@@ -369,8 +369,8 @@ def work(run: Run) -> tuple[float, float]:
 
 
 def forecast(whole: float, others: float, seconds: float, left: float) -> None:
-    """Print the time left for this run and for all runs. `seconds` is for all steps of this run and
-    `left` the share still to do; `whole` is its `work`, and `others` theirs, relative to these."""
+    """Print the time left for this run and all runs. `seconds` is for all steps of this run, `left`
+    the share to do; `whole` is its work, `others` the other runs', both relative to its steps."""
     times = seconds * whole * left, seconds * (whole * left + others)
     this, every = (timedelta(seconds=round(time)) for time in times)
     tqdm.write(f"about {this} for this run" + f", {every} for all remaining runs" * bool(others))
@@ -379,7 +379,7 @@ def forecast(whole: float, others: float, seconds: float, left: float) -> None:
 def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
     """Print the run's name; continue from last.pt, if any. Raises UserError if it does not fit."""
     if not os.path.lexists(run.last):
-        print(run.name + ": nothing to resume, so from the start" * run.config.resume)
+        print(run.name + ": nothing to resume, starting from scratch" * run.config.resume)
         return
     state = load_checkpoint(run.last)
     check_settings(run.last, state, header)
@@ -405,7 +405,7 @@ def load_finished(run: Run) -> Result:
 
 
 def measure_run(run: Run, training: Training, teacher: Teacher | None) -> Result:
-    """Measure the best weights, this once on test photos, for result.json; writes the logits."""
+    """Measure the best weights on val and, this once, test, for result.json; write test logits."""
     config, data, history, settings = run.config, run.data, training.history, run.settings | PROCESS
     val, _, _ = run.measure_part(training.model, "val")
     test, logits, labels = run.measure_part(training.model, "test")
