@@ -75,7 +75,7 @@ def initial_model(
 def check_network(
     network: str, image_size: int, weights: Path | bool | None = None, *, trained: bool = True
 ) -> None:
-    """Raise UserError for a network that cannot be used or, if `trained`, trained, as given."""
+    """Raise UserError for a network that cannot be used or, if `trained`, trained at this size."""
     classes = 61  # what a function that ignores its argument would hardly return
     model, _ = initial_model(network, classes, image_size, seed=0, weights=weights)
     if any(nn.parameter.is_lazy(value) for value in model.state_dict().values()):

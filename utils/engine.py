@@ -29,7 +29,7 @@ Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
 class CrossEntropy:
-    """Cross-entropy, with label smoothing towards uniform targets; its part `ce` has none, as the
+    """Cross-entropy, with label smoothing towards uniform targets; its part `ce` has none, like the
     validation loss. Other objectives extend it; `adapters` holds their trainable parts."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:

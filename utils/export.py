@@ -3,7 +3,7 @@
     python -m utils.export output/checkpoints/RUN FOLDER [--format onnx|pt2]
 
 The file takes upright RGB photos of any number and size, (N, H, W, 3) uint8, and gives their
-probabilities (N, classes); resizing, normalisation and class names are inside. FOLDER is to check.
+probabilities (N, classes); resizing, normalisation and names are inside. It is tested on FOLDER.
 """
 
 import json

@@ -379,7 +379,7 @@ def forecast(whole: float, others: float, seconds: float, left: float) -> None:
 def resume(run: Run, training: Training, header: dict[str, Any]) -> None:
     """Print the run's name; continue from last.pt, if any. Raises UserError if it does not fit."""
     if not os.path.lexists(run.last):
-        print(run.name + ": nothing to resume, starting from scratch" * run.config.resume)
+        print(run.name + ": nothing to resume, starting at epoch 1" * run.config.resume)
         return
     state = load_checkpoint(run.last)
     check_settings(run.last, state, header)
