@@ -221,12 +221,12 @@ def test_photos_that_networks_have_seen_are_not_measured_as_new(best, photos, tm
     alone = "2 photos, assuming that no network was trained with their labels"
     assert evaluated(copy, others) == (alone, "")
     assert best.parent.name in (tmp_path / "mistakes.csv").read_text()  # whatever its file's name
-    measured, errors = evaluated(copy, best.parent, others)
+    measured, said = evaluated(copy, best.parent, others)
     assert measured == "2 photos"
     split = photos.parent / "output/results" / best.parent.name / "split.csv"
     rows = csv.DictReader(split.read_text("utf-8").splitlines())
     old = {row["path"] for row in rows if row["split"] != "test"} & {"rain/0.jpg", "snow/0.jpg"}
-    assert f"{len(old)} photos have the class and file name of a network's training" in errors
+    assert f"{len(old)} photos have the class and file name of a network's training photos" in said
     digest = decode_photos(find_photos(others, tmp_path), 64, tmp_path).digest
     for more, says in (
         ({"held_out": ""}, ": its teacher may have seen these photos"),
