@@ -177,7 +177,7 @@ class Config:
         "weather (default: data/weather or data/weather.zip if it exists, else sample)")
     image_size: int = setting(64, number(int, SMALLEST, LARGEST), "side of the square images that "
         "the network sees, in pixels (default: 224; 64 on the sample)")
-    split_seed: int = setting(0, number(int, 0), "draws the 70/20/10 split")
+    split_seed: int = setting(0, number(int, 0), "draws the 70/20/10 split, or folds")
     folds: int | None = setting(None, number(int, 3, 100), "number of cross-validation folds: fold "
         "K tests on part K, validates on the next fifth of the parts and trains on the rest")
     fold: int | None = setting(None, number(int, 0, 99), "run only these folds, counted from 0")
@@ -210,7 +210,7 @@ class Config:
     cache: Path = setting(ROOT / "output" / "cache", PATH, "folder for decoded photos, 200 kB each "
         "at 224 px; safe to delete (default: output/cache)")
     resume: bool = setting(False, bool, "continue unfinished runs, skip finished ones")
-    overwrite: bool = setting(False, bool, "delete earlier runs of the same names first")
+    overwrite: bool = setting(False, bool, "delete runs of these names; finished teachers stay")
 
     def __post_init__(self) -> None:
         """Raise UserError for settings that do not go together."""

@@ -5,7 +5,7 @@
     python knowledge_distillation.py --reverse             ResNet18 teaches DenseNet169
     python knowledge_distillation.py --data FOLDER --image-size 64 --seeds 0 1 2 --teacher-tag long
 
-Finished teachers and baselines of the same photos, split, resolution, recipe and seed are used.
+Finished teachers and baselines of the same photos, split, size, recipe, tag and seed are used.
 Missing ones are trained first, except those of --teacher-tag. Ends with the results of teacher,
 student and KD student, and the difference that the teacher made.
 """

@@ -125,7 +125,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(__doc__, "python -m utils.export")
     parser.add_argument("checkpoint", type=checkpoint, help="a run's folder, or a checkpoint")
     parser.add_argument("photos", type=PATH, help="a folder with photos, to compare on")
-    parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")
+    parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx", help="default: onnx")
     parser.add_argument("--output", type=new_file, help="the file (default: RUN.onnx or RUN.pt2)")
     parser.add_argument("--network", default="", help="your own network, as FILE.py:FUNCTION")
     options = parser.parse_args(arguments)

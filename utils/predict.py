@@ -1,4 +1,4 @@
-"""Classify photos with a trained network, as a run's evaluation does, in float32 on the CPU.
+"""Classify photos with a trained network, prepared as for a run's test, in float32 on the CPU.
 
     python -m utils.predict output/checkpoints/RUN PHOTO_OR_FOLDER ... [--top 3] [--csv | --json]
     find . -name '*.jpg' | python -m utils.predict student.onnx -

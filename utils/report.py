@@ -3,7 +3,7 @@
     python -m utils.report [--output output] [--filter "*fold*"] [--sort test/loss]
 
 prints a line for each run under output/results and tables of them, in Markdown, and writes them
-there to report.md; runs.csv gets all that is known of all runs, a line each.
+there to report.md; runs.csv gets every single value of their result.json, a line each.
 """
 
 import sys
