@@ -66,7 +66,7 @@ def keep(output: Path) -> int:
     for _, run in sorted((kept() | {result["run"]: result for result in found}).items()):
         of = run["photos"]
         kind = "labels" if of.get("labels_per_class") else "folds" if of["folds"] else "seeds"
-        name = f"{of['image_size']}px-{kind}{'-kd' * ('distillation' in run)}.jsonl"
+        name = f"{of['image_size']}px-{kind}{'-kd' * ('teacher' in run)}.jsonl"
         files.setdefault(name, []).append(json.dumps(run, separators=(",", ":")) + "\n")
     for name, lines in files.items():
         atomic_write(RESULTS / name, "".join(lines))
