@@ -136,8 +136,8 @@ def test_truncated_archives_and_damaged_headers_are_refused(tmp_path, mode):
 
 
 def test_an_encrypted_zip(tmp_path):
-    data = write(tmp_path / "a.zip", {"1.jpg": b"1"}).read_bytes()
+    data = (path := write(tmp_path / "a.zip", {"1.jpg": b"1"})).read_bytes()
     for before in (b"PK\3\4\x14\0", b"PK\1\2\x14\3\x14\0"):  # flags of the entry, of the index
         data = data.replace(before + b"\0", before + b"\1")
-    (tmp_path / "a.zip").write_bytes(data)
-    refused(tmp_path, tmp_path / "a.zip", "encrypted.*give .*the unpacked folder or a CSV$")
+    path.write_bytes(data)
+    refused(tmp_path, path, "encrypted.*: give a complete archive, the unpacked folder or a CSV$")
